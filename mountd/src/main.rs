@@ -1,0 +1,2 @@
+//! chiral
+fn main() {}

@@ -1,0 +1,11 @@
+//! A peer-to-peer filesystem.
+
+pub mod content;
+pub mod download;
+pub mod net;
+pub mod node;
+pub mod publish;
+pub mod sources;
+pub mod store;
+pub mod sys;
+pub mod tasks;

@@ -1,0 +1,163 @@
+//! The only place that starts tasks and threads: each is counted, named, and ends with the rest.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+/// Starts tasks and waits for them at the end. Clones share one set of tasks.
+///
+/// It may be used from threads outside the runtime, such as those that serve FUSE.
+#[derive(Clone)]
+pub struct Tasks {
+    runtime: Handle,
+    tracker: TaskTracker,
+    token: CancellationToken,
+    alive: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+}
+
+/// Lowers the count of a task when it ends, also by a panic or an abort.
+struct Alive {
+    name: &'static str,
+    alive: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let mut alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = alive.get_mut(self.name) {
+            *count -= 1;
+            if *count == 0 {
+                alive.remove(self.name);
+            }
+        }
+    }
+}
+
+impl Tasks {
+    /// Tasks on the runtime that the caller is in.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, as [`Handle::current`] does.
+    pub fn new() -> Self {
+        Self {
+            runtime: Handle::current(),
+            tracker: TaskTracker::new(),
+            token: CancellationToken::new(),
+            alive: Arc::default(),
+        }
+    }
+
+    /// Runs `future` to its end. It must return soon after [`Tasks::cancelled`] resolves.
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let alive = self.enter(name);
+        let future = async move {
+            let _alive = alive;
+            future.await
+        };
+        self.tracker.spawn_on(future.instrument(tracing::debug_span!("task", name)), &self.runtime)
+    }
+
+    /// Runs `work` where it may block on files or the processor.
+    pub fn blocking<F, T>(&self, name: &'static str, work: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let alive = self.enter(name);
+        let work = move || {
+            let _alive = alive;
+            work()
+        };
+        self.tracker.spawn_blocking_on(work, &self.runtime)
+    }
+
+    /// Starts a thread of its own for work that blocks for the life of the process.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn thread<F>(&self, name: &'static str, work: F) -> std::io::Result<thread::JoinHandle<()>>
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        let alive = self.enter(name);
+        let token = self.tracker.token();
+        thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let (_alive, _token) = (alive, token);
+            work();
+        })
+    }
+
+    /// Resolves when everything is to end.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.token.clone().cancelled_owned()
+    }
+
+    /// The token behind [`Tasks::cancelled`], to derive narrower ones from.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// The runtime, for code that has to wait for a future on a thread of its own.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// How many tasks and threads run, by name.
+    pub fn alive(&self) -> BTreeMap<&'static str, usize> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells all to end and waits; gives the names of those that had not ended by then.
+    #[must_use = "names of tasks that did not end in time"]
+    pub async fn shutdown(&self, deadline: Duration) -> BTreeMap<&'static str, usize> {
+        self.token.cancel();
+        self.tracker.close();
+        // The names that are left tell more than the elapsed timer does.
+        let _ = tokio::time::timeout(deadline, self.tracker.wait()).await;
+        self.alive()
+    }
+
+    fn enter(&self, name: &'static str) -> Alive {
+        *self.alive.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+        Alive { name, alive: self.alive.clone() }
+    }
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tasks").field("alive", &self.alive()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn shutdown_waits_for_those_that_listen_and_names_those_that_do_not() {
+        let tasks = Tasks::new();
+        let cancelled = tasks.cancelled();
+        tasks.spawn("listens", cancelled);
+        tasks.spawn("deaf", std::future::pending::<()>());
+        assert_eq!(tasks.alive(), BTreeMap::from([("listens", 1), ("deaf", 1)]));
+        assert_eq!(tasks.shutdown(Duration::from_secs(1)).await, BTreeMap::from([("deaf", 1)]));
+    }
+}

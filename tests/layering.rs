@@ -1,0 +1,113 @@
+//! The shape of `src/`: which module may import which, where heavy dependencies live, how long a file may be.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Every module with the modules it may import, lowest layer first.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("metrics", &[]),
+    ("tasks", &[]),
+    ("sys", &[]),
+    ("content", &[]),
+    ("store", &["content", "sys", "metrics", "tasks"]),
+    ("net", &["content", "store", "metrics", "tasks"]),
+    ("torrent", &["content", "store", "metrics", "tasks"]),
+    ("sources", &["content", "net", "torrent", "metrics"]),
+    ("download", &["content", "store", "sources", "metrics", "tasks"]),
+    ("publish", &["content", "store", "net", "metrics", "tasks"]),
+    (
+        "node",
+        &[
+            "content", "store", "net", "torrent", "sources", "download", "publish", "metrics",
+            "tasks",
+        ],
+    ),
+    ("config", &["node"]),
+    ("fs", &["content", "node", "metrics", "tasks"]),
+    ("control", &["content", "node", "metrics", "tasks"]),
+];
+
+/// Heavy dependencies and the one module that may name each.
+const HOME_OF: &[(&str, &str)] = &[
+    ("libp2p", "net"),
+    ("librqbit", "torrent"),
+    ("sled", "store"),
+    ("reqwest", "sources"),
+    ("fuser", "fs"),
+    ("axum", "control"),
+];
+
+/// Longest file in `src/`, its tests not counted.
+const MAX_LINES: usize = 500;
+
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn code_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+fn imported(text: &str) -> impl Iterator<Item = &str> {
+    code_lines(text)
+        .flat_map(|line| line.split("crate::").skip(1))
+        .map(|rest| rest.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap())
+}
+
+#[test]
+fn modules_import_only_what_the_table_allows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut bad = Vec::new();
+    for file in rust_files(&src).iter().filter(|f| !f.ends_with("lib.rs")) {
+        let rel = file.strip_prefix(&src).unwrap();
+        let text = fs::read_to_string(file).unwrap();
+        let module = rel.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == module) else {
+            bad.push(format!("{module} is missing from MAY_IMPORT"));
+            continue;
+        };
+        for dep in imported(&text).filter(|dep| *dep != module && !allowed.contains(dep)) {
+            bad.push(format!("{}: {module} may not import {dep}", rel.display()));
+        }
+        for (krate, home) in HOME_OF.iter().filter(|(_, home)| *home != module) {
+            if code_lines(&text).any(|line| line.contains(&format!("{krate}::"))) {
+                bad.push(format!("{}: {krate} belongs to {home}", rel.display()));
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+#[test]
+fn the_table_is_acyclic() {
+    for (at, (module, allowed)) in MAY_IMPORT.iter().enumerate() {
+        for dep in *allowed {
+            assert!(
+                MAY_IMPORT[..at].iter().any(|(name, _)| name == dep),
+                "{module} imports {dep}, listed later or nowhere"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for file in rust_files(&src) {
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap().lines().count();
+        assert!(code <= MAX_LINES, "{} has {code} lines", file.display());
+    }
+}
