@@ -218,6 +218,19 @@ impl Daemon {
         self.xattr(below, "user.chiral.cid")
     }
 
+    /// The same, with the data folder on a small filesystem of its own, so that the disk can be full.
+    pub fn start_on_small_disk(mib: u64, setup: &Setup) -> Self {
+        let scratch = tempfile::Builder::new().prefix("chiral-e2e-").tempdir().unwrap();
+        fs::create_dir(scratch.path().join("data")).unwrap();
+        sh(
+            &format!(
+                "truncate -s {mib}M disk.img && mkfs.ext4 -q -m 0 disk.img && mount -o loop disk.img data && rmdir data/lost+found"
+            ),
+            scratch.path(),
+        );
+        Self::start_in(scratch, setup)
+    }
+
     /// SIGKILL, as the kernel's memory killer would; gives the scratch folder for the next start.
     pub fn kill(mut self) -> TempDir {
         self.child.kill().unwrap();
@@ -270,10 +283,23 @@ impl Drop for Daemon {
         if is_mounted(&self.path("")) {
             let _ = run(Command::new("fusermount3").arg("-uz").arg(self.path("")));
         }
+        if is_mounted(&self.data()) {
+            let _ = run(Command::new("umount").arg("-l").arg(self.data()));
+        }
         if thread::panicking() {
             eprintln!("--- log of {} ---\n{}", self.scratch.path().display(), self.log());
         }
     }
+}
+
+/// Value of an extended attribute, unless the file or the mount is gone.
+pub fn xattr(path: &Path, name: &str) -> Option<String> {
+    let output = Command::new("getfattr")
+        .args(["--only-values", "--absolute-names", "-n", name])
+        .arg(path)
+        .output()
+        .unwrap();
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
 }
 
 /// Bytes that do not repeat and are the same in every run.
