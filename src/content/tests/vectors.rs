@@ -122,10 +122,7 @@ fn mode_and_mtime_make_dag_pb_leaves() {
     assert_eq!((built.root.to_string().as_str(), leaves.len()), (id, 1));
     assert_eq!(Node::decode(&leaves[0]).unwrap().metadata(), meta);
 
-    let empty = |meta| {
-        let root = import_bytes(ImportParams::DEFAULT, &Bytes::new(), meta).0.root;
-        root
-    };
+    let empty = |meta| import_bytes(ImportParams::DEFAULT, &Bytes::new(), meta).0.root;
     let v0 = |id: &str| id.parse::<ContentId>().unwrap().to_v1();
     assert_eq!(
         empty(Metadata { mode: Some(0o640), mtime: None }),
