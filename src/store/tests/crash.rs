@@ -426,7 +426,8 @@ fn check(promised: &Promised, dir: &Path, story: &str) {
     for id in &promised.kept {
         assert!(store.reopen_working(*id).unwrap().is_some(), "{story}: a kept file is lost");
     }
-    assert_eq!(store.pins().unwrap(), promised.pins, "{story}");
+    let pins = store.pins().unwrap();
+    assert!(promised.pins.iter().all(|pin| pins.contains(pin)), "{story}: a pin is lost");
     let objects = fs::read_dir(dir.join("objects")).unwrap();
     let files: usize = objects.map(|dir| files_of(&dir.unwrap().path()).count()).sum();
     assert_eq!(files as u64, store.stats().unwrap().objects, "{story}: files without a row");
