@@ -165,7 +165,10 @@ impl Inner {
 
 /// Lets through the attributes that programs may set.
 fn own_name(name: &str) -> Result<()> {
-    if name.starts_with("user.chiral.") || name.starts_with("ipfs.") || name.starts_with("user.ipfs.") {
+    if name.starts_with("user.chiral.")
+        || name.starts_with("ipfs.")
+        || name.starts_with("user.ipfs.")
+    {
         return Err(PublishError::NotPermitted("the attribute is chiral's own"));
     }
     if !name.starts_with("user.") || name.len() > 255 {

@@ -11,7 +11,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Inner, UploadIno, tree::{Body, Inode}};
+use super::{
+    Inner, UploadIno,
+    tree::{Body, Inode},
+};
 use crate::content::{ContentId, DirectoryBuilder, Metadata, symlink};
 
 /// How long nothing must change before ids are recomputed: a copy of many files needs few recomputations.

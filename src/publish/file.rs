@@ -8,11 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{
-    PublishError, UploadIno,
-    overlay::Overlay,
-    row::WorkRow,
-};
+use super::{PublishError, UploadIno, overlay::Overlay, row::WorkRow};
 use crate::store::{FileStamp, ObjectId, WorkingFile};
 
 /// Where the newest version of a file is.
@@ -222,13 +218,9 @@ pub(super) struct FileCell {
 impl FileCell {
     pub(super) fn new(ino: UploadIno, phase: Phase, work: Option<Work>) -> Self {
         let progress = Progress::new(phase);
-        let state = FileState { progress, work, linger: None, orphan: false, held: false, dead: false };
-        Self {
-            ino,
-            opening: Mutex::new(()),
-            state: Mutex::new(state),
-            committed: Condvar::new(),
-        }
+        let state =
+            FileState { progress, work, linger: None, orphan: false, held: false, dead: false };
+        Self { ino, opening: Mutex::new(()), state: Mutex::new(state), committed: Condvar::new() }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, FileState> {

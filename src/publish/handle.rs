@@ -12,10 +12,7 @@ use std::{
 use bytes::Bytes;
 use nix::{
     fcntl::{FallocateFlags, fallocate},
-    sys::{
-        stat::futimens,
-        time::TimeSpec,
-    },
+    sys::{stat::futimens, time::TimeSpec},
 };
 
 use super::{
@@ -380,8 +377,8 @@ impl Inner {
         let flags = FallocateFlags::from_bits(mode)
             .ok_or_else(|| errno("fallocate", nix::errno::Errno::EOPNOTSUPP))?;
         if let Some(overlay) = &mut work.overlay {
-            let shifts = FallocateFlags::FALLOC_FL_COLLAPSE_RANGE
-                | FallocateFlags::FALLOC_FL_INSERT_RANGE;
+            let shifts =
+                FallocateFlags::FALLOC_FL_COLLAPSE_RANGE | FallocateFlags::FALLOC_FL_INSERT_RANGE;
             if flags.intersects(shifts) {
                 return Err(errno("fallocate", nix::errno::Errno::EOPNOTSUPP));
             }
@@ -500,17 +497,15 @@ pub(super) fn set_times(
     mtime: Option<std::time::SystemTime>,
 ) -> Result<()> {
     let spec = |time: Option<std::time::SystemTime>| {
-        time.map_or(TimeSpec::UTIME_OMIT, |time| {
-            match time.duration_since(std::time::UNIX_EPOCH) {
-                Ok(after) => TimeSpec::from_duration(after),
-                Err(before) => {
-                    let before = before.duration();
-                    let nanos = i64::from(before.subsec_nanos());
-                    let secs = -i64::try_from(before.as_secs()).unwrap_or(0);
-                    match nanos {
-                        0 => TimeSpec::new(secs, 0),
-                        nanos => TimeSpec::new(secs - 1, 1_000_000_000 - nanos),
-                    }
+        time.map_or(TimeSpec::UTIME_OMIT, |time| match time.duration_since(std::time::UNIX_EPOCH) {
+            Ok(after) => TimeSpec::from_duration(after),
+            Err(before) => {
+                let before = before.duration();
+                let nanos = i64::from(before.subsec_nanos());
+                let secs = -i64::try_from(before.as_secs()).unwrap_or(0);
+                match nanos {
+                    0 => TimeSpec::new(secs, 0),
+                    nanos => TimeSpec::new(secs - 1, 1_000_000_000 - nanos),
                 }
             }
         })

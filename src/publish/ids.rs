@@ -4,12 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{
-    Inner, PublishError, UploadIno,
-    dirs::link_of,
-    file::Phase,
-    tree::Body,
-};
+use super::{Inner, PublishError, UploadIno, dirs::link_of, file::Phase, tree::Body};
 use crate::content::ContentId;
 
 /// How long the release of a writer is waited for: the kernel sends it some time after close(2) has returned.
@@ -54,10 +49,12 @@ impl Inner {
                     self.queue.hurry(file);
                     self.unless_closed(changed).await?;
                 }
-                Progress::Written => match timeout_at(deadline, self.unless_closed(changed)).await {
-                    Ok(done) => done?,
-                    Err(_) => return Err(PublishError::Busy),
-                },
+                Progress::Written => {
+                    match timeout_at(deadline, self.unless_closed(changed)).await {
+                        Ok(done) => done?,
+                        Err(_) => return Err(PublishError::Busy),
+                    }
+                }
             }
         }
     }

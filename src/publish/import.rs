@@ -2,8 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs,
-    io,
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -91,14 +90,22 @@ impl Inner {
             return Ok(vec![(self.copy_file(path, parent, name, owner)?, shown.to_owned())]);
         }
         if !meta.is_dir() {
-            return Err(PublishError::Invalid("only files, directories and symlinks are published"));
+            return Err(PublishError::Invalid(
+                "only files, directories and symlinks are published",
+            ));
         }
         let ino = self.add(parent, name, owner, Body::Directory(Directory::default()))?;
         let mut copied = Vec::new();
         for entry in fs::read_dir(path).map_err(io_error("opendir"))? {
             let entry = entry.map_err(io_error("readdir"))?;
             let name = entry.file_name();
-            copied.extend(self.copy_in(&entry.path(), ino, &name, &shown.join(&name), depth + 1)?);
+            copied.extend(self.copy_in(
+                &entry.path(),
+                ino,
+                &name,
+                &shown.join(&name),
+                depth + 1,
+            )?);
         }
         copied.push((ino, shown.to_owned()));
         Ok(copied)

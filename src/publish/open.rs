@@ -178,10 +178,8 @@ impl Inner {
         let cells: Vec<_> = self.names().cells.values().cloned().collect();
         cells.iter().any(|cell| {
             let state = cell.state();
-            let waits = matches!(
-                state.progress.phase,
-                Phase::Closed | Phase::Hashing | Phase::Committing
-            );
+            let waits =
+                matches!(state.progress.phase, Phase::Closed | Phase::Hashing | Phase::Committing);
             waits && !state.held && !state.orphan
         })
     }

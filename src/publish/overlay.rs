@@ -54,11 +54,7 @@ impl Overlay {
     }
 
     pub(super) fn row(&self) -> OverlayRow {
-        OverlayRow {
-            base: self.base_object,
-            base_len: self.base_len,
-            filled: self.filled.clone(),
-        }
+        OverlayRow { base: self.base_object, base_len: self.base_len, filled: self.filled.clone() }
     }
 
     /// Whether the whole of `size` bytes is still exactly the object below.
@@ -125,8 +121,8 @@ impl Overlay {
         if self.filled.contains(number) {
             return Ok(());
         }
-        let below = ByteRange::at(index * self.leaf, self.leaf)
-            .intersect(ByteRange::new(0, self.base_len));
+        let below =
+            ByteRange::at(index * self.leaf, self.leaf).intersect(ByteRange::new(0, self.base_len));
         if !below.is_empty() {
             let mut buf = vec![0; usize::try_from(below.len()).unwrap_or(usize::MAX)];
             self.base.read_exact_at(&mut buf, below.start)?;

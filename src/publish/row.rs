@@ -207,8 +207,7 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], RowError> {
-        let (head, rest) =
-            self.0.split_at_checked(len).ok_or(RowError::Malformed("a length"))?;
+        let (head, rest) = self.0.split_at_checked(len).ok_or(RowError::Malformed("a length"))?;
         self.0 = rest;
         Ok(head)
     }
@@ -249,11 +248,8 @@ impl<'a> Reader<'a> {
         let secs = i64::from_le_bytes(self.array()?);
         let nanos = self.u32()?;
         let whole = Duration::from_secs(secs.unsigned_abs());
-        let base = if secs < 0 {
-            UNIX_EPOCH.checked_sub(whole)
-        } else {
-            UNIX_EPOCH.checked_add(whole)
-        };
+        let base =
+            if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
         base.filter(|_| nanos < 1_000_000_000)
             .and_then(|base| base.checked_add(Duration::from_nanos(nanos.into())))
             .ok_or(RowError::Malformed("a time"))
@@ -264,8 +260,8 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let object = ObjectId(self.u64()?);
-        let root = ContentId::from_bytes(self.bytes()?)
-            .map_err(|_| RowError::Malformed("the root"))?;
+        let root =
+            ContentId::from_bytes(self.bytes()?).map_err(|_| RowError::Malformed("the root"))?;
         Ok(Some(Sealed { object, root, size: self.u64()?, tsize: self.u64()? }))
     }
 
@@ -305,10 +301,11 @@ mod tests {
     }
 
     fn body() -> impl Strategy<Value = (Body, Option<WorkRow>)> {
-        let sealed = (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(object, size, tsize)| {
-            let root = ContentId::raw(sha2_256(&object.to_le_bytes()));
-            Sealed { object: ObjectId(object), root, size, tsize }
-        });
+        let sealed =
+            (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(object, size, tsize)| {
+                let root = ContentId::raw(sha2_256(&object.to_le_bytes()));
+                Sealed { object: ObjectId(object), root, size, tsize }
+            });
         let filled = prop::collection::vec((0u64..1000, 1u64..9), 0..9)
             .prop_map(|r| r.into_iter().map(|(at, len)| ByteRange::at(at, len)).collect());
         let overlay = (any::<u64>(), any::<u64>(), filled).prop_map(|(base, base_len, filled)| {
