@@ -245,6 +245,9 @@ impl Inner {
         round.batch.tree_remove.extend(round.removed.iter().map(|ino| ino.0));
         round.batch.release.extend(&round.released);
         round.batch.nodes.extend(round.nodes.iter().cloned());
+        if !round.nodes.is_empty() {
+            round.batch.published = names.top_nodes();
+        }
         // A root that came back between its end and this commit keeps its description.
         let back: HashSet<_> = round.batch.files.iter().map(|file| file.cid).collect();
         let gone = round.gone.iter().filter(|root| !names.is_published(root));
@@ -278,6 +281,9 @@ impl Inner {
             self.directories.wake();
             tracing::debug!(ino = ino.0, %root, size, name = done.name, "published");
         }
+        if !self.names().gone.is_empty() {
+            self.flusher.later();
+        }
         self.changed.notify_waiters();
     }
 
@@ -295,9 +301,12 @@ impl Inner {
     }
 }
 
+/// A working file's row, and the file to sync before it.
+type Unfinished = (WorkRow, Option<Arc<File>>);
+
 /// The working file of a cell as its row has it, and the file to sync: names must not come before the data that was
 /// closed under them.
-fn work_row(cell: &FileCell) -> Result<Option<(WorkRow, Option<Arc<File>>)>, PublishError> {
+fn work_row(cell: &FileCell) -> Result<Option<Unfinished>, PublishError> {
     let mut state = cell.state();
     let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
     let idle = state.progress.handles() == 0;

@@ -3,6 +3,8 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
+use rustix::fs::copy_file_range;
+
 use super::row::OverlayRow;
 use crate::{
     content::{ByteRange, RangeSet},
@@ -124,9 +126,7 @@ impl Overlay {
         let below =
             ByteRange::at(index * self.leaf, self.leaf).intersect(ByteRange::new(0, self.base_len));
         if !below.is_empty() {
-            let mut buf = vec![0; usize::try_from(below.len()).unwrap_or(usize::MAX)];
-            self.base.read_exact_at(&mut buf, below.start)?;
-            work.write_all_at(&buf, below.start)?;
+            copy(&self.base, work, below)?;
         }
         self.filled.insert(number);
         Ok(())
@@ -157,6 +157,25 @@ impl Overlay {
     pub(super) fn base_object(&self) -> ObjectId {
         self.base_object
     }
+}
+
+/// Copies a range to the same place of another file, in the kernel where the filesystem can.
+fn copy(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
+    let mut start = range.start;
+    while start < range.end {
+        let (mut read, mut write) = (start, start);
+        let len = usize::try_from(range.end - start).unwrap_or(usize::MAX);
+        match copy_file_range(from, Some(&mut read), to, Some(&mut write), len) {
+            Ok(copied) if copied > 0 => start += copied as u64,
+            _ => {
+                let mut buf = vec![0; len];
+                from.read_exact_at(&mut buf, start)?;
+                to.write_all_at(&buf, start)?;
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

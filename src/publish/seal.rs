@@ -52,11 +52,7 @@ impl Inner {
                 self.flusher.soon();
             }
             Ok(Outcome::Unchanged) => self.drop_work(&cell, generation),
-            Ok(Outcome::Held) => {
-                cell.state().held = true;
-                self.seal_later(&cell, generation, HELD_RETRY);
-            }
-            Ok(Outcome::Void) => self.seal_later(&cell, generation, HELD_RETRY),
+            Ok(Outcome::Held | Outcome::Void) => self.seal_later(&cell, generation, HELD_RETRY),
             Err(error) => {
                 tracing::warn!(ino = cell.ino.0, %error, "a file could not be hashed; it is tried again");
                 self.seal_later(&cell, generation, FAILED_RETRY);
@@ -66,9 +62,12 @@ impl Inner {
 
     /// Back to the queue, unless the file went another way meanwhile.
     pub(super) fn seal_later(&self, cell: &FileCell, generation: u64, delay: Duration) {
-        if cell.state().progress.retry(generation) {
+        let mut state = cell.state();
+        if state.progress.retry(generation) {
+            state.held = true;
             self.queue.push(cell.ino, delay);
         }
+        drop(state);
         self.changed.notify_waiters();
     }
 
@@ -80,7 +79,7 @@ impl Inner {
     ) -> Result<Outcome, PublishError> {
         let probe = work.clone();
         let opened = self.tasks.blocking("seal", move || -> Result<_, PublishError> {
-            if probe.has_writer()? {
+            if is_held(&probe) {
                 return Ok(None);
             }
             let file = probe.open(false)?;
@@ -119,7 +118,7 @@ impl Inner {
         let Some(hashed) = hashed? else { return Ok(Outcome::Void) };
         let probe = work.clone();
         let after = self.tasks.blocking("seal", move || -> Result<_, PublishError> {
-            Ok((stamp_of(&file)?, probe.has_writer()?))
+            Ok((stamp_of(&file)?, is_held(&probe)))
         });
         let (after, held) = after.await.map_err(|_| PublishError::Closed)??;
         if held || after != before || !is_current(cell, generation) {
@@ -284,6 +283,14 @@ fn is_hashing(progress: &super::file::Progress, generation: u64) -> bool {
 fn is_current(cell: &FileCell, generation: u64) -> bool {
     let state = cell.state();
     !state.dead && !state.orphan && is_hashing(&state.progress, generation)
+}
+
+/// Whether somebody can still write the file. Filesystems without leases cannot tell; there the stamp alone guards.
+fn is_held(file: &WorkingFile) -> bool {
+    file.has_writer().unwrap_or_else(|error| {
+        tracing::debug!(%error, "no lease");
+        false
+    })
 }
 
 fn stamp_of(file: &File) -> Result<FileStamp, PublishError> {
