@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Carries a command out.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let global = cli.global;
     match cli.command {
         Command::Mount(args) => mount(&global, &args),
@@ -30,11 +30,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
 
 fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<()> {
     let settings = settings::load_for_mount(global, args)?;
-    if args.background {
-        background::start(&settings, args)
-    } else {
-        daemon::run(&settings, args)
-    }
+    if args.background { background::start(&settings, args) } else { daemon::run(&settings, args) }
 }
 
 fn config(global: &Global, command: ConfigCommand) -> anyhow::Result<()> {

@@ -35,7 +35,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Mounts and serves until a signal, `umount` or the kernel ends it.
-pub fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
     if args.own_session {
         nix::unistd::setsid().context("cannot leave the session of the terminal")?;
     }

@@ -6,24 +6,24 @@ use anyhow::bail;
 use chiral::{config::Settings, node::Node};
 
 #[derive(Debug)]
-pub struct Mount;
+pub(crate) struct Mount;
 
-pub async fn start(_settings: &Settings, _at: &Path, _node: &Node) -> anyhow::Result<Mount> {
+pub(crate) async fn start(_settings: &Settings, _at: &Path, _node: &Node) -> anyhow::Result<Mount> {
     bail!("the filesystem is not part of this build yet")
 }
 
-pub async fn ended(_mount: &Mount) {
+pub(crate) async fn ended(_mount: &Mount) {
     std::future::pending().await
 }
 
-pub fn detach(_mount: Mount) -> anyhow::Result<()> {
+pub(crate) fn detach(_mount: Mount) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub fn detach_stale(_mountpoint: &Path) -> anyhow::Result<bool> {
+pub(crate) fn detach_stale(_mountpoint: &Path) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-pub fn unmount_path(_mountpoint: &Path) -> anyhow::Result<bool> {
+pub(crate) fn unmount_path(_mountpoint: &Path) -> anyhow::Result<bool> {
     Ok(false)
 }

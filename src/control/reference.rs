@@ -63,10 +63,11 @@ impl fmt::Display for Reference {
 impl Reference {
     /// The last name of the path, else the id.
     pub fn name(&self) -> String {
-        self.path.rsplit('/').next().filter(|name| !name.is_empty()).map_or_else(
-            || self.root.to_string(),
-            ToOwned::to_owned,
-        )
+        self.path
+            .rsplit('/')
+            .next()
+            .filter(|name| !name.is_empty())
+            .map_or_else(|| self.root.to_string(), ToOwned::to_owned)
     }
 }
 
@@ -76,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    const CID: &str = "bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
+    const CID: &str = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
 
     #[test]
     fn an_id_is_taken_in_all_forms_that_people_write_it() {

@@ -5,12 +5,16 @@ use chiral::control::{Client, PinRequest, PinRow, ProvideRequest, Reference, Unp
 
 use crate::{cli::PinCommand, output};
 
-pub async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Result<()> {
+pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Result<()> {
     match command {
         PinCommand::Add { id, name } => {
             id.parse::<Reference>()?;
             let pin: PinRow = client.post("/v1/pins", &PinRequest { id, name }).await?;
-            if json { output::json(&pin) } else { Ok(output::line(format_args!("pinned {}", pin.cid))?) }
+            if json {
+                output::json(&pin)
+            } else {
+                Ok(output::line(format_args!("pinned {}", pin.cid))?)
+            }
         }
         PinCommand::Rm { id } => {
             id.parse::<Reference>()?;
@@ -18,7 +22,11 @@ pub async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Re
             if !unpinned.removed {
                 bail!("{id} is not pinned");
             }
-            if json { output::json(&unpinned) } else { Ok(output::line(format_args!("unpinned {id}"))?) }
+            if json {
+                output::json(&unpinned)
+            } else {
+                Ok(output::line(format_args!("unpinned {id}"))?)
+            }
         }
         PinCommand::Ls => {
             let pins: Vec<PinRow> = client.get("/v1/pins").await?;
@@ -33,7 +41,7 @@ pub async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Re
     }
 }
 
-pub async fn provide(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
+pub(crate) async fn provide(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
     id.parse::<Reference>()?;
     let () = client.post("/v1/provide", &ProvideRequest { id: id.to_owned() }).await?;
     if json {

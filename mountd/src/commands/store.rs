@@ -10,7 +10,7 @@ use crate::{
     progress::Bar,
 };
 
-pub async fn run(client: &Client, json: bool, command: StoreCommand) -> anyhow::Result<()> {
+pub(crate) async fn run(client: &Client, json: bool, command: StoreCommand) -> anyhow::Result<()> {
     match command {
         StoreCommand::Verify => verify(client, json).await,
         StoreCommand::Gc => {
@@ -19,7 +19,8 @@ pub async fn run(client: &Client, json: bool, command: StoreCommand) -> anyhow::
                 return output::json(&done);
             }
             let freed = bytes(done.bytes);
-            let text = format_args!("removed {} files and {} nodes, {freed}", done.objects, done.nodes);
+            let text =
+                format_args!("removed {} files and {} nodes, {freed}", done.objects, done.nodes);
             Ok(output::line(text.to_string())?)
         }
     }
@@ -35,14 +36,18 @@ async fn verify(client: &Client, json: bool) -> anyhow::Result<()> {
             VerifyLine::Report { blocks, bytes: count, bad } => {
                 drop(bar);
                 if json {
-                    let report = serde_json::json!({ "blocks": blocks, "bytes": count, "bad": bad });
+                    let report =
+                        serde_json::json!({ "blocks": blocks, "bytes": count, "bad": bad });
                     output::json(&report)?;
                 } else {
                     bad.iter().try_for_each(|id| output::line(format_args!("bad  {id}")))?;
                     output::line(format_args!("{blocks} blocks, {}", bytes(count)).to_string())?;
                 }
                 if !bad.is_empty() {
-                    bail!("{} blocks were wrong and are fetched again when they are read", bad.len());
+                    bail!(
+                        "{} blocks were wrong and are fetched again when they are read",
+                        bad.len()
+                    );
                 }
                 return Ok(());
             }

@@ -16,7 +16,7 @@ const WAIT: Duration = Duration::from_secs(12);
 /// How often it is looked whether the daemon has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-pub async fn umount(client: &Client, mountpoint: &Path) -> anyhow::Result<()> {
+pub(crate) async fn umount(client: &Client, mountpoint: &Path) -> anyhow::Result<()> {
     let path = full(mountpoint);
     if serves(client, &path).await {
         let () = client.post("/v1/stop", &()).await?;
