@@ -1,19 +1,25 @@
 //! Content as pure data: ids, verified blocks, UnixFS building and reading. No I/O, no async.
 
 mod block;
+mod dag_pb;
 mod directory;
 mod file;
+mod hamt;
+mod hash;
 mod id;
 mod import;
 mod node;
+mod pb;
 mod range;
+mod unixfs;
 
 pub use block::{Block, BlockError, MAX_BLOCK_LEN, sha2_256};
 pub use directory::{DirectoryReader, Entry, EntryKind, Lookup};
-pub use file::{FileLayout, Need, Placement};
-pub use id::{Codec, ContentId, IdError, Multihash};
+pub use file::{FileLayout, Need, Needs, Placement};
+pub use id::{Codec, ContentId, IdError, InfoHash, Multihash};
 pub use import::{
-    BuiltDirectory, BuiltFile, DirectoryBuilder, FileBuilder, FileInfo, ImportParams, symlink,
+    BuiltDirectory, BuiltFile, DirectoryBuilder, FileBuilder, FileInfo, ImportParams, dag_pb_leaf,
+    import_bytes, symlink,
 };
 pub use node::{DagError, Metadata, Node, NodeKind};
 pub use range::{ByteRange, RangeSet};

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::id::{ContentId, Multihash, SHA2_256};
+use super::{
+    hash::{self, Check},
+    id::{ContentId, Multihash, SHA2_256},
+};
 
 /// Largest block that is accepted from anyone: the limit of Bitswap and of the trustless gateways.
 pub const MAX_BLOCK_LEN: usize = 2 << 20;
@@ -14,8 +17,8 @@ pub enum BlockError {
     /// The bytes hash to something else.
     #[error("the bytes do not hash to {0}")]
     WrongHash(ContentId),
-    /// The hash function is unknown or too weak to be trusted.
-    #[error("{cid}: hash function 0x{code:x} is not supported")]
+    /// The hash function is unknown, or its digest too short to be trusted.
+    #[error("{cid}: hash function 0x{code:x} is unknown or its digest under 20 bytes")]
     Unsupported {
         /// The id that names the function.
         cid: ContentId,
@@ -49,14 +52,11 @@ impl Block {
         if data.len() > MAX_BLOCK_LEN {
             return Err(BlockError::TooLarge { cid, len: data.len() });
         }
-        let code = cid.hash().code();
-        if code != SHA2_256 {
-            return Err(BlockError::Unsupported { cid, code });
+        match hash::check(cid.hash(), &data) {
+            Check::Matches => Ok(Self { cid, data }),
+            Check::Differs => Err(BlockError::WrongHash(cid)),
+            Check::Untrusted => Err(BlockError::Unsupported { cid, code: cid.hash().code() }),
         }
-        if sha2_256(&data).digest() != cid.hash().digest() {
-            return Err(BlockError::WrongHash(cid));
-        }
-        Ok(Self { cid, data })
     }
 
     /// Hashes `data` as a raw block.
@@ -67,6 +67,12 @@ impl Block {
     /// Hashes `data` as a dag-pb block.
     pub fn dag_pb(data: Bytes) -> Self {
         Self { cid: ContentId::dag_pb(sha2_256(&data)), data }
+    }
+
+    /// The block that an identity id carries in itself; none for all other ids.
+    pub fn inline(cid: ContentId) -> Option<Self> {
+        let data = cid.inline_content().map(Bytes::copy_from_slice)?;
+        Some(Self { cid, data })
     }
 
     /// A block that the store kept: it was verified before it was written.

@@ -1,13 +1,21 @@
 //! Reading directories, flat or sharded, block by block.
 
-use super::{Block, ContentId, DagError, Metadata};
+use std::collections::HashMap;
+
+use super::{
+    Block, Codec, ContentId, DagError, Metadata, Node, hamt,
+    node::{parse_slot, slot_width},
+};
+
+/// What messages call a block of a HAMT directory.
+const SHARD: &str = "HAMT shard";
 
 /// What a directory knows of a child without its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// A raw block: certainly a file.
     File,
-    /// A dag-pb block: file, directory or symlink, its own block tells.
+    /// Any other block: file, directory or symlink, its own bytes tell.
     Unknown,
 }
 
@@ -25,7 +33,10 @@ pub struct Entry {
 impl Entry {
     /// What is known of the child without its block.
     pub fn kind(&self) -> EntryKind {
-        todo!()
+        match self.cid.codec() {
+            Codec::Raw => EntryKind::File,
+            Codec::DagPb | Codec::Other(_) => EntryKind::Unknown,
+        }
     }
 }
 
@@ -41,9 +52,20 @@ pub enum Lookup {
 }
 
 /// A directory that is put together block by block; a flat one is whole with its root.
+///
+/// Of names that come twice the first is shown, as by other readers. A name in a shard where its hash does
+/// not lead cannot be looked up by anyone and is not shown either.
 #[derive(Clone, Debug)]
 pub struct DirectoryReader {
-    _private: (),
+    meta: Metadata,
+    body: Body,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    /// Sorted by name, each name once.
+    Flat(Vec<Entry>),
+    Sharded(Sharded),
 }
 
 impl DirectoryReader {
@@ -51,35 +73,195 @@ impl DirectoryReader {
     ///
     /// # Errors
     /// When the block is no directory.
-    pub fn new(_root: &Block) -> Result<Self, DagError> {
-        todo!()
+    pub fn new(root: &Block) -> Result<Self, DagError> {
+        match Node::decode(root)? {
+            Node::Directory { entries, meta } => {
+                let mut entries: Vec<_> = entries
+                    .into_iter()
+                    .map(|(name, cid, tsize)| Entry { name, cid, tsize })
+                    .collect();
+                entries.sort_by(|a, b| a.name.cmp(&b.name));
+                entries.dedup_by(|again, first| again.name == first.name);
+                Ok(Self { meta, body: Body::Flat(entries) })
+            }
+            Node::Shard { fanout, links, meta } => {
+                let mut sharded = Sharded::new(fanout);
+                sharded.add(root.cid(), links, Place { path: 0, depth: 0 })?;
+                Ok(Self { meta, body: Body::Sharded(sharded) })
+            }
+            other => Err(wrong_kind(root, "a directory", &other)),
+        }
     }
 
     /// Mode and mtime of the directory.
     pub fn metadata(&self) -> Metadata {
-        todo!()
+        self.meta
     }
 
     /// Puts a shard in. One that belongs nowhere changes nothing.
     ///
     /// # Errors
     /// When the block is no shard of the same width.
-    pub fn insert(&mut self, _block: &Block) -> Result<(), DagError> {
-        todo!()
+    pub fn insert(&mut self, block: &Block) -> Result<(), DagError> {
+        let Body::Sharded(sharded) = &mut self.body else { return Ok(()) };
+        let Some(place) = sharded.awaited.get(block.cid()).copied() else { return Ok(()) };
+        match Node::decode(block)? {
+            Node::Shard { fanout, links, .. } if fanout == sharded.fanout => {
+                sharded.add(block.cid(), links, place)
+            }
+            Node::Shard { fanout, .. } => {
+                let reason = format!("fan-out {fanout} below one of {}", sharded.fanout);
+                Err(DagError::Malformed { cid: *block.cid(), what: SHARD, reason })
+            }
+            other => Err(wrong_kind(block, "a directory shard", &other)),
+        }
     }
 
-    /// Shards that are known of and not in yet.
+    /// Shards that are known of and not in yet, in the order of the hashes below them.
     pub fn missing(&self) -> Vec<ContentId> {
-        todo!()
+        let Body::Sharded(sharded) = &self.body else { return Vec::new() };
+        let mut missing: Vec<_> = sharded.awaited.iter().collect();
+        missing.sort_unstable_by_key(|(_, place)| (place.path, place.depth));
+        missing.into_iter().map(|(cid, _)| *cid).collect()
     }
 
     /// Finds a name, descending only where its hash leads.
-    pub fn lookup(&self, _name: &str) -> Lookup {
-        todo!()
+    pub fn lookup(&self, name: &str) -> Lookup {
+        match &self.body {
+            Body::Flat(entries) => {
+                match entries.binary_search_by(|entry| entry.name.as_str().cmp(name)) {
+                    Ok(at) => Lookup::Found(entries[at].clone()),
+                    Err(_) => Lookup::Absent,
+                }
+            }
+            Body::Sharded(sharded) => sharded.lookup(name),
+        }
     }
 
-    /// All entries of the blocks that are in, sorted by name.
+    /// All entries of the blocks that are in, sorted by the bytes of their names.
     pub fn entries(&self) -> Vec<Entry> {
-        todo!()
+        match &self.body {
+            Body::Flat(entries) => entries.clone(),
+            Body::Sharded(sharded) => sharded.entries(),
+        }
+    }
+}
+
+fn wrong_kind(block: &Block, expected: &'static str, found: &Node) -> DagError {
+    DagError::Kind { cid: *block.cid(), expected, found: found.kind() }
+}
+
+/// Where a shard hangs: its distance from the root shard, and the bits of the hash that lead to it.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    path: u64,
+    depth: u32,
+}
+
+/// What a slot of a shard holds.
+#[derive(Clone, Debug)]
+enum Slot {
+    Entry(Entry),
+    Shard(ContentId),
+}
+
+/// The shards of a HAMT directory.
+#[derive(Clone, Debug)]
+struct Sharded {
+    fanout: u32,
+    /// The shard at the root.
+    root: Option<ContentId>,
+    /// Slots in use of each shard that is in, sorted by their number. A shard has one place: what lies in it
+    /// belongs under one run of hash bits only. Sharing would let few blocks pretend to be any number of shards.
+    shards: HashMap<ContentId, Vec<(u32, Slot)>>,
+    /// Shards that are linked to and not in.
+    awaited: HashMap<ContentId, Place>,
+}
+
+impl Sharded {
+    fn new(fanout: u32) -> Self {
+        Self { fanout, root: None, shards: HashMap::new(), awaited: HashMap::new() }
+    }
+
+    fn add(
+        &mut self,
+        cid: &ContentId,
+        links: Vec<(String, ContentId, u64)>,
+        place: Place,
+    ) -> Result<(), DagError> {
+        let malformed = |reason: &str| DagError::Malformed {
+            cid: *cid,
+            what: SHARD,
+            reason: reason.to_owned(),
+        };
+        let width = slot_width(self.fanout);
+        let mut slots = Vec::with_capacity(links.len());
+        let mut below = HashMap::new();
+        for (mut name, child, tsize) in links {
+            // The decoder has seen to it that the digits are there and name a slot.
+            let number = parse_slot(&name.as_bytes()[..width]).and_then(|n| u32::try_from(n).ok());
+            let number = number.ok_or_else(|| malformed("a link names no slot"))?;
+            let name = name.split_off(width);
+            if !name.is_empty() {
+                if self.belongs(&name, number, place) {
+                    slots.push((number, Slot::Entry(Entry { name, cid: child, tsize })));
+                }
+                continue;
+            }
+            let Some(path) = hamt::descend(place.path, place.depth, number, self.fanout) else {
+                return Err(malformed("the tree is deeper than the hash is long"));
+            };
+            let known = self.awaited.contains_key(&child) || self.shards.contains_key(&child);
+            let place = Place { path, depth: place.depth + 1 };
+            if known || child == *cid || below.insert(child, place).is_some() {
+                return Err(malformed("a shard is linked to twice"));
+            }
+            slots.push((number, Slot::Shard(child)));
+        }
+        slots.sort_unstable_by_key(|(number, _)| *number);
+        self.root.get_or_insert(*cid);
+        self.awaited.remove(cid);
+        self.awaited.extend(below);
+        self.shards.insert(*cid, slots);
+        Ok(())
+    }
+
+    /// Whether the hash of `name` leads to this slot of the shard at `place`.
+    fn belongs(&self, name: &str, slot: u32, place: Place) -> bool {
+        let hash = hamt::hash(name.as_bytes());
+        hamt::is_below(hash, place.path, place.depth, self.fanout)
+            && hamt::slot(hash, place.depth, self.fanout) == Some(slot)
+    }
+
+    fn lookup(&self, name: &str) -> Lookup {
+        let hash = hamt::hash(name.as_bytes());
+        let mut at = self.root;
+        let mut depth = 0;
+        while let Some(cid) = at {
+            let Some(slots) = self.shards.get(&cid) else { return Lookup::Need(cid) };
+            let Some(wanted) = hamt::slot(hash, depth, self.fanout) else { break };
+            let Ok(found) = slots.binary_search_by_key(&wanted, |(number, _)| *number) else {
+                break;
+            };
+            match &slots[found].1 {
+                Slot::Entry(entry) if entry.name == name => return Lookup::Found(entry.clone()),
+                Slot::Entry(_) => break,
+                Slot::Shard(child) => at = Some(*child),
+            }
+            depth += 1;
+        }
+        Lookup::Absent
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let slots = self.shards.values().flatten();
+        let mut entries: Vec<_> = slots
+            .filter_map(|(_, slot)| match slot {
+                Slot::Entry(entry) => Some(entry.clone()),
+                Slot::Shard(_) => None,
+            })
+            .collect();
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        entries
     }
 }

@@ -10,6 +10,13 @@ const MAX_DIGEST: usize = 128;
 /// A multihash: hash function code and digest. What the store, the DHT and Bitswap identify a block by.
 pub type Multihash = cid::multihash::Multihash<MAX_DIGEST>;
 
+/// Characters of a CID of version 0.
+const V0_LEN: usize = 46;
+/// The shortest CID of version 1: four bytes in base58, behind the letter of the base.
+const V1_MIN_LEN: usize = 6;
+/// The longest name that a file can have; longer CIDs cannot be named in the mount.
+const V1_MAX_LEN: usize = 255;
+
 type Cid = cid::CidGeneric<MAX_DIGEST>;
 
 /// Multihash code of SHA2-256, the function of everything that is published here.
@@ -64,6 +71,35 @@ impl ContentId {
     /// A CIDv1 of the dag-pb codec.
     pub fn dag_pb(hash: Multihash) -> Self {
         Self(Cid::new_v1(DAG_PB, hash))
+    }
+
+    /// Whether a text could be a CID, by its first characters, alphabet and length. Cheap, and never false for a
+    /// CID that fits into a file name, so that names that programs probe for (`.Trash`, `HEAD`) are refused at once.
+    pub fn looks_like(name: &str) -> bool {
+        let bytes = name.as_bytes();
+        // `Qm…` is base58 of 34 bytes; version 1 takes four bytes at least, behind the letter of its base.
+        if name.starts_with("Qm") {
+            return bytes.len() == V0_LEN && bytes.iter().all(u8::is_ascii_alphanumeric);
+        }
+        if !(V1_MIN_LEN..=V1_MAX_LEN).contains(&bytes.len()) {
+            return false;
+        }
+        match (bytes[0], bytes[1], bytes[2]) {
+            // The version fills the first eight bits with 00000001.
+            (b'b', b'a', b'e'..=b'h') => {
+                bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+            }
+            (b'B', b'A', b'E'..=b'H') => {
+                bytes.iter().all(|b| matches!(b, b'A'..=b'Z' | b'2'..=b'7'))
+            }
+            (b'b' | b'B', ..) => false,
+            (b'f' | b'F', b'0', b'1') => bytes.iter().all(u8::is_ascii_hexdigit),
+            (b'f' | b'F', ..) => false,
+            (first, ..) => {
+                first.is_ascii_alphanumeric()
+                    && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_+=".contains(b))
+            }
+        }
     }
 
     /// Reads the binary form.
@@ -125,9 +161,12 @@ impl FromStr for ContentId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        text.parse::<Cid>()
-            .map(Self)
-            .map_err(|e| IdError::Text { text: text.to_owned(), reason: e.to_string() })
+        let error = |reason: String| IdError::Text { text: shorten(text), reason };
+        // The parser would take what stands behind `/ipfs/` in any text.
+        if text.contains('/') {
+            return Err(error("it has a slash in it".to_owned()));
+        }
+        text.parse::<Cid>().map(Self).map_err(|e| error(e.to_string()))
     }
 }
 
@@ -150,6 +189,79 @@ impl Serialize for ContentId {
 }
 
 impl<'de> Deserialize<'de> for ContentId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// As much of a text from outside as belongs into a message.
+fn shorten(text: &str) -> String {
+    const MAX: usize = 128;
+    if text.chars().count() <= MAX {
+        return text.to_owned();
+    }
+    text.chars().take(MAX).chain(['…']).collect()
+}
+
+/// The info hash of a BitTorrent v1 torrent: SHA-1 of its info dictionary. Printed as 40 hex digits; 32 digits of
+/// base32, as older magnet links have them, are read too.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InfoHash(pub [u8; 20]);
+
+impl FromStr for InfoHash {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let error = || IdError::InfoHash(shorten(text));
+        let bits = match text.len() {
+            40 => 4,
+            32 => 5,
+            _ => return Err(error()),
+        };
+        let mut hash = [0; 20];
+        let (mut buffer, mut held, mut at) = (0u32, 0, 0);
+        for digit in text.bytes() {
+            buffer = buffer << bits | digit_value(digit, bits).ok_or_else(error)?;
+            held += bits;
+            if held >= 8 {
+                held -= 8;
+                hash[at] = (buffer >> held & 0xff) as u8;
+                at += 1;
+            }
+        }
+        Ok(Self(hash))
+    }
+}
+
+/// The value of a digit of hex (4 bits) or base32 (5 bits), in either case.
+fn digit_value(digit: u8, bits: u32) -> Option<u32> {
+    match (bits, digit.to_ascii_lowercase()) {
+        (4, digit) => char::from(digit).to_digit(16),
+        (_, letter @ b'a'..=b'z') => Some(u32::from(letter - b'a')),
+        (_, number @ b'2'..=b'7') => Some(u32::from(number - b'2') + 26),
+        _ => None,
+    }
+}
+
+impl fmt::Display for InfoHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for InfoHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for InfoHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InfoHash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }

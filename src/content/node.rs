@@ -1,8 +1,21 @@
 //! One UnixFS node: what a block of the raw or dag-pb codec says.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
-use super::{Block, BlockError, ByteRange, ContentId};
+use super::{
+    Block, BlockError, ByteRange, Codec, ContentId,
+    dag_pb::{self, PbLink},
+    unixfs::{self, MURMUR3_X64_64, UnixFs, kind},
+};
+
+/// Longest name of a directory entry in bytes: NAME_MAX of every kernel.
+const MAX_NAME: usize = 255;
+
+/// Longest target of a symbolic link: PATH_MAX without its NUL.
+const MAX_TARGET: usize = 4095;
+
+/// Widths of HAMT shards. Wider ones are an attack on the memory of readers; the writers use 256.
+pub(super) const FANOUTS: RangeInclusive<u32> = 8..=1024;
 
 /// Why a block is not a node that can be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,14 +117,178 @@ pub enum Node {
 impl Node {
     /// Decodes a block of the raw or dag-pb codec. Bounded by the block; never panics.
     ///
+    /// Entries of a directory or shard whose name no filesystem can show (empty, `.`, `..`, with `/` or NUL,
+    /// over 255 bytes, not UTF-8) are left out; they do not keep anyone from the others.
+    ///
     /// # Errors
     /// When the block is not well-formed UnixFS.
-    pub fn decode(_block: &Block) -> Result<Self, DagError> {
-        todo!()
+    pub fn decode(block: &Block) -> Result<Self, DagError> {
+        match block.cid().codec() {
+            Codec::Raw => {
+                let len = block.data().len();
+                let meta = Metadata::default();
+                Ok(Self::File { data: 0..len, children: Vec::new(), size: len as u64, meta })
+            }
+            Codec::DagPb => Decoder { cid: block.cid(), bytes: block.data() }.node(),
+            Codec::Other(code) => Err(DagError::Unsupported {
+                cid: *block.cid(),
+                what: format!("codec 0x{code:x} in a file tree"),
+            }),
+        }
     }
 
     /// What the node is.
     pub fn kind(&self) -> NodeKind {
-        todo!()
+        match self {
+            Self::File { .. } => NodeKind::File,
+            Self::Directory { .. } => NodeKind::Directory,
+            Self::Shard { .. } => NodeKind::Shard,
+            Self::Symlink { .. } => NodeKind::Symlink,
+        }
     }
+
+    /// Mode and mtime, whatever the node is.
+    pub fn metadata(&self) -> Metadata {
+        match self {
+            Self::File { meta, .. }
+            | Self::Directory { meta, .. }
+            | Self::Shard { meta, .. }
+            | Self::Symlink { meta, .. } => *meta,
+        }
+    }
+}
+
+/// Whether a directory of a filesystem can show the name.
+pub(super) fn is_usable_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && name.len() <= MAX_NAME
+        && !name.bytes().any(|b| b == b'/' || b == 0)
+}
+
+/// Hex digits that name a slot of a shard.
+pub(super) fn slot_width(fanout: u32) -> usize {
+    // 0xFF needs two digits, 0x100 three.
+    let bits = 32 - fanout.saturating_sub(1).leading_zeros();
+    bits.div_ceil(4) as usize
+}
+
+/// One dag-pb block on its way to a [`Node`].
+struct Decoder<'a> {
+    cid: &'a ContentId,
+    bytes: &'a [u8],
+}
+
+impl Decoder<'_> {
+    fn node(&self) -> Result<Node, DagError> {
+        let pb = dag_pb::decode(self.bytes).map_err(|e| self.malformed("dag-pb", &e))?;
+        let Some(message) = pb.data.clone() else {
+            return Err(self.malformed("UnixFS", &"the node has no data field"));
+        };
+        let fs = unixfs::decode(self.bytes, message).map_err(|e| self.malformed("UnixFS", &e))?;
+        match fs.kind {
+            kind::RAW | kind::FILE => self.file(&pb.links, &fs),
+            kind::DIRECTORY => self.directory(&pb.links, &fs),
+            kind::HAMT_SHARD => self.shard(&pb.links, &fs),
+            kind::SYMLINK => self.symlink(&fs),
+            kind::METADATA => Err(self.unsupported("UnixFS type Metadata".to_owned())),
+            other => Err(self.unsupported(format!("UnixFS type {other}"))),
+        }
+    }
+
+    fn file(&self, links: &[PbLink], fs: &UnixFs) -> Result<Node, DagError> {
+        if links.len() != fs.blocksizes.len() {
+            let (links, sizes) = (links.len(), fs.blocksizes.len());
+            return Err(self.malformed("UnixFS", &format!("{links} links, {sizes} block sizes")));
+        }
+        let mut size = fs.data.len() as u64;
+        let mut children = Vec::with_capacity(links.len());
+        for (link, len) in links.iter().zip(&fs.blocksizes) {
+            // Offsets of files are signed 64-bit numbers for every kernel.
+            let end = size.checked_add(*len).filter(|end| i64::try_from(*end).is_ok());
+            let Some(end) = end else {
+                return Err(self.malformed("UnixFS", &"the block sizes add up to over 2^63"));
+            };
+            children.push((self.child(link)?, ByteRange::new(size, end)));
+            size = end;
+        }
+        if let Some(filesize) = fs.filesize.filter(|filesize| *filesize != size) {
+            let reason = format!("file size {filesize}, but the parts have {size} bytes");
+            return Err(self.malformed("UnixFS", &reason));
+        }
+        Ok(Node::File { data: fs.data.clone(), children, size, meta: fs.meta })
+    }
+
+    fn directory(&self, links: &[PbLink], fs: &UnixFs) -> Result<Node, DagError> {
+        let mut entries = Vec::with_capacity(links.len());
+        for link in links {
+            let child = self.child(link)?;
+            if let Some(name) = self.name(link).filter(|name| is_usable_name(name)) {
+                entries.push((name.to_owned(), child, link.tsize));
+            }
+        }
+        Ok(Node::Directory { entries, meta: fs.meta })
+    }
+
+    fn shard(&self, links: &[PbLink], fs: &UnixFs) -> Result<Node, DagError> {
+        let fanout = self.fanout(fs)?;
+        let width = slot_width(fanout);
+        let mut taken = vec![false; fanout as usize];
+        let mut out = Vec::with_capacity(links.len().min(fanout as usize));
+        for link in links {
+            let child = self.child(link)?;
+            let prefix = self.bytes[link.name.clone()].get(..width);
+            let slot = prefix.and_then(parse_slot).and_then(|slot| taken.get_mut(slot));
+            match slot {
+                None => return Err(self.malformed("HAMT shard", &"a link names no slot")),
+                Some(taken) if *taken => {
+                    return Err(self.malformed("HAMT shard", &"two links in one slot"));
+                }
+                Some(free) => *free = true,
+            }
+            let name = self.name(link).filter(|n| n.len() == width || is_usable_name(&n[width..]));
+            out.extend(name.map(|name| (name.to_owned(), child, link.tsize)));
+        }
+        Ok(Node::Shard { fanout, links: out, meta: fs.meta })
+    }
+
+    fn fanout(&self, fs: &UnixFs) -> Result<u32, DagError> {
+        if fs.hash_type != Some(MURMUR3_X64_64) {
+            return Err(self.unsupported(format!("HAMT over hash {:?}", fs.hash_type)));
+        }
+        match fs.fanout.and_then(|fanout| u32::try_from(fanout).ok()) {
+            Some(fanout) if FANOUTS.contains(&fanout) && fanout.is_power_of_two() => Ok(fanout),
+            _ => Err(self.malformed("HAMT shard", &format!("fan-out {:?}", fs.fanout))),
+        }
+    }
+
+    fn symlink(&self, fs: &UnixFs) -> Result<Node, DagError> {
+        let target = std::str::from_utf8(&self.bytes[fs.data.clone()]).ok();
+        let usable = target.filter(|t| !t.is_empty() && t.len() <= MAX_TARGET && !t.contains('\0'));
+        match usable {
+            Some(target) => Ok(Node::Symlink { target: target.to_owned(), meta: fs.meta }),
+            None => Err(self.malformed("symbolic link", &"its target is no usable path")),
+        }
+    }
+
+    fn child(&self, link: &PbLink) -> Result<ContentId, DagError> {
+        link.cid(self.bytes).map_err(|e| self.malformed("dag-pb", &e))
+    }
+
+    fn name(&self, link: &PbLink) -> Option<&str> {
+        std::str::from_utf8(&self.bytes[link.name.clone()]).ok()
+    }
+
+    fn malformed(&self, what: &'static str, reason: &dyn std::fmt::Display) -> DagError {
+        DagError::Malformed { cid: *self.cid, what, reason: reason.to_string() }
+    }
+
+    fn unsupported(&self, what: String) -> DagError {
+        DagError::Unsupported { cid: *self.cid, what }
+    }
+}
+
+/// The number of a slot from its hex digits.
+pub(super) fn parse_slot(digits: &[u8]) -> Option<usize> {
+    let digit = |b: &u8| char::from(*b).to_digit(16);
+    digits.iter().try_fold(0, |slot, b| Some(slot << 4 | digit(b)? as usize))
 }
