@@ -1,6 +1,8 @@
 //! A peer-to-peer filesystem.
 
+pub mod config;
 pub mod content;
+pub mod control;
 pub mod download;
 pub mod net;
 pub mod node;
