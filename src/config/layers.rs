@@ -124,12 +124,7 @@ impl Layers {
     ///
     /// # Errors
     /// When the key is unknown or a value does not fit it.
-    pub fn set(
-        mut self,
-        origin: &str,
-        key: &str,
-        values: &[String],
-    ) -> Result<Self, ConfigError> {
+    pub fn set(mut self, origin: &str, key: &str, values: &[String]) -> Result<Self, ConfigError> {
         let wrong = |message: String| ConfigError::Value { origin: origin.to_owned(), message };
         let slot = self.slot(key).ok_or_else(|| wrong(format!("unknown key `{key}`")))?;
         *slot = parsed(slot, values).map_err(wrong)?;
@@ -164,9 +159,11 @@ impl Layers {
         if self.table.get(&name).is_some_and(|value| !value.is_table()) {
             return Ok(Some(name));
         }
-        let sections = self.table.iter().filter_map(|(name, value)| Some((name, value.as_table()?)));
+        let sections =
+            self.table.iter().filter_map(|(name, value)| Some((name, value.as_table()?)));
         for (section, keys) in sections {
-            let Some(key) = name.strip_prefix(section).and_then(|rest| rest.strip_prefix('_')) else {
+            let Some(key) = name.strip_prefix(section).and_then(|rest| rest.strip_prefix('_'))
+            else {
                 continue;
             };
             if !keys.contains_key(key) {
@@ -267,13 +264,17 @@ mod tests {
 
     #[test]
     fn flags_lie_over_the_environment_and_that_over_the_file() {
-        let file = "[network]\nserve_cached = false\nlisten = [\"/ip4/127.0.0.1/tcp/1\"]\npeers = []\n";
+        let file =
+            "[network]\nserve_cached = false\nlisten = [\"/ip4/127.0.0.1/tcp/1\"]\npeers = []\n";
         let settings = Layers::new()
             .unwrap()
             .text(Path::new("f"), file)
             .unwrap()
             .environment([
-                ("CHIRAL_NETWORK_LISTEN".to_owned(), "/ip4/127.0.0.1/tcp/2, /ip4/127.0.0.1/tcp/3".to_owned()),
+                (
+                    "CHIRAL_NETWORK_LISTEN".to_owned(),
+                    "/ip4/127.0.0.1/tcp/2, /ip4/127.0.0.1/tcp/3".to_owned(),
+                ),
                 ("CHIRAL_NETWORK_PRIVATE".to_owned(), "true".to_owned()),
                 ("CHIRAL_DATA_DIR".to_owned(), "/env".to_owned()),
             ])
@@ -298,6 +299,9 @@ mod tests {
         ] {
             assert!(variables(&[(name, value)]).unwrap_err().to_string().starts_with(name));
         }
-        assert_eq!(variables(&[("CHIRAL_LOG", "debug"), ("HOME", "x")]).unwrap(), Settings::default());
+        assert_eq!(
+            variables(&[("CHIRAL_LOG", "debug"), ("HOME", "x")]).unwrap(),
+            Settings::default()
+        );
     }
 }

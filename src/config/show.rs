@@ -9,9 +9,15 @@ use super::{ConfigError, Settings};
 /// What each key means. A test holds the list complete.
 const MEANINGS: &[(&str, &str)] = &[
     ("data_dir", "where everything is kept; each daemon has its own"),
-    ("mount.allow_other", "let other users enter the mount (needs user_allow_other in /etc/fuse.conf)"),
+    (
+        "mount.allow_other",
+        "let other users enter the mount (needs user_allow_other in /etc/fuse.conf)",
+    ),
     ("mount.passthrough", "let the kernel read complete files without the daemon, where it can"),
-    ("store.cache_limit", "disk that unpinned content may take: \"auto\" (a tenth of the disk) or a size"),
+    (
+        "store.cache_limit",
+        "disk that unpinned content may take: \"auto\" (a tenth of the disk) or a size",
+    ),
     ("store.min_free", "disk to leave free"),
     ("network.offline", "no network at all"),
     ("network.private", "ask nothing public: none of the built-in bootstrap nodes"),
@@ -95,7 +101,9 @@ mod tests {
         let mut keys = Vec::new();
         for (name, value) in Table::try_from(Settings::default()).unwrap() {
             match value {
-                Value::Table(section) => keys.extend(section.keys().map(|key| format!("{name}.{key}"))),
+                Value::Table(section) => {
+                    keys.extend(section.keys().map(|key| format!("{name}.{key}")))
+                }
                 _ => keys.push(name),
             }
         }

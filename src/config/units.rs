@@ -10,10 +10,14 @@ use crate::node::Multiaddr;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// Neither digits nor a known unit.
-    #[error("`{0}` is not a size; write a whole number and a unit, such as \"10 GiB\" or \"500 MB\"")]
+    #[error(
+        "`{0}` is not a size; write a whole number and a unit, such as \"10 GiB\" or \"500 MB\""
+    )]
     Size(String),
     /// Neither digits nor a known unit.
-    #[error("`{0}` is not a time; write a whole number and a unit, such as \"250ms\", \"30s\" or \"5m\"")]
+    #[error(
+        "`{0}` is not a time; write a whole number and a unit, such as \"250ms\", \"30s\" or \"5m\""
+    )]
     Span(String),
 }
 
@@ -56,8 +60,7 @@ const SIZE_UNITS: [(&str, u64); 9] = [
 ];
 
 /// In milliseconds, smallest first.
-const TIME_UNITS: [(&str, u64); 4] =
-    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+const TIME_UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
 /// A whole number and one of `units` behind it, with at most one space between: their product.
 fn number_with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
@@ -80,7 +83,9 @@ impl FromStr for Size {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        number_with_unit(text, &SIZE_UNITS).map(Self).ok_or_else(|| UnitError::Size(text.to_owned()))
+        number_with_unit(text, &SIZE_UNITS)
+            .map(Self)
+            .ok_or_else(|| UnitError::Size(text.to_owned()))
     }
 }
 
@@ -201,7 +206,9 @@ mod tests {
         assert_eq!("10GiB".parse(), Ok(Size(10 << 30)));
         assert_eq!("500 MB".parse(), Ok(Size(500_000_000)));
         assert_eq!("5m".parse(), Ok(Span(Duration::from_secs(300))));
-        for bad in ["", "10", "GiB", "1.5 GiB", "-1 GiB", "10 gib", "10  GiB", "10 GiB ", "99999999 TiB"] {
+        for bad in
+            ["", "10", "GiB", "1.5 GiB", "-1 GiB", "10 gib", "10  GiB", "10 GiB ", "99999999 TiB"]
+        {
             assert_eq!(bad.parse::<Size>(), Err(UnitError::Size(bad.to_owned())));
         }
         for bad in ["", "30", "s", "30 sec", "+3s", "3s "] {

@@ -69,7 +69,8 @@ impl Place {
 /// reads its own mount may wait for itself.
 async fn keep(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
     let texts: Option<Vec<&str>> = names.iter().map(|name| name.to_str()).collect();
-    let texts = texts.ok_or_else(|| Failure::invalid("a name below the mountpoint is not UTF-8"))?;
+    let texts =
+        texts.ok_or_else(|| Failure::invalid("a name below the mountpoint is not UTF-8"))?;
     let (root, path) = match texts.as_slice() {
         ["upload", below @ ..] => return uploaded(node, below).await,
         ["ipfs", root, below @ ..] | [root, below @ ..] => (*root, below.join("/")),

@@ -113,7 +113,8 @@ pub(super) async fn cat(
 }
 
 fn unsatisfiable(size: u64) -> Response {
-    let message = format!("the range lies behind the end of {size} bytes, or is not `bytes=FROM-TO`");
+    let message =
+        format!("the range lies behind the end of {size} bytes, or is not `bytes=FROM-TO`");
     let failure = Failure { code: ErrorCode::Invalid, message };
     let shown = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
     (StatusCode::RANGE_NOT_SATISFIABLE, shown, Json(failure)).into_response()

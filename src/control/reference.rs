@@ -63,10 +63,11 @@ impl fmt::Display for Reference {
 impl Reference {
     /// The last name of the path, else the id.
     pub fn name(&self) -> String {
-        self.path.rsplit('/').next().filter(|name| !name.is_empty()).map_or_else(
-            || self.root.to_string(),
-            ToOwned::to_owned,
-        )
+        self.path
+            .rsplit('/')
+            .next()
+            .filter(|name| !name.is_empty())
+            .map_or_else(|| self.root.to_string(), ToOwned::to_owned)
     }
 }
 

@@ -147,10 +147,9 @@ async fn connect(
     State(app): State<App>,
     Json(request): Json<ConnectRequest>,
 ) -> Result<Json<Connected>, Failure> {
-    let address: Multiaddr = request
-        .address
-        .parse()
-        .map_err(|e| Failure::invalid(format!("`{}` is not a multiaddress: {e}", request.address)))?;
+    let address: Multiaddr = request.address.parse().map_err(|e| {
+        Failure::invalid(format!("`{}` is not a multiaddress: {e}", request.address))
+    })?;
     let peer_id = app.node.net().connect(address).await?.to_string();
     Ok(Json(Connected { peer_id }))
 }

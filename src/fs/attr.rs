@@ -60,11 +60,21 @@ impl Owner {
 
     /// A file of `.chiral`.
     pub(super) fn control(self, ino: Ino, size: u64) -> Attr {
-        Attr { size, blocks: blocks_of(size, size), ..self.plain(ino, Shape::File, 0o444, Duration::ZERO) }
+        Attr {
+            size,
+            blocks: blocks_of(size, size),
+            ..self.plain(ino, Shape::File, 0o444, Duration::ZERO)
+        }
     }
 
     /// Content that is known; `allocated`: bytes of disk that it takes, `complete`: whether that will stay.
-    pub(super) fn content(self, ino: Ino, resolved: &Resolved, allocated: u64, complete: bool) -> Attr {
+    pub(super) fn content(
+        self,
+        ino: Ino,
+        resolved: &Resolved,
+        allocated: u64,
+        complete: bool,
+    ) -> Attr {
         let shape = Shape::of(resolved.kind);
         let Metadata { mode, mtime } = resolved.meta;
         let perm = mode.and_then(|m| u16::try_from(m & 0o7777).ok()).unwrap_or(match shape {

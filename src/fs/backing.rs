@@ -167,10 +167,16 @@ mod tests {
     fn a_file_that_completes_while_it_is_read_stays_cached_until_its_last_handle_is_gone() {
         let backings = Backings::new(true);
         assert_eq!(backings.acquire(1, Opener::Content, || None, |_| Ok(1)).0, Mode::Cached);
-        assert_eq!(backings.acquire(1, Opener::Content, || candidate(1), |_| Ok(1)).0, Mode::Cached);
+        assert_eq!(
+            backings.acquire(1, Opener::Content, || candidate(1), |_| Ok(1)).0,
+            Mode::Cached
+        );
         backings.release(1, Mode::Cached);
         backings.release(1, Mode::Cached);
-        assert_eq!(backings.acquire(1, Opener::Content, || candidate(1), |_| Ok(1)).0, Mode::Passthrough);
+        assert_eq!(
+            backings.acquire(1, Opener::Content, || candidate(1), |_| Ok(1)).0,
+            Mode::Passthrough
+        );
     }
 
     #[test]
@@ -178,10 +184,15 @@ mod tests {
         let backings: Backings<u32> = Backings::new(true);
         let mut asked = 0;
         for ino in 0..3 {
-            let (mode, backing) = backings.acquire(ino, Opener::Content, || candidate(1), |_| {
-                asked += 1;
-                Err(io::Error::from_raw_os_error(1))
-            });
+            let (mode, backing) = backings.acquire(
+                ino,
+                Opener::Content,
+                || candidate(1),
+                |_| {
+                    asked += 1;
+                    Err(io::Error::from_raw_os_error(1))
+                },
+            );
             assert_eq!((mode, backing), (Mode::Cached, None));
         }
         assert_eq!(asked, 1);

@@ -25,6 +25,7 @@ pub(super) fn of_node(error: &NodeError, during: During) -> Errno {
         NodeError::NoEntry { .. } => Errno::ENOENT,
         NodeError::NotADirectory(_) => Errno::ENOTDIR,
         NodeError::IsADirectory(_) => Errno::EISDIR,
+        NodeError::IsASymlink(_) => Errno::ELOOP,
         NodeError::Nested(_) => Errno::EINVAL,
     }
 }

@@ -7,6 +7,7 @@
 use std::{
     fs,
     future::Future,
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -24,8 +25,11 @@ const fn bit(signal: libc::c_int) -> u64 {
 }
 
 /// Signals that people and supervisors end programs with. They count even where a handler is set.
-const ENDING: u64 =
-    bit(libc::SIGINT) | bit(libc::SIGTERM) | bit(libc::SIGHUP) | bit(libc::SIGQUIT) | bit(libc::SIGKILL);
+const ENDING: u64 = bit(libc::SIGINT)
+    | bit(libc::SIGTERM)
+    | bit(libc::SIGHUP)
+    | bit(libc::SIGQUIT)
+    | bit(libc::SIGKILL);
 /// Signals that end a program only by default. With a handler they are not meant to end anything: runtimes preempt
 /// their own threads with them.
 const ENDING_BY_DEFAULT: u64 = bit(libc::SIGUSR1)
@@ -73,22 +77,22 @@ impl Interrupts {
     pub(super) async fn wait<T>(&self, tid: u32, work: impl Future<Output = T>) -> Option<T> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(self.waiting.clone());
+        let path = format!("/proc/{tid}/status");
         tokio::select! {
             biased;
             result = work => Some(result),
-            () = killed(tid, &waiting.0) => None,
+            () = killed(|| fs::read_to_string(&path), &waiting.0) => None,
         }
     }
 }
 
-/// Resolves when the thread has a signal that ends it, or is gone.
-async fn killed(tid: u32, waiting: &AtomicUsize) {
-    let path = format!("/proc/{tid}/status");
+/// Resolves when the thread whose status `read` gives has a signal that ends it, or is gone.
+async fn killed(mut read: impl FnMut() -> io::Result<String>, waiting: &AtomicUsize) {
     let mut seen = false;
     loop {
         let many = u32::try_from(waiting.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
         tokio::time::sleep(INTERVAL.max(INTERVAL_EACH.saturating_mul(many))).await;
-        match fs::read_to_string(&path) {
+        match read() {
             Ok(status) if is_ended(&status) => return,
             Ok(_) => seen = true,
             Err(_) if seen => return,
@@ -121,7 +125,13 @@ mod tests {
     fn blocked_and_ignored_signals_do_not() {
         assert!(!is_ended(&status(0, bit(libc::SIGTERM), bit(libc::SIGTERM), 0, 0)));
         assert!(!is_ended(&status(0, bit(libc::SIGTERM), 0, bit(libc::SIGTERM), 0)));
-        assert!(is_ended(&status(0, bit(libc::SIGTERM) | bit(libc::SIGINT), bit(libc::SIGTERM), 0, 0)));
+        assert!(is_ended(&status(
+            0,
+            bit(libc::SIGTERM) | bit(libc::SIGINT),
+            bit(libc::SIGTERM),
+            0,
+            0
+        )));
     }
 
     #[test]
@@ -147,23 +157,30 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_killed_process_ends_the_wait() {
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("sleep runs");
-        let tid = child.id();
+    /// Watches a thread whose status is what `looks` gives, look by look; how long until it ends.
+    async fn watch(looks: Vec<io::Result<String>>) -> Option<Duration> {
+        let mut looks = looks.into_iter();
+        let start = tokio::time::Instant::now();
+        let read = || looks.next().unwrap_or_else(|| Ok(String::new()));
+        let ended = tokio::time::timeout(Duration::from_secs(60), killed(read, &AtomicUsize::new(1)));
+        ended.await.ok().map(|()| start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_that_is_killed_or_vanishes_ends_at_the_next_look() {
+        let alive = || Ok(status(0, 0, 0, 0, 0));
+        let gone = || Err(io::Error::from(io::ErrorKind::NotFound));
+        let looks = vec![alive(), Ok(status(bit(libc::SIGKILL), 0, 0, 0, 0))];
+        assert!(watch(looks).await.is_some_and(|after| after <= INTERVAL * 3));
+        assert!(watch(vec![alive(), gone()]).await.is_some_and(|after| after <= INTERVAL * 3));
+        // One that was never seen may be hidden from this process.
+        assert_eq!(watch(vec![gone(), gone()]).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_is_over_is_not_counted() {
         let interrupts = Interrupts::default();
-        let watch = tokio::spawn({
-            let interrupts = interrupts.clone();
-            async move { interrupts.wait(tid, std::future::pending::<()>()).await }
-        });
-        // It has to be seen alive once before its absence means anything.
-        while interrupts.waiting.load(Ordering::Relaxed) == 0 {
-            tokio::task::yield_now().await;
-        }
-        tokio::time::sleep(INTERVAL * 2).await;
-        child.kill().expect("kill");
-        child.wait().expect("wait");
-        assert_eq!(watch.await.expect("task"), None);
+        interrupts.wait(0, std::future::ready(())).await;
         assert_eq!(interrupts.waiting.load(Ordering::Relaxed), 0);
     }
 }

@@ -60,7 +60,9 @@ pub(super) fn choose(held: &Held, ask: Ask, passthrough: bool) -> Mode {
         return if same { Mode::Passthrough } else { Mode::PassthroughDirect };
     }
     match ask {
-        Ask::Content { complete: Some(_) } | Ask::Writer { whole: true, .. } if passthrough => Mode::Passthrough,
+        Ask::Content { complete: Some(_) } | Ask::Writer { whole: true, .. } if passthrough => {
+            Mode::Passthrough
+        }
         Ask::Content { .. } | Ask::Writer { .. } | Ask::Reader => Mode::Cached,
     }
 }
@@ -90,7 +92,11 @@ mod tests {
         let mut all = Vec::new();
         for held in 1..3 {
             all.push(Held { cached: held, ..Held::default() });
-            all.extend([1, 2].map(|version| Held { cached: 0, backed: held, version: Some(version) }));
+            all.extend([1, 2].map(|version| Held {
+                cached: 0,
+                backed: held,
+                version: Some(version),
+            }));
         }
         all.push(Held::default());
         all

@@ -58,7 +58,8 @@ mod tests {
     fn ids_of_both_versions_and_any_base_are_content() {
         let id: ContentId = V1.parse().unwrap();
         assert_eq!(root_name(V1.as_ref()), RootName::Content(id));
-        let hex = format!("f{}", id.to_bytes().iter().map(|b| format!("{b:02x}")).collect::<String>());
+        let hex =
+            format!("f{}", id.to_bytes().iter().map(|b| format!("{b:02x}")).collect::<String>());
         assert_eq!(root_name(hex.as_ref()), RootName::Content(id));
         let v0 = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG";
         assert!(matches!(root_name(v0.as_ref()), RootName::Content(_)));
@@ -67,8 +68,24 @@ mod tests {
     #[test]
     fn what_file_managers_probe_for_is_nothing() {
         for name in [
-            ".Trash", ".Trash-1000", ".hidden", "autorun.inf", ".git", ".DS_Store", ".xdg-volume-info", "Qm", "b",
-            "", "upload ", "IPFS", "lost+found", "HEAD", "desktop.ini", "magnet", "ipns", "torrents",
+            ".Trash",
+            ".Trash-1000",
+            ".hidden",
+            "autorun.inf",
+            ".git",
+            ".DS_Store",
+            ".xdg-volume-info",
+            "Qm",
+            "b",
+            "",
+            "upload ",
+            "IPFS",
+            "lost+found",
+            "HEAD",
+            "desktop.ini",
+            "magnet",
+            "ipns",
+            "torrents",
         ] {
             assert_eq!(root_name(name.as_ref()), RootName::Nothing, "{name}");
         }

@@ -104,7 +104,8 @@ pub(super) fn of_content(parent: Ino, name: &str, shape: Shape) -> Ino {
     });
     key.extend_from_slice(name.as_bytes());
     let hash = sha2_256(&key);
-    let head = hash.digest().iter().take(8).fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+    let head =
+        hash.digest().iter().take(8).fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
     CONTENT | head & (CONTENT - 1)
 }
 
@@ -165,7 +166,10 @@ mod tests {
     #[test]
     fn numbers_of_content_are_the_same_in_every_process_and_differ_by_place_and_shape() {
         let file = of_content(ROOT, "a", Shape::File);
-        assert_eq!(file, 0x7281_0fee_dc50_8e83, "changing this changes inode numbers over restarts");
+        assert_eq!(
+            file, 0x7281_0fee_dc50_8e83,
+            "changing this changes inode numbers over restarts"
+        );
         let others = [
             of_content(ROOT, "a", Shape::Directory),
             of_content(ROOT, "a", Shape::Symlink),
@@ -194,7 +198,9 @@ mod tests {
     fn ranges_do_not_meet() {
         let tree = Tree::default();
         assert!(matches!(tree.get(UPLOAD_ROOT), Some(What::Upload(UploadIno::ROOT))));
-        assert!(matches!(tree.get(of_upload(UploadIno(1 << 40))), Some(What::Upload(UploadIno(n))) if n == 1 << 40));
+        assert!(
+            matches!(tree.get(of_upload(UploadIno(1 << 40))), Some(What::Upload(UploadIno(n))) if n == 1 << 40)
+        );
         assert!(matches!(tree.get(CONTROL_FILES), Some(What::ControlFile(CONTROL_FILES))));
     }
 }

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     content::{
-        Block, Codec, ContentId, DagError, DirectoryReader, Entry, Lookup, Metadata, Node as DagNode,
-        NodeKind,
+        Block, Codec, ContentId, DagError, DirectoryReader, Entry, Lookup, Metadata,
+        Node as DagNode, NodeKind,
     },
     download::FileHandle,
     store::KnownRoot,
@@ -80,9 +80,8 @@ impl Node {
         expect_directory(&*self.resolve(root, id).await?)?;
         let reader = self.engine().directory(root, id).await?;
         let directory = Arc::new(Directory::new(reader));
-        let entries = directory
-            .complete_entries()
-            .unwrap_or_else(|| Arc::new(directory.reader().entries()));
+        let entries =
+            directory.complete_entries().unwrap_or_else(|| Arc::new(directory.reader().entries()));
         self.inner.cache.put_directory(*id, directory, bytes_of(&entries));
         Ok(entries)
     }
@@ -218,7 +217,9 @@ impl Node {
 
     /// Puts a root that somebody asked for on the listing of the mountpoint.
     fn remember(&self, resolved: &Resolved) {
-        if resolved.id.inline_content().is_some() || !self.inner.cache.is_to_be_listed(&resolved.id, Instant::now()) {
+        if resolved.id.inline_content().is_some()
+            || !self.inner.cache.is_to_be_listed(&resolved.id, Instant::now())
+        {
             return;
         }
         let directory = resolved.kind == NodeKind::Directory;
