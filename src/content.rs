@@ -23,3 +23,6 @@ pub use import::{
 };
 pub use node::{DagError, Metadata, Node, NodeKind};
 pub use range::{ByteRange, RangeSet};
+
+#[cfg(test)]
+mod tests;

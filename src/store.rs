@@ -2,18 +2,65 @@
 //!
 //! All calls are synchronous: they take microseconds unless the disk is slow, and callers on a runtime
 //! whose threads must not wait use [`crate::tasks::Tasks::blocking`].
+//!
+//! # What a crash leaves
+//! Data is synced before the index says that it is there, and the index before anyone is told. So after a power
+//! failure everything that [`Store::commit`] acknowledged is there, downloads miss at most what came since their last
+//! commit ([`Store::FLUSH_INTERVAL`]), and files without a row are unlinked at the next start.
+//!
+//! # Locks
+//! From the outside in: the leader of the group commit, the registry of open objects, an object's holes, the pending
+//! set, an object's ranges, the index.
+
+mod batch;
+mod blocks;
+mod codec;
+mod commit;
+mod disk;
+mod evict;
+mod gc;
+mod index;
+mod keep;
+mod object;
+mod recover;
+mod report;
+mod state;
+mod verify;
+mod working;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
+    collections::{HashMap, HashSet},
     fs::File,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
+use lru::LruCache;
 
+pub use self::{
+    batch::{Batch, FileStamp, Seal},
+    object::Object,
+    report::{GcReport, KnownRoot, Pin, StoreStats, VerifyReport},
+    state::StateTree,
+    working::WorkingFile,
+};
+use self::{
+    commit::{PendingSets, Request},
+    disk::{Disk, RealDisk},
+    index::{Delta, Index},
+    object::Registry,
+};
 use crate::{
-    content::{Block, ByteRange, ContentId, FileInfo, Placement, RangeSet},
+    content::{Block, ByteRange, ContentId, FileInfo},
+    sys::Holder,
     tasks::Tasks,
 };
 
@@ -50,6 +97,20 @@ pub enum StoreError {
     /// The working state could not be read or written.
     #[error("working state: {0}")]
     State(#[from] sled::Error),
+    /// The index was written by a later release.
+    #[error("{} has format {found}, which this release does not know; start the newer one", path.display())]
+    Format {
+        /// The index.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+    },
+    /// A change does not fit what is there; nothing of it was done.
+    #[error("refused: {0}")]
+    Rejected(String),
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
     /// Bytes were asked for that are not here.
     #[error("bytes {0} are not here")]
     Missing(ByteRange),
@@ -59,345 +120,269 @@ pub enum StoreError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId(pub u64);
 
+macro_rules! index_errors {
+    ($($error:ty),*) => {$(
+        impl From<$error> for StoreError {
+            fn from(error: $error) -> Self {
+                match redb::Error::from(error) {
+                    redb::Error::Io(source) => {
+                        Self::Io { what: "access", path: recover::INDEX_FILE.into(), source }
+                    }
+                    other => Self::Index(other.to_string()),
+                }
+            }
+        }
+    )*};
+}
+
+index_errors!(
+    redb::Error,
+    redb::DatabaseError,
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError
+);
+
+impl From<codec::Damaged> for StoreError {
+    fn from(error: codec::Damaged) -> Self {
+        Self::Index(error.to_string())
+    }
+}
+
 /// The store. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-/// One flat file of content, whole or in part. Its bytes never change once they are present.
-///
-/// The handle keeps the content from being evicted.
+/// Objects that are kept open for serving blocks of content that nobody reads: descriptors, 64 of 1,024.
+const RECENT_OBJECTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
+/// What the clones of a store share.
 #[derive(Debug)]
-pub struct Object {
-    _private: (),
+struct Inner {
+    dir: PathBuf,
+    objects: PathBuf,
+    disk: Arc<dyn Disk>,
+    index: Index,
+    state: sled::Db,
+    /// Object id to the second of its last read; written behind.
+    reads: sled::Tree,
+    /// Last reads that are not in `reads` yet.
+    new_reads: Mutex<HashMap<ObjectId, u64>>,
+    /// Holds the lock of the data folder as long as it is open.
+    lock: File,
+    limits: evict::Limits,
+    can_clone: bool,
+    next_id: AtomicU64,
+    /// Files whose names are not durable yet.
+    new_names: Mutex<HashSet<ObjectId>>,
+    registry: Mutex<Registry>,
+    recent: Mutex<LruCache<ObjectId, Arc<Object>>>,
+    pending: Mutex<PendingSets>,
+    queue: Mutex<Vec<Request>>,
+    /// Whoever holds it runs the group commit.
+    leader: Mutex<()>,
+    figures: Figures,
+    /// Wakes the flusher before its time.
+    wake: Arc<tokio::sync::Notify>,
 }
 
-/// A file that is being written and is no content yet.
-#[derive(Debug)]
-pub struct WorkingFile {
-    _private: (),
-}
-
-/// What a file looked like when it was sealed: (mtime, ctime, size), to nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileStamp {
-    /// Modification time in nanoseconds since the epoch.
-    pub mtime: i128,
-    /// Change time in nanoseconds since the epoch.
-    pub ctime: i128,
-    /// Size in bytes.
-    pub size: u64,
-}
-
-/// What makes a working file an object.
-#[derive(Clone, Debug)]
-pub struct Seal {
-    /// The working file.
-    pub object: ObjectId,
-    /// Root of its DAG.
-    pub root: ContentId,
-    /// Its stamp while it was hashed.
-    pub stamp: FileStamp,
-    /// Leaf ids with the bytes each holds.
-    pub leaves: Vec<(ContentId, ByteRange)>,
-    /// Interior nodes.
-    pub nodes: Vec<Block>,
-}
-
-/// Changes that become durable together or not at all.
-///
-/// Order on disk (see [`Store::commit`]): data of `sync`, directories with new names, one durable index commit with
-/// all rows, and only then the files of released objects are unlinked.
+/// Sums over the rows of objects. Signed: they are moved by differences.
 #[derive(Debug, Default)]
-pub struct Batch {
-    /// Files whose data must be on disk before the index says so.
-    pub sync: Vec<Arc<File>>,
-    /// Working files that become objects; the store counts one owner for each.
-    pub seal: Vec<Seal>,
-    /// Working files that stay working files but must survive a crash (closed, not hashed yet, or held open).
-    pub keep: Vec<ObjectId>,
-    /// One owner more for objects that are there already (an identical file was published).
-    pub own: Vec<ObjectId>,
-    /// One owner less; working files are dropped. Without owner and pin an object becomes cache, a working file is unlinked.
-    pub release: Vec<ObjectId>,
-    /// DAG nodes that belong to no object (directories, symlinks).
-    pub nodes: Vec<Block>,
-    /// Rows of the upload tree to write; the store does not look into them.
-    pub tree_put: Vec<(u64, Vec<u8>)>,
-    /// Rows of the upload tree to take out.
-    pub tree_remove: Vec<u64>,
-    /// Descriptions of published files (their chunks are derived, not stored).
-    pub files: Vec<FileInfo>,
-    /// Ids whose descriptions are taken out.
-    pub files_remove: Vec<ContentId>,
+struct Figures {
+    objects: AtomicI64,
+    bytes: AtomicI64,
+    cache: AtomicI64,
+    /// Part of `cache` that pins reached when eviction looked last.
+    pinned: AtomicI64,
 }
 
-/// A pinned root.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pin {
-    /// The root; everything below it is kept.
-    pub root: ContentId,
-    /// A name for people.
-    pub name: String,
-}
-
-/// Figures for `status`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoreStats {
-    /// Bytes of disk in `objects/`.
-    pub bytes: u64,
-    /// Objects.
-    pub objects: u64,
-    /// Blocks that can be served.
-    pub blocks: u64,
-    /// Bytes of disk that may still be written without evicting what must be kept.
-    pub available: u64,
-    /// Bytes of the disk.
-    pub capacity: u64,
-}
-
-/// What a known root is, for the root listing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KnownRoot {
-    /// Its id.
-    pub root: ContentId,
-    /// Whether it is a directory.
-    pub directory: bool,
-}
-
-/// What [`Store::verify`] found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VerifyReport {
-    /// Blocks that were hashed.
-    pub blocks: u64,
-    /// Bytes that were hashed.
-    pub bytes: u64,
-    /// Blocks whose bytes were wrong; they are withdrawn and will be fetched again.
-    pub bad: Vec<ContentId>,
-}
-
-/// What [`Store::gc`] freed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GcReport {
-    /// Objects that were removed.
-    pub objects: u64,
-    /// DAG nodes that were removed.
-    pub nodes: u64,
-    /// Bytes of disk that came free.
-    pub bytes: u64,
-}
-
-/// A named tree of small rows that can be rebuilt (sled).
-#[derive(Clone, Debug)]
-pub struct StateTree {
-    _private: (),
-}
-
-impl StateTree {
-    /// The value of `key`.
-    pub fn get(&self, _key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        todo!()
+impl Figures {
+    fn add(&self, delta: Delta) {
+        self.objects.fetch_add(delta.objects, Ordering::Relaxed);
+        self.bytes.fetch_add(delta.bytes, Ordering::Relaxed);
+        self.cache.fetch_add(delta.cache, Ordering::Relaxed);
     }
-    /// Writes a row; on disk within half a second.
-    pub fn insert(&self, _key: &[u8], _value: &[u8]) -> Result<(), StoreError> {
-        todo!()
+
+    fn get(figure: &AtomicI64) -> u64 {
+        u64::try_from(figure.load(Ordering::Relaxed)).unwrap_or(0)
     }
-    /// Takes a row out.
-    pub fn remove(&self, _key: &[u8]) -> Result<(), StoreError> {
-        todo!()
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        guard(&self.registry)
     }
-    /// All rows in key order.
-    pub fn iter(&self) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> {
-        std::iter::empty()
+
+    fn pending(&self) -> MutexGuard<'_, PendingSets> {
+        guard(&self.pending)
     }
+
+    fn new_names(&self) -> MutexGuard<'_, HashSet<ObjectId>> {
+        guard(&self.new_names)
+    }
+
+    fn lead(&self) -> MutexGuard<'_, ()> {
+        guard(&self.leader)
+    }
+
+    fn next_id(&self) -> ObjectId {
+        ObjectId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Remembers when an object was read last, for the order of eviction.
+    fn note_read(&self, id: ObjectId, at: u64) {
+        if at > 0 {
+            let mut reads = guard(&self.new_reads);
+            let last = reads.entry(id).or_default();
+            *last = at.max(*last);
+        }
+    }
+}
+
+/// Seconds since the epoch.
+fn now_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl Store {
     /// Opens or makes the data folder, takes its lock and repairs what a crash left.
-    pub fn open(_options: StoreOptions, _tasks: &Tasks) -> Result<Self, StoreError> {
-        todo!()
+    pub fn open(options: StoreOptions, tasks: &Tasks) -> Result<Self, StoreError> {
+        recover::open(&options, tasks, Arc::new(RealDisk))
     }
     /// Commits what is pending and closes the files; later calls fail.
     pub fn close(&self) -> Result<(), StoreError> {
-        todo!()
+        self.inner.close()
     }
     /// The data folder.
     pub fn dir(&self) -> &Path {
-        todo!()
+        &self.inner.dir
     }
 
     // --- blocks -------------------------------------------------------------------------------------------------
     /// Length of a block if it can be served: with its bytes here, or carried by the id, or the empty block.
-    pub fn block_len(&self, _id: &ContentId) -> Result<Option<usize>, StoreError> {
-        todo!()
+    pub fn block_len(&self, id: &ContentId) -> Result<Option<usize>, StoreError> {
+        self.inner.block_len(id)
     }
     /// The exact bytes of a block.
-    pub fn block(&self, _id: &ContentId) -> Result<Option<Block>, StoreError> {
-        todo!()
+    pub fn block(&self, id: &ContentId) -> Result<Option<Block>, StoreError> {
+        self.inner.block(id)
     }
     /// Keeps a DAG node that belongs to no object or is an interior node of one. Durable with the next group commit.
-    pub fn put_node(&self, _block: &Block) -> Result<(), StoreError> {
-        todo!()
+    pub fn put_node(&self, block: &Block) -> Result<(), StoreError> {
+        self.inner.put_node(block)
     }
     /// Takes a block's bytes out of service: they were found wrong.
-    pub fn withdraw(&self, _id: &ContentId) -> Result<(), StoreError> {
-        todo!()
+    pub fn withdraw(&self, id: &ContentId) -> Result<(), StoreError> {
+        self.inner.withdraw(id)
     }
 
     // --- objects ------------------------------------------------------------------------------------------------
     /// The object of a file's root, if one is here, whole or in part.
-    pub fn object(&self, _root: &ContentId) -> Result<Option<Arc<Object>>, StoreError> {
-        todo!()
+    pub fn object(&self, root: &ContentId) -> Result<Option<Arc<Object>>, StoreError> {
+        self.inner.object_of(root)
     }
     /// The object of a file's root, made empty when there is none.
-    pub fn create_object(&self, _root: &ContentId, _size: u64) -> Result<Arc<Object>, StoreError> {
-        todo!()
+    pub fn create_object(&self, root: &ContentId, size: u64) -> Result<Arc<Object>, StoreError> {
+        self.inner.create_object(root, size)
     }
     /// An object by its id.
-    pub fn object_by_id(&self, _id: ObjectId) -> Result<Option<Arc<Object>>, StoreError> {
-        todo!()
+    pub fn object_by_id(&self, id: ObjectId) -> Result<Option<Arc<Object>>, StoreError> {
+        self.inner.open_object(id)
     }
 
     // --- publishing ---------------------------------------------------------------------------------------------
     /// A new empty file beside the objects. Unlinked at the next start unless a [`Batch`] kept or sealed it.
     pub fn working_file(&self) -> Result<WorkingFile, StoreError> {
-        todo!()
+        self.inner.working_file()
+    }
+    /// Whether anyone has the file of an object open or mapped, to write or at all (`any`).
+    /// Other handles of this process count, too.
+    pub fn is_held(&self, id: ObjectId, any: bool) -> Result<bool, StoreError> {
+        let holder = if any { Holder::Anyone } else { Holder::Writer };
+        self.inner.object_is_held(id, holder)
     }
     /// Opens a working file that an earlier process kept.
-    pub fn reopen_working(&self, _id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
-        todo!()
+    pub fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
+        self.inner.reopen_working(id)
     }
     /// A copy of an object that shares its extents (FICLONE); none where the filesystem cannot.
-    pub fn clone_object(&self, _id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
-        todo!()
+    pub fn clone_object(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
+        self.inner.clone_object(id)
     }
     /// Whether FICLONE works in the data folder; probed at start.
     pub fn can_clone(&self) -> bool {
-        todo!()
+        self.inner.can_clone
     }
     /// Makes a batch durable. Batches of several callers share one group commit; when it returns, `kill -9` and power loss
     /// cannot take it back. Blocks for some milliseconds.
-    pub fn commit(&self, _batch: Batch) -> Result<(), StoreError> {
-        todo!()
+    pub fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.inner.commit(batch, false)
     }
     /// Rows of the upload tree, by key.
     pub fn tree(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        todo!()
+        self.inner.index.read(index::tree)
     }
     /// Description of a published file.
-    pub fn file_info(&self, _root: &ContentId) -> Result<Option<FileInfo>, StoreError> {
-        todo!()
+    pub fn file_info(&self, root: &ContentId) -> Result<Option<FileInfo>, StoreError> {
+        self.inner.file_info(root)
     }
     /// Descriptions of all published files, without their chunks.
     pub fn files(&self) -> Result<Vec<FileInfo>, StoreError> {
-        todo!()
+        self.inner.files()
     }
 
     // --- keeping ------------------------------------------------------------------------------------------------
     /// Pins a root. Everything below it is kept from then on, also what is fetched later.
-    pub fn pin(&self, _pin: Pin) -> Result<(), StoreError> {
-        todo!()
+    pub fn pin(&self, pin: Pin) -> Result<(), StoreError> {
+        self.inner.pin(&pin)
     }
     /// Takes a pin away; whether there was one.
-    pub fn unpin(&self, _root: &ContentId) -> Result<bool, StoreError> {
-        todo!()
+    pub fn unpin(&self, root: &ContentId) -> Result<bool, StoreError> {
+        self.inner.unpin(root)
     }
     /// All pins.
     pub fn pins(&self) -> Result<Vec<Pin>, StoreError> {
-        todo!()
+        self.inner.pins()
     }
     /// Remembers a root that was opened, for the root listing; forgotten when it is evicted.
-    pub fn remember_root(&self, _root: KnownRoot) -> Result<(), StoreError> {
-        todo!()
+    pub fn remember_root(&self, root: KnownRoot) -> Result<(), StoreError> {
+        self.inner.remember_root(root)
     }
     /// Roots that are published, pinned or cached.
     pub fn known_roots(&self) -> Result<Vec<KnownRoot>, StoreError> {
-        todo!()
+        self.inner.known_roots()
     }
     /// Figures; never waits for the network or scans the disk.
     pub fn stats(&self) -> Result<StoreStats, StoreError> {
-        todo!()
+        self.inner.stats()
     }
     /// Hashes everything and withdraws what is wrong. `progress` gets bytes done and bytes in all.
-    pub fn verify(&self, _progress: &mut dyn FnMut(u64, u64)) -> Result<VerifyReport, StoreError> {
-        todo!()
+    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<VerifyReport, StoreError> {
+        self.inner.verify(progress)
     }
     /// Removes everything that is neither pinned nor published nor open.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
-        todo!()
+        self.inner.gc()
     }
     /// Evicts least recently read content until the limits hold. Runs by itself; here for tests.
     pub fn evict(&self) -> Result<GcReport, StoreError> {
-        todo!()
+        self.inner.evict()
     }
     /// A tree of working state.
-    pub fn state(&self, _name: &'static str) -> Result<StateTree, StoreError> {
-        todo!()
+    pub fn state(&self, name: &'static str) -> Result<StateTree, StoreError> {
+        Ok(StateTree::new(self.inner.state.open_tree(name)?))
     }
     /// Makes downloaded blocks durable now instead of within two seconds.
     pub fn flush(&self) -> Result<(), StoreError> {
-        todo!()
+        self.inner.flush()
     }
     /// Longest time that a downloaded block waits for its commit.
     pub const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
-}
-
-impl Object {
-    /// Its id.
-    pub fn id(&self) -> ObjectId {
-        todo!()
-    }
-    /// Root of its DAG.
-    pub fn root(&self) -> &ContentId {
-        todo!()
-    }
-    /// Bytes of content.
-    pub fn size(&self) -> u64 {
-        todo!()
-    }
-    /// Bytes that are here.
-    pub fn present(&self) -> RangeSet {
-        todo!()
-    }
-    /// Whether `range` is here; without a copy of the set.
-    pub fn has(&self, _range: ByteRange) -> bool {
-        todo!()
-    }
-    /// Whether every byte is here.
-    pub fn is_complete(&self) -> bool {
-        todo!()
-    }
-    /// Bytes of disk that it takes.
-    pub fn allocated(&self) -> u64 {
-        todo!()
-    }
-    /// Copies bytes out; [`StoreError::Missing`] when one is not here. Counts as a read for eviction.
-    pub fn read(&self, _range: ByteRange) -> Result<Bytes, StoreError> {
-        todo!()
-    }
-    /// Writes the content of a verified block to its places and marks them present. The exact block can be served from then on.
-    pub fn place(&self, _block: &Block, _places: &[Placement]) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// The backing file, opened O_RDONLY, for passthrough; only when complete, and unchanged since it was sealed
-    /// (else its blocks are withdrawn and the answer is none).
-    pub fn backing(&self) -> Result<Option<Arc<File>>, StoreError> {
-        todo!()
-    }
-}
-
-impl WorkingFile {
-    /// Its id; it keeps it as an object.
-    pub fn id(&self) -> ObjectId {
-        todo!()
-    }
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        todo!()
-    }
-    /// Opens it once more, for reading or also for writing.
-    pub fn open(&self, _write: bool) -> Result<File, StoreError> {
-        todo!()
-    }
 }

@@ -65,7 +65,7 @@ pub struct DirectoryReader {
 enum Body {
     /// Sorted by name, each name once.
     Flat(Vec<Entry>),
-    Sharded(Sharded),
+    Sharded(Box<Sharded>),
 }
 
 impl DirectoryReader {
@@ -87,7 +87,7 @@ impl DirectoryReader {
             Node::Shard { fanout, links, meta } => {
                 let mut sharded = Sharded::new(fanout);
                 sharded.add(root.cid(), links, Place { path: 0, depth: 0 })?;
-                Ok(Self { meta, body: Body::Sharded(sharded) })
+                Ok(Self { meta, body: Body::Sharded(Box::new(sharded)) })
             }
             other => Err(wrong_kind(root, "a directory", &other)),
         }

@@ -266,3 +266,114 @@ impl<'de> Deserialize<'de> for InfoHash {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use cid::multibase::Base;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const V0: &str = "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn";
+
+    #[test]
+    fn ids_are_printed_as_they_are_read() {
+        for text in [V0, "bafkqaaa", "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"]
+        {
+            let id: ContentId = text.parse().unwrap();
+            assert_eq!(id.to_string(), text);
+            assert_eq!(ContentId::from_bytes(&id.to_bytes()).unwrap(), id);
+            assert_eq!(serde_json::from_str::<ContentId>(&format!("\"{text}\"")).unwrap(), id);
+            assert!(ContentId::looks_like(text));
+            // The prefix and the digest are the whole of a v1 id.
+            let whole = [id.prefix(), id.hash().digest().to_vec()].concat();
+            assert_eq!(whole.len(), id.to_v1().to_bytes().len());
+        }
+        let v0: ContentId = V0.parse().unwrap();
+        assert_eq!(v0.codec(), Codec::DagPb);
+        assert_ne!(v0, v0.to_v1());
+        assert_eq!(v0.hash(), v0.to_v1().hash());
+    }
+
+    #[test]
+    fn what_is_no_id_is_refused_with_a_short_message() {
+        let long = "b".repeat(10_000);
+        for text in [
+            "",
+            "Q",
+            V0.get(1..).unwrap(),
+            &format!("/ipfs/{V0}"),
+            &long,
+            "bafy",
+            "b\u{e9}\u{e9}\u{e9}",
+        ] {
+            let error = text.parse::<ContentId>().unwrap_err().to_string();
+            assert!(error.len() < 400, "{error}");
+        }
+        let mut bytes = V0.parse::<ContentId>().unwrap().to_v1().to_bytes();
+        bytes.push(0);
+        assert!(ContentId::from_bytes(&bytes).is_err());
+    }
+
+    #[test]
+    fn names_that_programs_probe_for_do_not_look_like_ids() {
+        for name in [
+            ".Trash",
+            ".Trash-1000",
+            "HEAD",
+            ".git",
+            "autorun.inf",
+            "desktop.ini",
+            "BDMV",
+            "bin",
+            "build",
+            "bootstrap",
+            "backup2024",
+            "folder.jpg",
+            "Qmail",
+            "QmNotLongEnough",
+            "f00d",
+            "README.md",
+            "",
+        ] {
+            assert!(!ContentId::looks_like(name), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_id_in_every_base_looks_like_one(
+            digest in prop::collection::vec(any::<u8>(), 0..=40),
+            codec in prop_oneof![Just(RAW), Just(DAG_PB), any::<u64>().prop_map(|n| n >> 1)],
+            code in prop_oneof![Just(IDENTITY), Just(SHA2_256), 0u64..0xc000],
+        ) {
+            let cid = Cid::new_v1(codec, Multihash::wrap(code, &digest).unwrap());
+            let bases = [
+                Base::Base32Lower, Base::Base32Upper, Base::Base16Lower, Base::Base16Upper, Base::Base36Lower,
+                Base::Base36Upper, Base::Base58Btc, Base::Base58Flickr, Base::Base64Url, Base::Base64UrlPad,
+                Base::Base32HexLower, Base::Base32PadLower, Base::Base32Z,
+            ];
+            for base in bases {
+                let text = cid.to_string_of_base(base).unwrap();
+                prop_assert!(ContentId::looks_like(&text), "{}", text);
+                prop_assert_eq!(text.parse::<ContentId>().unwrap(), ContentId(cid));
+            }
+        }
+
+        #[test]
+        fn info_hashes_are_read_in_hex_and_base32(bytes: [u8; 20]) {
+            let hash = InfoHash(bytes);
+            let hex = hash.to_string();
+            prop_assert_eq!(hex.len(), 40);
+            let base32 = cid::multibase::encode(Base::Base32Lower, bytes)[1..].to_owned();
+            for text in [&hex, &hex.to_uppercase(), &base32, &base32.to_uppercase()] {
+                prop_assert_eq!(text.parse::<InfoHash>().unwrap(), hash);
+            }
+            prop_assert!(hex[1..].parse::<InfoHash>().is_err());
+            prop_assert!(hex.replace(&hex[..1], "g").parse::<InfoHash>().is_err());
+            prop_assert!(base32.replace(&base32[..1], "1").parse::<InfoHash>().is_err());
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Blocks by their id: nodes from the index, leaves from the flat files.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Inner, Object, ObjectId, StoreError, codec::Leaf, guard, index};
+use crate::content::{Block, ByteRange, ContentId, Multihash, sha2_256};
+
+impl Inner {
+    pub(super) fn block_len(self: &Arc<Self>, id: &ContentId) -> Result<Option<usize>, StoreError> {
+        if let Some(content) = inline(id) {
+            return Ok(Some(content.len()));
+        }
+        let hash = id.hash();
+        if let Some(node) = self.pending().node(hash) {
+            return Ok(Some(node.data().len()));
+        }
+        if let Some(len) = self.index.read(|txn| index::node_len(txn, hash))? {
+            return Ok(Some(len));
+        }
+        self.with_leaf(hash, |object, leaf| Ok(object.has(leaf.range).then(|| leaf.block_len())))
+    }
+
+    pub(super) fn block(self: &Arc<Self>, id: &ContentId) -> Result<Option<Block>, StoreError> {
+        if let Some(content) = inline(id) {
+            return Ok(Some(Block::from_store(*id, content)));
+        }
+        if let Some(node) = self.node(id.hash())? {
+            return Ok(Some(Block::from_store(*id, node.data().clone())));
+        }
+        let bytes = self.with_leaf(id.hash(), |object, leaf| {
+            if object.is_unchanged()? { object.read_block(leaf) } else { Ok(None) }
+        })?;
+        Ok(bytes.map(|bytes| Block::from_store(*id, bytes)))
+    }
+
+    pub(super) fn put_node(&self, block: &Block) -> Result<(), StoreError> {
+        if inline(block.cid()).is_none() {
+            let mut pending = self.pending();
+            pending.put_node(block);
+            if pending.is_full() {
+                self.wake.notify_one();
+            }
+        }
+        Ok(())
+    }
+
+    /// The object of a root, made empty when there is none.
+    pub(super) fn create_object(
+        self: &Arc<Self>,
+        root: &ContentId,
+        size: u64,
+    ) -> Result<Arc<Object>, StoreError> {
+        match self.object_of(root)? {
+            Some(object) => Ok(object),
+            None => self.make_object(*root, size),
+        }
+    }
+
+    /// A DAG node, committed or not.
+    pub(super) fn node(&self, hash: &Multihash) -> Result<Option<Block>, StoreError> {
+        if let Some(node) = self.pending().node(hash) {
+            return Ok(Some(node));
+        }
+        self.index.read(|txn| index::node(txn, hash))
+    }
+
+    /// The first answer that `use_it` gives for a place of the block.
+    fn with_leaf<T>(
+        self: &Arc<Self>,
+        hash: &Multihash,
+        mut use_it: impl FnMut(&Arc<Object>, &Leaf) -> Result<Option<T>, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let pending = self.pending().leaves(hash);
+        for (object, leaf) in &pending {
+            if let Some(found) = use_it(object, leaf)? {
+                return Ok(Some(found));
+            }
+        }
+        let mut skip = None;
+        // A place may turn out unusable only after its transaction has ended: reading can withdraw it, which writes.
+        loop {
+            let candidate = self.index.read(|txn| index::leaf_after(txn, hash, skip))?;
+            let Some(leaf) = candidate else { return Ok(None) };
+            skip = Some((leaf.object, leaf.range.start));
+            let Some(object) = self.recent_object(leaf.object)? else { continue };
+            if let Some(found) = use_it(&object, &leaf)? {
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    /// An object, kept open for the next block of it.
+    fn recent_object(self: &Arc<Self>, id: ObjectId) -> Result<Option<Arc<Object>>, StoreError> {
+        if let Some(object) = guard(&self.recent).get(&id) {
+            return Ok(Some(object.clone()));
+        }
+        let Some(object) = self.open_object(id)? else { return Ok(None) };
+        // Dropping the handle that falls out takes other locks: not under this one.
+        let fallen = guard(&self.recent).push(id, object.clone());
+        drop(fallen);
+        Ok(Some(object))
+    }
+
+    /// The object of a root: a complete one if there is any, else the one with most of it.
+    pub(super) fn object_of(
+        self: &Arc<Self>,
+        root: &ContentId,
+    ) -> Result<Option<Arc<Object>>, StoreError> {
+        let mut best = self.registry().made(root.hash());
+        for id in self.index.read(|txn| index::roots(txn, root.hash()))? {
+            if best.as_ref().is_some_and(|object| object.is_complete()) {
+                break;
+            }
+            if let Some(object) = self.open_object(id)? {
+                let more = |than: &Arc<Object>| object.present().bytes() > than.present().bytes();
+                if best.as_ref().is_none_or(more) {
+                    best = Some(object);
+                }
+            }
+        }
+        Ok(best)
+    }
+
+    /// Takes the bytes of a block out of service wherever they lie.
+    pub(super) fn withdraw(self: &Arc<Self>, id: &ContentId) -> Result<(), StoreError> {
+        let hash = id.hash();
+        let mut places = Vec::new();
+        self.with_leaf(hash, |object, leaf| {
+            places.push((object.clone(), leaf.range));
+            Ok(None::<()>)
+        })?;
+        let _leader = self.lead();
+        self.pending().forget(hash);
+        self.index.write(|rows| {
+            rows.remove(index::NODES, &hash.to_bytes())?;
+            Ok(())
+        })?;
+        places.into_iter().try_for_each(|(object, range)| self.remove_range(&object, range))
+    }
+
+    /// Takes bytes of an object out of service.
+    pub(super) fn withdraw_range(
+        self: &Arc<Self>,
+        object: &Object,
+        range: ByteRange,
+    ) -> Result<(), StoreError> {
+        let _leader = self.lead();
+        self.remove_range(object, range)
+    }
+
+    /// Makes "absent" durable; the caller leads the group commit. What is pending stays, its bytes are checked
+    /// against presence when it is committed.
+    pub(super) fn remove_range(&self, object: &Object, range: ByteRange) -> Result<(), StoreError> {
+        object.mark_absent(range);
+        let ((), delta) = self.index.write_counted(|rows| {
+            if let Some(mut row) = rows.object(object.id())? {
+                row.present.remove(range);
+                rows.put_object(object.id(), &row)?;
+                rows.remove_leaves(object.id(), range)?;
+            }
+            Ok(())
+        })?;
+        self.figures.add(delta);
+        Ok(())
+    }
+}
+
+/// What needs no disk: the content of an identity id, and the empty block.
+fn inline(id: &ContentId) -> Option<Bytes> {
+    if let Some(content) = id.inline_content() {
+        return Some(Bytes::copy_from_slice(content));
+    }
+    (*id.hash() == sha2_256(b"")).then(Bytes::new)
+}

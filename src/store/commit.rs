@@ -1,0 +1,547 @@
+//! The group committer: data, then names, then one durable transaction, and only then unlinks.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{
+    Batch, Inner, Object, ObjectId, Seal, StoreError,
+    codec::{self, Leaf, ObjectRow},
+    index::{self, Rows},
+    now_secs,
+};
+use crate::content::{Block, ByteRange, Multihash, RangeSet};
+
+/// Above this many files one syncfs is cheaper than their fdatasyncs, although it writes what others wrote, too.
+const MAX_SINGLE_SYNCS: usize = 8;
+/// Downloaded bytes that are at most lost by a power failure, and nodes held in memory until their commit.
+const FULL_BYTES: u64 = 64 << 20;
+
+/// What was downloaded and is not in the index yet.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    leaves: HashMap<Multihash, Vec<Leaf>>,
+    nodes: HashMap<Multihash, Block>,
+    /// The handles keep presence that is only in memory from being lost.
+    dirty: HashMap<ObjectId, Arc<Object>>,
+    bytes: u64,
+}
+
+/// The pending set, and the part of it that is being committed; lookups see both.
+#[derive(Debug, Default)]
+pub(super) struct PendingSets {
+    open: Pending,
+    committing: Arc<Pending>,
+}
+
+impl PendingSets {
+    pub(super) fn put_leaf(&mut self, object: &Arc<Object>, hash: &Multihash, leaf: Leaf) {
+        self.open.bytes += leaf.range.len();
+        self.open.leaves.entry(*hash).or_default().push(leaf);
+        self.mark_dirty(object);
+    }
+
+    pub(super) fn put_node(&mut self, block: &Block) {
+        self.open.bytes += block.data().len() as u64;
+        self.open.nodes.insert(*block.cid().hash(), block.clone());
+    }
+
+    pub(super) fn mark_dirty(&mut self, object: &Arc<Object>) {
+        self.open.dirty.entry(object.id()).or_insert_with(|| object.clone());
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.open.bytes >= FULL_BYTES
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open.dirty.is_empty() && self.open.nodes.is_empty()
+    }
+
+    pub(super) fn node(&self, hash: &Multihash) -> Option<Block> {
+        self.open.nodes.get(hash).or_else(|| self.committing.nodes.get(hash)).cloned()
+    }
+
+    /// Places of a block, with the handles of their objects.
+    pub(super) fn leaves(&self, hash: &Multihash) -> Vec<(Arc<Object>, Leaf)> {
+        let sets = [&self.open, &*self.committing];
+        let places = sets.into_iter().flat_map(|set| {
+            set.leaves.get(hash).into_iter().flatten().filter_map(|leaf| {
+                set.dirty.get(&leaf.object).map(|object| (object.clone(), leaf.clone()))
+            })
+        });
+        places.collect()
+    }
+
+    /// Forgets a block, so that the next commit does not bring it back.
+    pub(super) fn forget(&mut self, hash: &Multihash) {
+        self.open.nodes.remove(hash);
+        self.open.leaves.remove(hash);
+    }
+
+    /// Puts a set back whose commit failed.
+    fn restore(&mut self, failed: &Pending) {
+        for (hash, leaves) in &failed.leaves {
+            self.open.leaves.entry(*hash).or_default().extend(leaves.iter().cloned());
+        }
+        for (hash, node) in &failed.nodes {
+            self.open.nodes.entry(*hash).or_insert_with(|| node.clone());
+        }
+        for (id, object) in &failed.dirty {
+            self.open.dirty.entry(*id).or_insert_with(|| object.clone());
+        }
+        self.open.bytes += failed.bytes;
+    }
+}
+
+impl Pending {
+    /// Ranges of an object that were written.
+    fn ranges(&self) -> HashMap<ObjectId, Vec<ByteRange>> {
+        let mut ranges: HashMap<ObjectId, Vec<ByteRange>> = HashMap::new();
+        for leaf in self.leaves.values().flatten() {
+            ranges.entry(leaf.object).or_default().push(leaf.range);
+        }
+        ranges
+    }
+}
+
+type Outcome = Arc<Mutex<Option<Result<(), StoreError>>>>;
+
+/// What one caller wants committed.
+#[derive(Debug)]
+pub(super) struct Request {
+    batch: Batch,
+    flush: bool,
+    outcome: Outcome,
+}
+
+/// One group on its way to the disk.
+struct Group {
+    requests: Vec<Request>,
+    pending: Arc<Pending>,
+    /// Files to unlink once the commit stands.
+    dead: Vec<ObjectId>,
+}
+
+impl Inner {
+    /// Hands a batch in and waits for the group commit that holds it. Whoever comes first leads: it takes along all
+    /// that came before it got its turn, and the others find their outcome when theirs comes.
+    pub(super) fn commit(self: &Arc<Self>, batch: Batch, flush: bool) -> Result<(), StoreError> {
+        let outcome = Outcome::default();
+        let request = Request { batch, flush, outcome: outcome.clone() };
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        let _leader = self.lead();
+        if let Some(done) = take(&outcome) {
+            return done;
+        }
+        let requests =
+            std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner));
+        self.run_group(requests);
+        take(&outcome).unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Commits what was downloaded, if anything was.
+    pub(super) fn flush(self: &Arc<Self>) -> Result<(), StoreError> {
+        if self.pending().is_empty() {
+            return Ok(());
+        }
+        self.commit(Batch::default(), true)
+    }
+
+    fn run_group(self: &Arc<Self>, requests: Vec<Request>) {
+        let flush = requests.iter().any(|r| r.flush);
+        let pending = self.begin_pending(flush);
+        let mut group = Group { requests, pending, dead: Vec::new() };
+        if let Err(error) = self.sync_pending(&group.pending) {
+            self.drop_unsynced(&group.pending);
+            group.pending = Arc::default();
+            group.fail(|request| request.flush, &error);
+        }
+        self.sync_requests(&mut group);
+        match self.write_rows(&mut group) {
+            Ok(()) => self.finish(group),
+            Err(error) => {
+                let mut sets = self.pending();
+                sets.restore(&group.pending);
+                sets.committing = Arc::default();
+                drop(sets);
+                group.fail(|_| true, &error);
+            }
+        }
+    }
+
+    /// Takes over what is pending; without `flush` only the nodes, whose commit costs no sync of data.
+    fn begin_pending(&self, flush: bool) -> Arc<Pending> {
+        let mut sets = self.pending();
+        let taken = if flush {
+            std::mem::take(&mut sets.open)
+        } else {
+            Pending { nodes: std::mem::take(&mut sets.open.nodes), ..Pending::default() }
+        };
+        sets.committing = Arc::new(taken);
+        sets.committing.clone()
+    }
+
+    fn sync_pending(&self, pending: &Pending) -> Result<(), StoreError> {
+        let files = pending.dirty.values().filter_map(|object| object.written());
+        self.sync(files.collect(), pending.dirty.keys().copied())
+    }
+
+    /// After a failed fsync nobody knows what is on the disk, and asking again would be told "all is well":
+    /// the bytes count as lost and are fetched again.
+    fn drop_unsynced(&self, pending: &Pending) {
+        let mut sets = self.pending();
+        for leaf in pending.leaves.values().flatten() {
+            if let Some(object) = pending.dirty.get(&leaf.object) {
+                object.mark_absent(leaf.range);
+            }
+        }
+        sets.committing = Arc::default();
+        // The rows of new objects are still to be written.
+        for object in pending.dirty.values() {
+            sets.mark_dirty(object);
+        }
+    }
+
+    /// Step 1 and 2 of each batch; one that fails leaves the group.
+    fn sync_requests(&self, group: &mut Group) {
+        let waiting: Vec<_> = group.requests.iter().filter(|r| !is_done(r)).collect();
+        let files = waiting.iter().map(|r| r.batch.sync.len() + r.batch.seal.len()).sum::<usize>();
+        if files > MAX_SINGLE_SYNCS {
+            if let Err(error) = self.sync_all() {
+                group.fail(|_| true, &error);
+            }
+            return;
+        }
+        for request in waiting {
+            if let Err(error) = self.sync_batch(&request.batch) {
+                finish(request, Err(error));
+            }
+        }
+    }
+
+    fn sync_batch(&self, batch: &Batch) -> Result<(), StoreError> {
+        let mut files = batch.sync.clone();
+        for seal in &batch.seal {
+            let path = self.object_path(seal.object);
+            let file = File::open(&path).map_err(|e| StoreError::io("open", &path, e))?;
+            files.push(Arc::new(file));
+        }
+        let names = batch.seal.iter().map(|seal| seal.object).chain(batch.keep.iter().copied());
+        self.sync(files, names)
+    }
+
+    fn sync_all(&self) -> Result<(), StoreError> {
+        let names: Vec<_> = self.new_names().iter().copied().collect();
+        let synced = self.disk.sync_filesystem(&self.objects);
+        synced.map_err(|e| StoreError::io("sync the filesystem of", &self.objects, e))?;
+        let mut left = self.new_names();
+        names.iter().for_each(|id| {
+            left.remove(id);
+        });
+        Ok(())
+    }
+
+    /// Syncs files, and the directories of those of `objects` whose names are new.
+    fn sync(
+        &self,
+        files: Vec<Arc<File>>,
+        objects: impl Iterator<Item = ObjectId>,
+    ) -> Result<(), StoreError> {
+        let mut dirs: BTreeMap<u64, Vec<ObjectId>> = BTreeMap::new();
+        {
+            let new = self.new_names();
+            for id in objects.filter(|id| new.contains(id)) {
+                dirs.entry(id.0 & 0xff).or_default().push(id);
+            }
+        }
+        if files.len() + dirs.len() > MAX_SINGLE_SYNCS {
+            return self.sync_all();
+        }
+        for file in files {
+            let synced = self.disk.sync_data(&file);
+            synced.map_err(|e| StoreError::io("sync a file in", &self.objects, e))?;
+        }
+        for ids in dirs.values() {
+            let path = self.object_path(ids[0]);
+            let dir = path.parent().unwrap_or(&self.objects);
+            self.disk.sync_dir(dir).map_err(|e| StoreError::io("sync", dir, e))?;
+            let mut new = self.new_names();
+            ids.iter().for_each(|id| {
+                new.remove(id);
+            });
+        }
+        Ok(())
+    }
+
+    /// Step 3: all rows in one durable transaction.
+    fn write_rows(self: &Arc<Self>, group: &mut Group) -> Result<(), StoreError> {
+        let waiting = group.requests.iter().filter(|r| !is_done(r));
+        let idle = waiting.clone().all(|r| r.batch.is_empty());
+        if idle && group.pending.dirty.is_empty() && group.pending.nodes.is_empty() {
+            return Ok(());
+        }
+        let (dead, delta) = self.index.write_counted(|rows| {
+            let mut dead = Vec::new();
+            for request in waiting {
+                if let Err(error) = self.check(rows, &request.batch) {
+                    finish(request, Err(error));
+                    continue;
+                }
+                self.apply(rows, &request.batch, &mut dead)?;
+            }
+            self.apply_pending(rows, &group.pending)?;
+            self.put_next_id(rows)?;
+            Ok(dead)
+        })?;
+        self.figures.add(delta);
+        group.dead = dead;
+        Ok(())
+    }
+
+    /// Ids are never given twice, not even those whose files are gone.
+    fn put_next_id(&self, rows: &Rows<'_>) -> Result<(), StoreError> {
+        let next = self.next_id.load(std::sync::atomic::Ordering::Relaxed);
+        rows.txn.open_table(index::META)?.insert("next_id", next)?;
+        Ok(())
+    }
+
+    /// Refuses a batch that does not fit what is there, before any of it is written.
+    fn check(&self, rows: &Rows<'_>, batch: &Batch) -> Result<(), StoreError> {
+        for seal in &batch.seal {
+            if rows.object(seal.object)?.is_some_and(|row| row.root.is_some()) {
+                let id = seal.object.0;
+                return Err(StoreError::Rejected(format!("object {id} is sealed already")));
+            }
+            let covered: RangeSet = seal.leaves.iter().map(|(_, range)| *range).collect();
+            if !covered.contains(ByteRange::new(0, seal.stamp.size)) {
+                let (root, size) = (seal.root, seal.stamp.size);
+                let text = format!("the leaves of {root} do not cover its {size} bytes");
+                return Err(StoreError::Rejected(text));
+            }
+        }
+        for id in &batch.own {
+            let known = rows.object(*id)?.is_some_and(|row| row.root.is_some());
+            if !known && !batch.seal.iter().any(|seal| seal.object == *id) {
+                return Err(StoreError::Rejected(format!("object {} is not there to own", id.0)));
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &self,
+        rows: &mut Rows<'_>,
+        batch: &Batch,
+        dead: &mut Vec<ObjectId>,
+    ) -> Result<(), StoreError> {
+        for seal in &batch.seal {
+            self.apply_seal(rows, seal)?;
+        }
+        for id in &batch.keep {
+            if rows.object(*id)?.is_none() {
+                let mut row = ObjectRow::working(now_secs());
+                row.allocated = self.allocated(*id);
+                rows.put_object(*id, &row)?;
+            }
+        }
+        for id in &batch.own {
+            if let Some(mut row) = rows.object(*id)? {
+                row.owners += 1;
+                rows.put_object(*id, &row)?;
+            }
+        }
+        for id in &batch.release {
+            apply_release(rows, *id, dead)?;
+        }
+        for block in &batch.nodes {
+            rows.put_node(block)?;
+        }
+        apply_tree(rows, batch)
+    }
+
+    fn apply_seal(&self, rows: &mut Rows<'_>, seal: &Seal) -> Result<(), StoreError> {
+        let size = seal.stamp.size;
+        let mut row = ObjectRow::content(seal.root, size, now_secs());
+        row.ever_complete = true;
+        row.present.insert(ByteRange::new(0, size));
+        row.stamp = Some(seal.stamp);
+        row.owners = 1;
+        row.allocated = self.allocated(seal.object);
+        rows.put_object(seal.object, &row)?;
+        for (id, range) in seal.leaves.iter().filter(|(_, range)| !range.is_empty()) {
+            let leaf = Leaf { object: seal.object, range: *range, envelope: Default::default() };
+            rows.put_leaf(id.hash(), &leaf)?;
+        }
+        for block in &seal.nodes {
+            rows.put_node(block)?;
+        }
+        Ok(())
+    }
+
+    fn apply_pending(&self, rows: &mut Rows<'_>, pending: &Pending) -> Result<(), StoreError> {
+        let ranges = pending.ranges();
+        for (id, object) in &pending.dirty {
+            let synced = ranges.get(id).map(Vec::as_slice).unwrap_or_default();
+            let mut row = match rows.object(*id)? {
+                Some(row) => row,
+                None => ObjectRow::content(*object.root(), object.size(), now_secs()),
+            };
+            row.present = object.durable_with(synced);
+            row.ever_complete |= row.present.contains(ByteRange::new(0, row.size));
+            row.stamp = object.stamp();
+            row.allocated = self.allocated(*id);
+            rows.put_object(*id, &row)?;
+        }
+        for (hash, leaves) in &pending.leaves {
+            for leaf in leaves {
+                let object = pending.dirty.get(&leaf.object);
+                if object.is_some_and(|object| object.has(leaf.range)) {
+                    rows.put_leaf(hash, leaf)?;
+                }
+            }
+        }
+        for block in pending.nodes.values() {
+            rows.put_node(block)?;
+        }
+        Ok(())
+    }
+
+    /// Step 4: what only holds once the commit stands.
+    fn finish(&self, group: Group) {
+        let ranges = group.pending.ranges();
+        for (id, object) in &group.pending.dirty {
+            object.committed(ranges.get(id).map(Vec::as_slice).unwrap_or_default());
+        }
+        let committed = std::mem::take(&mut self.pending().committing);
+        for id in group.dead {
+            // The row is gone; the next start unlinks what is left.
+            if let Err(error) = self.remove_file(id) {
+                tracing::warn!(%error, "a released file stays until the next start");
+            }
+        }
+        for request in &group.requests {
+            finish(request, Ok(()));
+        }
+        // Dropping the last handles takes locks, so not inside one.
+        drop((committed, group.pending));
+    }
+
+    /// Bytes of disk of a file of `objects/`.
+    pub(super) fn allocated(&self, id: ObjectId) -> u64 {
+        std::fs::metadata(self.object_path(id)).map_or(0, |m| m.blocks() * 512)
+    }
+}
+
+fn apply_release(
+    rows: &mut Rows<'_>,
+    id: ObjectId,
+    dead: &mut Vec<ObjectId>,
+) -> Result<(), StoreError> {
+    match rows.object(id)? {
+        Some(mut row) if row.root.is_some() => {
+            row.owners = row.owners.saturating_sub(1);
+            rows.put_object(id, &row)
+        }
+        _ => {
+            rows.remove_object(id)?;
+            dead.push(id);
+            Ok(())
+        }
+    }
+}
+
+fn apply_tree(rows: &mut Rows<'_>, batch: &Batch) -> Result<(), StoreError> {
+    let mut tree = rows.txn.open_table(index::TREE)?;
+    for (key, value) in &batch.tree_put {
+        tree.insert(key, value.as_slice())?;
+    }
+    for key in &batch.tree_remove {
+        tree.remove(key)?;
+    }
+    drop(tree);
+    for info in &batch.files {
+        let mut info = info.clone();
+        info.chunks.clear();
+        let json = serde_json::to_vec(&info).map_err(|e| StoreError::Index(e.to_string()))?;
+        rows.put(index::FILES, &info.cid.hash().to_bytes(), &json)?;
+    }
+    for id in &batch.files_remove {
+        rows.remove(index::FILES, &id.hash().to_bytes())?;
+    }
+    if let Some(roots) = &batch.published {
+        rows.txn.open_table(index::PUBLISHED)?.retain(|_, _| false)?;
+        for root in roots {
+            let row = codec::encode_named(root, "");
+            rows.put(index::PUBLISHED, &root.hash().to_bytes(), &row)?;
+        }
+    }
+    Ok(())
+}
+
+impl Group {
+    /// Gives `error` to those that `which` picks and that have no outcome yet.
+    fn fail(&self, which: impl Fn(&Request) -> bool, error: &StoreError) {
+        for request in self.requests.iter().filter(|r| which(r) && !is_done(r)) {
+            finish(request, Err(error.again()));
+        }
+    }
+}
+
+fn take(outcome: &Outcome) -> Option<Result<(), StoreError>> {
+    outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn is_done(request: &Request) -> bool {
+    request.outcome.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
+/// The first outcome stands.
+fn finish(request: &Request, result: Result<(), StoreError>) {
+    request.outcome.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(result);
+}
+
+impl StoreError {
+    pub(super) fn io(what: &'static str, path: &std::path::Path, source: io::Error) -> Self {
+        Self::Io { what, path: path.to_owned(), source }
+    }
+
+    /// The same error for another caller of the same commit.
+    fn again(&self) -> Self {
+        match self {
+            Self::Io { what, path, source } => {
+                let source = match source.raw_os_error() {
+                    Some(errno) => io::Error::from_raw_os_error(errno),
+                    None => io::Error::new(source.kind(), source.to_string()),
+                };
+                Self::Io { what, path: path.clone(), source }
+            }
+            Self::Closed => Self::Closed,
+            other => Self::Index(other.to_string()),
+        }
+    }
+
+    /// Whether the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.seal.is_empty()
+            && self.keep.is_empty()
+            && self.own.is_empty()
+            && self.release.is_empty()
+            && self.nodes.is_empty()
+            && self.tree_put.is_empty()
+            && self.tree_remove.is_empty()
+            && self.files.is_empty()
+            && self.files_remove.is_empty()
+            && self.published.is_none()
+    }
+}

@@ -1,0 +1,105 @@
+//! What the store does to the disk, behind one trait, so that tests can fail or lose any single step.
+
+use std::{
+    fmt,
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use rustix::fs::FallocateFlags;
+
+use crate::content::ByteRange;
+
+/// Every step that changes the disk. Reads go straight to the files.
+pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
+    /// Makes a new file for reading and writing; an existing one is an error.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+    }
+
+    /// Opens or makes a file for reading and writing.
+    fn open_or_create(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    }
+
+    /// Writes all of `data`.
+    fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(data, offset)
+    }
+
+    /// Sets the length; new bytes are a hole.
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
+    /// fdatasync.
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    /// Makes everything on the filesystem of `dir` durable, data and names.
+    fn sync_filesystem(&self, dir: &Path) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(File::open(dir)?)?)
+    }
+
+    /// Takes a name out.
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    /// Gives the extents of `range` back; it reads as zeros from then on.
+    fn punch(&self, file: &File, range: ByteRange) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(file, flags, range.start, range.len())?)
+    }
+}
+
+/// The disk of this machine.
+#[derive(Debug)]
+pub(super) struct RealDisk;
+
+impl Disk for RealDisk {}
+
+/// The file of the index, its changes going through [`Disk`]. It takes no lock: the data folder has one.
+#[derive(Debug)]
+pub(super) struct IndexFile {
+    file: File,
+    disk: Arc<dyn Disk>,
+}
+
+impl IndexFile {
+    pub(super) fn open(path: &Path, disk: Arc<dyn Disk>) -> io::Result<Self> {
+        Ok(Self { file: disk.open_or_create(path)?, disk })
+    }
+}
+
+impl redb::StorageBackend for IndexFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.set_len(&self.file, len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.sync_data(&self.file)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.disk.write_at(&self.file, data, offset)
+    }
+}

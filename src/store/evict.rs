@@ -1,0 +1,276 @@
+//! The limits of the cache: what is read least recently goes first, whole.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use super::{Figures, GcReport, Inner, ObjectId, Store, StoreError, StoreOptions, guard, index};
+use crate::tasks::Tasks;
+
+/// How often the limits are looked at when nothing is written: the disk also fills up by others.
+const EVICT_INTERVAL: Duration = Duration::from_secs(60);
+/// Room that is made at once when a write found the disk full.
+const ENOSPC_ROOM: u64 = 256 << 20;
+/// Objects that go in one transaction.
+const EVICT_BATCH: usize = 64;
+
+/// How much disk may be used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    cache: u64,
+    min_free: u64,
+}
+
+/// Room on the disk.
+#[derive(Clone, Copy, Debug)]
+struct Disk {
+    free: u64,
+    capacity: u64,
+}
+
+impl Limits {
+    pub(super) fn new(
+        options: &StoreOptions,
+        objects: &std::path::Path,
+    ) -> Result<Self, StoreError> {
+        let tenth = measure(objects)?.capacity / 10;
+        Ok(Self { cache: options.cache_limit.unwrap_or(tenth), min_free: options.min_free })
+    }
+}
+
+fn measure(path: &std::path::Path) -> Result<Disk, StoreError> {
+    let stat = rustix::fs::statvfs(path).map_err(|e| StoreError::io("statvfs", path, e.into()))?;
+    Ok(Disk { free: stat.f_bavail * stat.f_frsize, capacity: stat.f_blocks * stat.f_frsize })
+}
+
+/// Content that may go.
+#[derive(Debug)]
+struct Candidate {
+    id: ObjectId,
+    last_read: u64,
+    allocated: u64,
+}
+
+/// Starts the task that commits downloads and the one that holds the limits.
+pub(super) fn start(inner: &Arc<Inner>, tasks: &Tasks) {
+    // Weak, so that a store whose last clone is dropped goes at once.
+    let store = Arc::downgrade(inner);
+    let (cancelled, runner) = (tasks.cancelled(), tasks.clone());
+    tasks.spawn("store flusher", async move {
+        tokio::pin!(cancelled);
+        let mut since_evict = Duration::ZERO;
+        loop {
+            let Some(inner) = store.upgrade() else { return };
+            let woken = wait_for_wake(inner);
+            tokio::select! {
+                () = &mut cancelled => return,
+                () = woken => {}
+                () = tokio::time::sleep(Store::FLUSH_INTERVAL) => since_evict += Store::FLUSH_INTERVAL,
+            }
+            let due = since_evict >= EVICT_INTERVAL;
+            if due {
+                since_evict = Duration::ZERO;
+            }
+            let store = store.clone();
+            // A panic of the work was reported by the runtime; the next round tries again.
+            let _ = runner.blocking("store flush", move || maintain(&store, due)).await;
+        }
+    });
+}
+
+/// Waits on a handle of its own: the loop must not hold the store open.
+async fn wait_for_wake(inner: Arc<Inner>) {
+    let wake = inner.wake.clone();
+    drop(inner);
+    wake.notified().await;
+}
+
+fn maintain(store: &Weak<Inner>, due: bool) {
+    let Some(inner) = store.upgrade() else { return };
+    if let Err(error) = inner.flush().and_then(|()| inner.write_reads()) {
+        tracing::warn!(%error, "downloaded blocks could not be made durable; they are tried again");
+    }
+    let over = Figures::get(&inner.figures.cache) > inner.cache_allowance();
+    if (due || over)
+        && let Err(error) = inner.evict()
+    {
+        tracing::warn!(%error, "eviction failed");
+    }
+}
+
+impl Inner {
+    /// Bytes of cache at which eviction is worth a look: the limit, and what is pinned anyway.
+    fn cache_allowance(&self) -> u64 {
+        let pinned = self.figures.pinned.load(std::sync::atomic::Ordering::Relaxed);
+        self.limits.cache.saturating_add(u64::try_from(pinned).unwrap_or(0))
+    }
+
+    /// Removes least recently read content until the limits hold.
+    pub(super) fn evict(self: &Arc<Self>) -> Result<GcReport, StoreError> {
+        let disk = measure(&self.objects)?;
+        self.evict_until(self.limits.min_free.saturating_sub(disk.free))
+    }
+
+    /// Makes room after a write found the disk full.
+    pub(super) fn evict_for_space(self: &Arc<Self>) -> Result<GcReport, StoreError> {
+        self.evict_until(ENOSPC_ROOM)
+    }
+
+    /// Removes content until `room` bytes came free and the cache is under its limit.
+    fn evict_until(self: &Arc<Self>, room: u64) -> Result<GcReport, StoreError> {
+        let (mut candidates, total) = self.candidates()?;
+        let over = total.saturating_sub(self.limits.cache).max(room);
+        let mut report = GcReport::default();
+        if over == 0 {
+            return Ok(report);
+        }
+        candidates.sort_by_key(|c| (c.last_read, c.id));
+        let mut candidates = candidates.into_iter();
+        while report.bytes < over {
+            let mut wanted = over - report.bytes;
+            let mut chunk = Vec::new();
+            for candidate in candidates.by_ref().take(EVICT_BATCH) {
+                wanted = wanted.saturating_sub(candidate.allocated);
+                chunk.push(candidate.id);
+                if wanted == 0 {
+                    break;
+                }
+            }
+            if chunk.is_empty() {
+                break;
+            }
+            let removed = self.remove_objects(&chunk)?;
+            report.objects += removed.objects;
+            report.bytes += removed.bytes;
+        }
+        if report.bytes < over {
+            report.bytes += self.punch_open(over - report.bytes)?;
+        }
+        Ok(report)
+    }
+
+    /// Content that is neither published nor pinned, and its bytes on disk.
+    fn candidates(self: &Arc<Self>) -> Result<(Vec<Candidate>, u64), StoreError> {
+        let pinned = self.reach(self.pins()?.into_iter().map(|pin| pin.root))?.objects;
+        self.write_reads()?;
+        let reads = self.last_reads()?;
+        let (mut candidates, mut total, mut kept) = (Vec::new(), 0u64, 0u64);
+        self.index.read(|txn| {
+            index::object_rows(txn, |id, row| {
+                if !row.is_cache() {
+                    return Ok(());
+                }
+                if pinned.contains(&id) {
+                    kept += row.allocated;
+                    return Ok(());
+                }
+                total += row.allocated;
+                let last_read = reads.get(&id).copied().unwrap_or(row.created_at);
+                candidates.push(Candidate { id, last_read, allocated: row.allocated });
+                Ok(())
+            })
+        })?;
+        let kept = i64::try_from(kept).unwrap_or(i64::MAX);
+        self.figures.pinned.store(kept, std::sync::atomic::Ordering::Relaxed);
+        Ok((candidates, total))
+    }
+
+    /// Removes those of `ids` that nobody owns or has open: rows first, then files.
+    pub(super) fn remove_objects(
+        self: &Arc<Self>,
+        ids: &[ObjectId],
+    ) -> Result<GcReport, StoreError> {
+        let served: Vec<_> = {
+            let mut recent = guard(&self.recent);
+            ids.iter().filter_map(|id| recent.pop(id)).collect()
+        };
+        drop(served);
+        let claimed: Vec<_> = {
+            let mut registry = self.registry();
+            ids.iter().copied().filter(|id| registry.claim(*id)).collect()
+        };
+        let result = self.remove_claimed(&claimed);
+        let mut registry = self.registry();
+        claimed.iter().for_each(|id| registry.unclaim(*id));
+        result
+    }
+
+    fn remove_claimed(&self, ids: &[ObjectId]) -> Result<GcReport, StoreError> {
+        let (removed, delta) = self.index.write_counted(|rows| {
+            let mut removed = Vec::new();
+            for id in ids {
+                // It may have got an owner since it was chosen.
+                let Some(row) = rows.object(*id)?.filter(super::codec::ObjectRow::is_cache) else {
+                    continue;
+                };
+                rows.remove_object(*id)?;
+                if let Some(root) = &row.root {
+                    rows.forget_known(root)?;
+                }
+                removed.push((*id, row.allocated));
+            }
+            Ok(removed)
+        })?;
+        self.figures.add(delta);
+        let mut report = GcReport::default();
+        for (id, allocated) in removed {
+            self.remove_file(id)?;
+            self.reads.remove(id.0.to_be_bytes())?;
+            report.objects += 1;
+            report.bytes += allocated;
+        }
+        Ok(report)
+    }
+
+    /// Punches what never was complete and is open: its readers have cached handles only, and find the bytes missing.
+    fn punch_open(self: &Arc<Self>, wanted: u64) -> Result<u64, StoreError> {
+        let pinned = self.reach(self.pins()?.into_iter().map(|pin| pin.root))?.objects;
+        let open: HashSet<_> = self.registry().open_ids().into_iter().collect();
+        let mut freed = 0;
+        for id in open.into_iter().filter(|id| !pinned.contains(id)) {
+            if freed >= wanted {
+                break;
+            }
+            let Some(object) = self.open_object(id)? else { continue };
+            freed += self.punch_behind(&object, wanted - freed)?;
+        }
+        Ok(freed)
+    }
+
+    /// Last reads, as far as they were written down, and of the open objects.
+    fn last_reads(&self) -> Result<HashMap<ObjectId, u64>, StoreError> {
+        let mut reads = HashMap::new();
+        for row in self.reads.iter() {
+            let (key, value) = row?;
+            if let (Ok(key), Ok(value)) = (key[..].try_into(), value[..].try_into()) {
+                reads.insert(ObjectId(u64::from_be_bytes(key)), u64::from_be_bytes(value));
+            }
+        }
+        Ok(reads)
+    }
+
+    /// Writes the times of last reads behind.
+    pub(super) fn write_reads(&self) -> Result<(), StoreError> {
+        let reads = std::mem::take(&mut *guard(&self.new_reads));
+        for (id, at) in reads {
+            self.reads.insert(id.0.to_be_bytes(), &at.to_be_bytes())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn stats(&self) -> Result<super::StoreStats, StoreError> {
+        let disk = measure(&self.objects)?;
+        let pinned = self.figures.pinned.load(std::sync::atomic::Ordering::Relaxed);
+        let evictable =
+            Figures::get(&self.figures.cache).saturating_sub(u64::try_from(pinned).unwrap_or(0));
+        Ok(super::StoreStats {
+            bytes: Figures::get(&self.figures.bytes),
+            objects: Figures::get(&self.figures.objects),
+            blocks: self.index.read(index::block_count)?,
+            available: (disk.free + evictable).saturating_sub(self.limits.min_free),
+            capacity: disk.capacity,
+        })
+    }
+}

@@ -1,0 +1,455 @@
+//! The index: redb tables over the files, and the typed way in and out of them.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | objects | object id | [`ObjectRow`] |
+//! | roots | multihash, object id | – |
+//! | blocks | multihash, object id, offset | length, envelope ([`Leaf`]) |
+//! | leaves | object id, offset | multihash |
+//! | nodes | multihash | id, block |
+//! | pins, known | multihash | id, name or kind |
+//! | tree | key of the upload tree | its row |
+//! | files | multihash | `FileInfo` without chunks, JSON |
+//! | meta | name | number |
+
+use std::{
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use redb::{
+    Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, TableDefinition, TableError, WriteTransaction,
+};
+
+use super::{
+    ObjectId, StoreError,
+    codec::{self, Leaf, ObjectRow},
+    disk::{Disk, IndexFile},
+};
+use crate::content::{Block, ByteRange, Codec, ContentId, Multihash};
+
+pub(super) type Bytes2 = TableDefinition<'static, &'static [u8], &'static [u8]>;
+pub(super) const OBJECTS: TableDefinition<u64, &[u8]> = TableDefinition::new("objects");
+pub(super) const ROOTS: Bytes2 = TableDefinition::new("roots");
+pub(super) const BLOCKS: Bytes2 = TableDefinition::new("blocks");
+pub(super) const LEAVES: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("leaves");
+pub(super) const NODES: Bytes2 = TableDefinition::new("nodes");
+pub(super) const PINS: Bytes2 = TableDefinition::new("pins");
+pub(super) const KNOWN: Bytes2 = TableDefinition::new("known");
+pub(super) const TREE: TableDefinition<u64, &[u8]> = TableDefinition::new("tree");
+pub(super) const FILES: Bytes2 = TableDefinition::new("files");
+/// Ids of the directories that the upload tree shows.
+pub(super) const PUBLISHED: Bytes2 = TableDefinition::new("published");
+pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+
+/// Version of the tables and rows. A higher one on disk was written by a later release and is refused.
+const FORMAT: u64 = 1;
+/// Memory for pages of the index: the interior pages of 4 million blocks fit, and the daemon stays under 100 MB.
+const CACHE_BYTES: usize = 32 << 20;
+
+enum State {
+    Open(Database),
+    /// A commit failed; redb takes no more calls until it is opened again.
+    Failed,
+    Closed,
+}
+
+/// The open index.
+pub(super) struct Index {
+    path: PathBuf,
+    disk: Arc<dyn Disk>,
+    /// Held shared for each transaction, exclusively to close and to open again. Innermost lock.
+    state: RwLock<State>,
+}
+
+impl std::fmt::Debug for Index {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Index").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// How a change moves the figures of the store; applied once the commit stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Delta {
+    /// Objects.
+    pub(super) objects: i64,
+    /// Bytes of disk of all objects.
+    pub(super) bytes: i64,
+    /// Bytes of disk of content that nobody published.
+    pub(super) cache: i64,
+}
+
+impl Delta {
+    pub(super) fn add(&mut self, row: &ObjectRow, sign: i64) {
+        let allocated = i64::try_from(row.allocated).unwrap_or(i64::MAX).saturating_mul(sign);
+        self.objects += sign;
+        self.bytes += allocated;
+        if row.is_cache() {
+            self.cache += allocated;
+        }
+    }
+}
+
+impl Index {
+    pub(super) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
+        let db = open_database(path, &disk)?;
+        let index = Self { path: path.to_owned(), disk, state: RwLock::new(State::Open(db)) };
+        index.check_format()?;
+        Ok(index)
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let found = self.read(|txn| {
+            let Some(meta) = opened(txn.open_table(META))? else { return Ok(None) };
+            Ok(meta.get("format")?.map(|v| v.value()))
+        })?;
+        match found {
+            Some(FORMAT) => Ok(()),
+            Some(newer) => Err(StoreError::Format { path: self.path.clone(), found: newer }),
+            None => self.write(|rows| {
+                // All tables are made at once, so that readers need not ask whether one is there.
+                rows.txn.open_table(OBJECTS)?;
+                rows.txn.open_table(LEAVES)?;
+                rows.txn.open_table(TREE)?;
+                for table in [ROOTS, BLOCKS, NODES, PINS, KNOWN, FILES, PUBLISHED] {
+                    rows.txn.open_table(table)?;
+                }
+                rows.txn.open_table(META)?.insert("format", FORMAT)?;
+                Ok(())
+            }),
+        }
+    }
+
+    /// Runs `f` over a snapshot of all that was committed.
+    pub(super) fn read<T>(
+        &self,
+        f: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Open(db) => f(&db.begin_read()?),
+            State::Failed => {
+                drop(state);
+                self.reopen()?;
+                let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+                let State::Open(db) = &*state else { return Err(StoreError::Closed) };
+                f(&db.begin_read()?)
+            }
+            State::Closed => Err(StoreError::Closed),
+        }
+    }
+
+    /// Runs `f` in a transaction and makes it durable; an error from `f` or the disk leaves everything as it was.
+    pub(super) fn write<T>(
+        &self,
+        f: impl FnOnce(&mut Rows<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.write_counted(f).map(|(value, _)| value)
+    }
+
+    /// As [`Index::write`], with what it did to the figures.
+    pub(super) fn write_counted<T>(
+        &self,
+        f: impl FnOnce(&mut Rows<'_>) -> Result<T, StoreError>,
+    ) -> Result<(T, Delta), StoreError> {
+        self.reopen()?;
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let State::Open(db) = &*state else { return Err(StoreError::Closed) };
+        let attempt = || {
+            let mut txn = db.begin_write()?;
+            txn.set_durability(Durability::Immediate).map_err(redb::Error::from)?;
+            // Without it the next start after a crash walks the whole index: seconds where milliseconds are promised.
+            txn.set_quick_repair(true);
+            let mut rows = Rows { txn: &txn, delta: Delta::default() };
+            let value = f(&mut rows)?;
+            let delta = rows.delta;
+            txn.commit()?;
+            Ok((value, delta))
+        };
+        let result = attempt();
+        if matches!(result, Err(StoreError::Io { .. } | StoreError::Index(_))) {
+            drop(state);
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            if matches!(*state, State::Open(_)) {
+                *state = State::Failed;
+            }
+        }
+        result
+    }
+
+    /// Opens the database again after a failed commit; it then stands at the last good one.
+    fn reopen(&self) -> Result<(), StoreError> {
+        if !matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Failed) {
+            return Ok(());
+        }
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Failed) {
+            *state = State::Open(open_database(&self.path, &self.disk)?);
+        }
+        Ok(())
+    }
+
+    /// Closes the files; later calls fail.
+    pub(super) fn close(&self) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+    }
+}
+
+fn open_database(path: &Path, disk: &Arc<dyn Disk>) -> Result<Database, StoreError> {
+    let file = IndexFile::open(path, disk.clone()).map_err(|e| StoreError::io("open", path, e))?;
+    Ok(Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(file)?)
+}
+
+/// A table that may not be there yet.
+fn opened<T>(table: Result<T, TableError>) -> Result<Option<T>, StoreError> {
+    match table {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+pub(super) fn object_row(
+    txn: &ReadTransaction,
+    id: ObjectId,
+) -> Result<Option<ObjectRow>, StoreError> {
+    let table = txn.open_table(OBJECTS)?;
+    let row = table.get(id.0)?;
+    Ok(row.map(|row| ObjectRow::decode(row.value())).transpose()?)
+}
+
+/// All objects in the order of their ids.
+pub(super) fn object_rows(
+    txn: &ReadTransaction,
+    mut each: impl FnMut(ObjectId, ObjectRow) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    for entry in txn.open_table(OBJECTS)?.iter()? {
+        let (id, row) = entry?;
+        each(ObjectId(id.value()), ObjectRow::decode(row.value())?)?;
+    }
+    Ok(())
+}
+
+/// Objects that have this root.
+pub(super) fn roots(txn: &ReadTransaction, hash: &Multihash) -> Result<Vec<ObjectId>, StoreError> {
+    let first = codec::root_key(hash, ObjectId(0));
+    let last = codec::root_key(hash, ObjectId(u64::MAX));
+    let mut ids = Vec::new();
+    for entry in txn.open_table(ROOTS)?.range(first.as_slice()..=last.as_slice())? {
+        ids.push(codec::parse_root_key(entry?.0.value())?);
+    }
+    Ok(ids)
+}
+
+/// The first place of a block behind `after`, in the order of objects.
+pub(super) fn leaf_after(
+    txn: &ReadTransaction,
+    hash: &Multihash,
+    after: Option<(ObjectId, u64)>,
+) -> Result<Option<Leaf>, StoreError> {
+    let (object, offset) = after.unwrap_or((ObjectId(0), 0));
+    // Object 0 is never given, so that the place before all others can stand for "from the start".
+    let first = codec::leaf_key(hash, object, offset);
+    let last = codec::leaf_key(hash, ObjectId(u64::MAX), u64::MAX);
+    let keys = (Bound::Excluded(first.as_slice()), Bound::Included(last.as_slice()));
+    let Some(entry) = txn.open_table(BLOCKS)?.range::<&[u8]>(keys)?.next() else {
+        return Ok(None);
+    };
+    let (key, row) = entry?;
+    let (object, offset) = codec::parse_leaf_key(key.value())?;
+    Ok(Some(Leaf::decode(object, offset, row.value())?))
+}
+
+/// One value of a table of bytes.
+pub(super) fn get(
+    txn: &ReadTransaction,
+    table: Bytes2,
+    key: &[u8],
+) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(txn.open_table(table)?.get(key)?.map(|row| row.value().to_vec()))
+}
+
+/// A number of the table `meta`.
+pub(super) fn meta(txn: &ReadTransaction, name: &str) -> Result<Option<u64>, StoreError> {
+    Ok(txn.open_table(META)?.get(name)?.map(|row| row.value()))
+}
+
+/// Rows of the upload tree.
+pub(super) fn tree(txn: &ReadTransaction) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    let mut rows = Vec::new();
+    for entry in txn.open_table(TREE)?.iter()? {
+        let (key, value) = entry?;
+        rows.push((key.value(), value.value().to_vec()));
+    }
+    Ok(rows)
+}
+
+/// Leaves of an object in the order of the file, from `from` on, at most `limit`.
+pub(super) fn leaves(
+    txn: &ReadTransaction,
+    object: ObjectId,
+    from: u64,
+    limit: usize,
+) -> Result<Vec<(Multihash, Leaf)>, StoreError> {
+    let (leaves, blocks) = (txn.open_table(LEAVES)?, txn.open_table(BLOCKS)?);
+    let mut found = Vec::new();
+    for entry in leaves.range((object.0, from)..=(object.0, u64::MAX))?.take(limit) {
+        let (key, hash) = entry?;
+        let offset = key.value().1;
+        let hash = Multihash::from_bytes(hash.value()).map_err(|_| codec::Damaged)?;
+        if let Some(row) = blocks.get(codec::leaf_key(&hash, object, offset).as_slice())? {
+            found.push((hash, Leaf::decode(object, offset, row.value())?));
+        }
+    }
+    Ok(found)
+}
+
+/// The id that a leaf's block is known by: raw without an envelope, dag-pb with one.
+pub(super) fn leaf_id(hash: Multihash, leaf: &Leaf) -> ContentId {
+    if leaf.envelope == codec::Envelope::default() {
+        ContentId::raw(hash)
+    } else {
+        ContentId::dag_pb(hash)
+    }
+}
+
+pub(super) fn node(txn: &ReadTransaction, hash: &Multihash) -> Result<Option<Block>, StoreError> {
+    let table = txn.open_table(NODES)?;
+    let Some(row) = table.get(hash.to_bytes().as_slice())? else { return Ok(None) };
+    let (id, data) = codec::decode_node(row.value())?;
+    Ok(Some(Block::from_store(id, bytes::Bytes::copy_from_slice(data))))
+}
+
+pub(super) fn node_len(
+    txn: &ReadTransaction,
+    hash: &Multihash,
+) -> Result<Option<usize>, StoreError> {
+    let table = txn.open_table(NODES)?;
+    let Some(row) = table.get(hash.to_bytes().as_slice())? else { return Ok(None) };
+    Ok(Some(codec::decode_node(row.value())?.1.len()))
+}
+
+/// All values of a table of bytes, decoded.
+pub(super) fn values<T>(
+    txn: &ReadTransaction,
+    table: Bytes2,
+    mut decode: impl FnMut(&[u8]) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    txn.open_table(table)?.iter()?.map(|entry| decode(entry?.1.value())).collect()
+}
+
+/// Leaves, and nodes, that have a row.
+pub(super) fn block_count(txn: &ReadTransaction) -> Result<u64, StoreError> {
+    Ok(txn.open_table(BLOCKS)?.len()? + txn.open_table(NODES)?.len()?)
+}
+
+/// Changes inside one transaction.
+pub(super) struct Rows<'t> {
+    pub(super) txn: &'t WriteTransaction,
+    pub(super) delta: Delta,
+}
+
+impl Rows<'_> {
+    pub(super) fn object(&self, id: ObjectId) -> Result<Option<ObjectRow>, StoreError> {
+        let table = self.txn.open_table(OBJECTS)?;
+        let row = table.get(id.0)?;
+        Ok(row.map(|row| ObjectRow::decode(row.value())).transpose()?)
+    }
+
+    pub(super) fn put_object(&mut self, id: ObjectId, row: &ObjectRow) -> Result<(), StoreError> {
+        if let Some(old) = self.object(id)? {
+            self.delta.add(&old, -1);
+        }
+        self.delta.add(row, 1);
+        self.txn.open_table(OBJECTS)?.insert(id.0, row.encode().as_slice())?;
+        if let Some(root) = &row.root {
+            let key = codec::root_key(root.hash(), id);
+            self.put(ROOTS, &key, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Takes out an object with its root and all its leaves.
+    pub(super) fn remove_object(&mut self, id: ObjectId) -> Result<Option<ObjectRow>, StoreError> {
+        let Some(row) = self.object(id)? else { return Ok(None) };
+        self.delta.add(&row, -1);
+        self.txn.open_table(OBJECTS)?.remove(id.0)?;
+        if let Some(root) = &row.root {
+            self.remove(ROOTS, &codec::root_key(root.hash(), id))?;
+        }
+        self.remove_leaves(id, ByteRange::new(0, u64::MAX))?;
+        Ok(Some(row))
+    }
+
+    pub(super) fn put_leaf(&mut self, hash: &Multihash, leaf: &Leaf) -> Result<(), StoreError> {
+        let (object, offset) = (leaf.object, leaf.range.start);
+        let key = codec::leaf_key(hash, object, offset);
+        self.put(BLOCKS, &key, &leaf.encode())?;
+        self.txn.open_table(LEAVES)?.insert((object.0, offset), hash.to_bytes().as_slice())?;
+        Ok(())
+    }
+
+    /// Takes out the leaves of an object that begin in `range`.
+    pub(super) fn remove_leaves(
+        &mut self,
+        object: ObjectId,
+        range: ByteRange,
+    ) -> Result<(), StoreError> {
+        let mut leaves = self.txn.open_table(LEAVES)?;
+        let mut blocks = self.txn.open_table(BLOCKS)?;
+        let keys = (object.0, range.start)..(object.0, range.end);
+        for entry in leaves.extract_from_if(keys, |_, _| true)? {
+            let (key, hash) = entry?;
+            let hash = Multihash::from_bytes(hash.value()).map_err(|_| codec::Damaged)?;
+            blocks.remove(codec::leaf_key(&hash, object, key.value().1).as_slice())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_node(&mut self, block: &Block) -> Result<(), StoreError> {
+        // Identity ids carry their content; a row would only repeat it.
+        if block.cid().inline_content().is_some() {
+            return Ok(());
+        }
+        let key = block.cid().hash().to_bytes();
+        self.put(NODES, &key, &codec::encode_node(block.cid(), block.data()))
+    }
+
+    pub(super) fn put(
+        &mut self,
+        table: Bytes2,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        self.txn.open_table(table)?.insert(key, value)?;
+        Ok(())
+    }
+
+    /// Forgets that a root was opened, once no object has it any more.
+    pub(super) fn forget_known(&mut self, root: &ContentId) -> Result<(), StoreError> {
+        let first = codec::root_key(root.hash(), ObjectId(0));
+        let last = codec::root_key(root.hash(), ObjectId(u64::MAX));
+        let roots = self.txn.open_table(ROOTS)?;
+        let left = roots.range(first.as_slice()..=last.as_slice())?.next().is_some();
+        drop(roots);
+        if !left {
+            self.remove(KNOWN, &root.hash().to_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Takes a row out; whether there was one.
+    pub(super) fn remove(&mut self, table: Bytes2, key: &[u8]) -> Result<bool, StoreError> {
+        let mut table = self.txn.open_table(table)?;
+        let removed = table.remove(key)?.is_some();
+        Ok(removed)
+    }
+}
+
+/// Whether a row of `known` says directory: a raw id never is one.
+pub(super) fn encode_known(root: &ContentId, directory: bool) -> Vec<u8> {
+    let directory = directory && root.codec() != Codec::Raw;
+    codec::encode_named(root, if directory { "d" } else { "f" })
+}

@@ -1,0 +1,159 @@
+//! Opening the data folder: its lock, what a crash left, and the tasks that keep it in order.
+
+use std::{
+    collections::HashSet,
+    fs::{self, DirBuilder, File, TryLockError},
+    io,
+    num::NonZeroUsize,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+};
+
+use lru::LruCache;
+
+use super::{
+    Figures, Inner, ObjectId, RECENT_OBJECTS, Store, StoreError, StoreOptions,
+    disk::Disk,
+    evict::Limits,
+    index::{self, Delta, Index},
+    state, working,
+};
+use crate::tasks::Tasks;
+
+pub(super) const INDEX_FILE: &str = "index.redb";
+
+/// Opens the store and starts its tasks.
+pub(super) fn open(
+    options: &StoreOptions,
+    tasks: &Tasks,
+    disk: Arc<dyn Disk>,
+) -> Result<Store, StoreError> {
+    let inner = Arc::new(open_inner(options, disk)?);
+    inner.clean_up()?;
+    super::evict::start(&inner, tasks);
+    Ok(Store { inner })
+}
+
+fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, StoreError> {
+    let dir = &options.dir;
+    let objects = dir.join("objects");
+    make_dir(dir)?;
+    let lock = lock(dir)?;
+    make_dir(&objects)?;
+    for low in 0..=0xffu64 {
+        let path = working::object_path(&objects, ObjectId(low));
+        make_dir(path.parent().unwrap_or(&objects))?;
+    }
+    disk.sync_dir(&objects).map_err(|e| StoreError::io("sync", &objects, e))?;
+    let index_path = dir.join(INDEX_FILE);
+    let index = Index::open(&index_path, disk.clone())?;
+    disk.sync_dir(dir).map_err(|e| StoreError::io("sync", dir, e))?;
+    let state = state::open(&dir.join("state"))?;
+    let limits = Limits::new(options, &objects)?;
+    Ok(Inner {
+        dir: dir.clone(),
+        can_clone: working::probe_clone(dir),
+        reads: state.open_tree("store.last_read")?,
+        objects,
+        disk,
+        index,
+        state,
+        new_reads: Mutex::default(),
+        lock,
+        limits,
+        next_id: AtomicU64::new(1),
+        new_names: Mutex::default(),
+        registry: Mutex::default(),
+        recent: Mutex::new(LruCache::new(RECENT_OBJECTS)),
+        pending: Mutex::default(),
+        queue: Mutex::default(),
+        leader: Mutex::default(),
+        figures: Figures::default(),
+        wake: Arc::default(),
+    })
+}
+
+fn make_dir(path: &Path) -> Result<(), StoreError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|e| StoreError::io("make", path, e))
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("lock");
+    let mut options = File::options();
+    let opened = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = opened.map_err(|e| StoreError::io("open", &path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(e)) => Err(StoreError::io("lock", &path, e)),
+    }
+}
+
+impl Inner {
+    /// Makes files and rows agree: a file without a row was never acknowledged, a row without a file lost its content.
+    fn clean_up(&self) -> Result<(), StoreError> {
+        let mut files = self.list_files()?;
+        let mut next = files.iter().max().map_or(1, |id| id.0 + 1);
+        let mut lost = Vec::new();
+        let mut delta = Delta::default();
+        self.index.read(|txn| {
+            index::object_rows(txn, |id, row| {
+                next = next.max(id.0 + 1);
+                delta.add(&row, 1);
+                if !files.remove(&id) {
+                    lost.push(id);
+                }
+                Ok(())
+            })?;
+            next = next.max(index::meta(txn, "next_id")?.unwrap_or(1));
+            Ok(())
+        })?;
+        self.figures.add(delta);
+        self.next_id.store(next, std::sync::atomic::Ordering::Relaxed);
+        for id in files {
+            self.remove_file(id)?;
+        }
+        if lost.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(count = lost.len(), "files of the store are gone; their rows are taken out");
+        let ((), delta) = self.index.write_counted(|rows| {
+            lost.iter().try_for_each(|id| rows.remove_object(*id).map(|_| ()))
+        })?;
+        self.figures.add(delta);
+        Ok(())
+    }
+
+    /// Ids of all files in `objects/`. Names that no store gives are left alone.
+    fn list_files(&self) -> Result<HashSet<ObjectId>, StoreError> {
+        let mut ids = HashSet::new();
+        let failed = |e: io::Error| StoreError::io("list", &self.objects, e);
+        for dir in fs::read_dir(&self.objects).map_err(failed)? {
+            for entry in fs::read_dir(dir.map_err(failed)?.path()).map_err(failed)? {
+                let name = entry.map_err(failed)?.file_name();
+                let id = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
+                ids.extend(id.map(ObjectId));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Commits what is pending and closes index and state.
+    pub(super) fn close(self: &Arc<Self>) -> Result<(), StoreError> {
+        let flushed = match self.flush() {
+            Err(StoreError::Closed) => return Ok(()),
+            other => other,
+        };
+        // Handles drop under no lock.
+        let recent =
+            std::mem::replace(&mut *super::guard(&self.recent), LruCache::new(NonZeroUsize::MIN));
+        drop(recent);
+        self.write_reads()?;
+        self.state.flush()?;
+        self.index.close();
+        self.lock.unlock().map_err(|e| StoreError::io("unlock", &self.dir, e))?;
+        flushed
+    }
+}

@@ -1,0 +1,208 @@
+//! Files that are being written: beside the objects, under an id that they keep when they become one.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{FileStamp, Inner, ObjectId, StoreError, index};
+use crate::{
+    content::{ByteRange, Multihash},
+    sys::{self, Holder},
+};
+
+/// A file that is being written and is no content yet.
+#[derive(Debug)]
+pub struct WorkingFile {
+    id: ObjectId,
+    path: PathBuf,
+}
+
+impl WorkingFile {
+    /// Its id; it keeps it as an object.
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens it once more, for reading or also for writing.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn open(&self, write: bool) -> Result<File, StoreError> {
+        let opened = OpenOptions::new().read(true).write(write).open(&self.path);
+        opened.map_err(|e| StoreError::io("open", &self.path, e))
+    }
+
+    /// Whether a descriptor or a shared mapping that can write exists anywhere on the machine.
+    ///
+    /// # Errors
+    /// Where the filesystem has no leases.
+    pub fn has_writer(&self) -> Result<bool, StoreError> {
+        probe(&self.path, Holder::Writer)
+    }
+
+    /// Whether anyone has it open or mapped at all.
+    ///
+    /// # Errors
+    /// Where the filesystem has no leases.
+    pub fn is_held(&self) -> Result<bool, StoreError> {
+        probe(&self.path, Holder::Anyone)
+    }
+}
+
+impl FileStamp {
+    /// What `file` looks like now.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn of(file: &File) -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let nanos = |secs: i64, nanos: i64| i128::from(secs) * 1_000_000_000 + i128::from(nanos);
+        let m = file.metadata()?;
+        Ok(Self {
+            mtime: nanos(m.mtime(), m.mtime_nsec()),
+            ctime: nanos(m.ctime(), m.ctime_nsec()),
+            size: m.size(),
+        })
+    }
+}
+
+/// Asks with a descriptor of its own, opened O_RDONLY: one that could write would be the writer it finds.
+fn probe(path: &Path, holder: Holder) -> Result<bool, StoreError> {
+    let file = File::open(path).map_err(|e| StoreError::io("open", path, e))?;
+    let free = sys::is_free_of(&file, holder);
+    free.map(|free| !free).map_err(|e| StoreError::io("take a lease on", path, e))
+}
+
+impl Inner {
+    pub(super) fn object_path(&self, id: ObjectId) -> PathBuf {
+        object_path(&self.objects, id)
+    }
+
+    /// A new empty file in `objects/`, and its name noted for the next sync of directories.
+    pub(super) fn create_file(&self) -> Result<(ObjectId, PathBuf, File), StoreError> {
+        let id = self.next_id();
+        let path = self.object_path(id);
+        let file = self.disk.create(&path).map_err(|e| StoreError::io("create", &path, e))?;
+        self.new_names().insert(id);
+        Ok((id, path, file))
+    }
+
+    pub(super) fn working_file(&self) -> Result<WorkingFile, StoreError> {
+        let (id, path, _) = self.create_file()?;
+        Ok(WorkingFile { id, path })
+    }
+
+    pub(super) fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
+        let row = self.index.read(|txn| index::object_row(txn, id))?;
+        let kept = row.is_some_and(|row| row.root.is_none());
+        Ok(kept.then(|| WorkingFile { id, path: self.object_path(id) }))
+    }
+
+    pub(super) fn clone_object(
+        self: &Arc<Self>,
+        id: ObjectId,
+    ) -> Result<Option<WorkingFile>, StoreError> {
+        if !self.can_clone {
+            return Ok(None);
+        }
+        let Some(object) = self.open_object(id)? else { return Ok(None) };
+        let source = object.reader()?;
+        let (id, path, file) = self.create_file()?;
+        match rustix::fs::ioctl_ficlone(&file, &source) {
+            Ok(()) => Ok(Some(WorkingFile { id, path })),
+            Err(e) => {
+                self.remove_file(id)?;
+                if e == rustix::io::Errno::NOSPC {
+                    return Err(StoreError::io("clone into", &path, e.into()));
+                }
+                tracing::warn!(error = %e, path = %path.display(), "a file cannot be cloned; it is copied");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Unlinks a file of `objects/`; one that is gone already is no error.
+    pub(super) fn remove_file(&self, id: ObjectId) -> Result<(), StoreError> {
+        let path = self.object_path(id);
+        self.new_names().remove(&id);
+        match self.disk.unlink(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("unlink", &path, e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn object_is_held(&self, id: ObjectId, holder: Holder) -> Result<bool, StoreError> {
+        probe(&self.object_path(id), holder)
+    }
+
+    /// Where the filesystem can, lets a range share the extents of another object that has the same block.
+    /// Its bytes are compared first: what is placed was verified, what lies there may have rotted since.
+    pub(super) fn share_extents(
+        self: &Arc<Self>,
+        hash: &Multihash,
+        content: &[u8],
+        file: &File,
+        range: ByteRange,
+    ) -> Result<bool, StoreError> {
+        // Extents are shared in whole filesystem blocks.
+        const ALIGNED: u64 = 4096;
+        if !self.can_clone || range.start % ALIGNED != 0 || range.len() % ALIGNED != 0 {
+            return Ok(false);
+        }
+        let Some(leaf) = self.index.read(|txn| index::leaf_after(txn, hash, None))? else {
+            return Ok(false);
+        };
+        if leaf.range.len() != range.len() || leaf.range.start % ALIGNED != 0 {
+            return Ok(false);
+        }
+        let Some(object) = self.open_object(leaf.object)? else { return Ok(false) };
+        let Ok(bytes) = object.read(leaf.range) else { return Ok(false) };
+        if bytes != content {
+            return Ok(false);
+        }
+        let (mut from, mut to, mut left) = (leaf.range.start, range.start, content.len());
+        while left > 0 {
+            match rustix::fs::copy_file_range(
+                object.reader()?,
+                Some(&mut from),
+                file,
+                Some(&mut to),
+                left,
+            ) {
+                Ok(copied) if copied > 0 => left -= copied,
+                // A part that was copied is written over by the caller.
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// `objects/3f/000000000000123f`: spread by the low byte, so that no directory gets large.
+pub(super) fn object_path(objects: &Path, id: ObjectId) -> PathBuf {
+    objects.join(format!("{:02x}", id.0 & 0xff)).join(format!("{:016x}", id.0))
+}
+
+/// Whether FICLONE works between two files of `dir`.
+pub(super) fn probe_clone(dir: &Path) -> bool {
+    let (a, b) = (dir.join("clone-probe-a"), dir.join("clone-probe-b"));
+    let try_it = || -> io::Result<()> {
+        std::fs::write(&a, [1u8; 4096])?;
+        let target = File::create(&b)?;
+        Ok(rustix::fs::ioctl_ficlone(&target, &File::open(&a)?)?)
+    };
+    let works = try_it().is_ok();
+    // What is left behind would only be overwritten by the next probe.
+    let _ = (std::fs::remove_file(&a), std::fs::remove_file(&b));
+    works
+}
