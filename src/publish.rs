@@ -2,7 +2,36 @@
 //!
 //! Knows no FUSE type. Nothing here waits for the network. Calls that touch only the tree take microseconds.
 
-use std::{ffi::OsString, fs::File, path::Path, sync::Arc, time::SystemTime};
+mod announce;
+mod attr;
+mod dirs;
+mod file;
+mod flush;
+mod handle;
+mod hash;
+mod ids;
+mod import;
+mod names;
+mod open;
+mod overlay;
+mod queue;
+mod row;
+mod seal;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    fs::File,
+    path::Path,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::{
     content::{ContentId, ImportParams},
@@ -184,196 +213,297 @@ pub trait Listener: Send + Sync + std::fmt::Debug {
 /// The upload tree; clones share it.
 #[derive(Clone, Debug)]
 pub struct Uploads {
-    _private: (),
+    inner: Arc<Inner>,
+}
+
+/// What the clones share.
+///
+/// Lock order: the flush turn, the directory turn, a file's `opening`, a file's state, `names`. `handles` and the locks
+/// of queue, flusher and announcer are leaves: nothing is locked under them. No lock but the flush turn is held over a
+/// commit, and none but `opening` over a copy.
+#[derive(Debug)]
+struct Inner {
+    options: PublishOptions,
+    store: Store,
+    listener: Arc<dyn Listener>,
+    tasks: Tasks,
+    names: Mutex<names::Names>,
+    handles: Mutex<HashMap<UploadHandle, handle::Handle>>,
+    next_handle: AtomicU64,
+    flusher: flush::Flusher,
+    queue: queue::Queue,
+    directories: dirs::Directories,
+    announcer: announce::Announcer,
+    /// Something was published, closed or removed: those that wait for an id look again.
+    changed: Notify,
 }
 
 type Result<T> = std::result::Result<T, PublishError>;
 
+/// The time for ctime and mtime.
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+impl Inner {
+    fn writable(&self) -> Result<()> {
+        if self.options.read_only { Err(PublishError::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Something in the tree changed: it becomes durable, and ids of directories follow.
+    fn changed_names(&self) {
+        self.flusher.later();
+        self.directories.wake();
+    }
+
+    fn add(
+        &self,
+        parent: UploadIno,
+        name: &OsStr,
+        owner: tree::Owner,
+        body: tree::Body,
+    ) -> Result<UploadIno> {
+        self.writable()?;
+        let node = match &body {
+            tree::Body::Symlink(target) => Some(crate::content::symlink(
+                &target.to_string_lossy(),
+                crate::content::Metadata::default(),
+            )),
+            _ => None,
+        };
+        let ino = {
+            let mut names = self.names();
+            let ino = names.tree.add(parent, name, owner, body, now())?;
+            names.nodes.extend(node);
+            ino
+        };
+        self.changed_names();
+        Ok(ino)
+    }
+
+    fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
+        self.writable()?;
+        let ino = self.names().tree.unlink(parent, name, now())?;
+        self.orphaned(ino);
+        self.changed_names();
+        Ok(())
+    }
+
+    fn rmdir(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
+        self.writable()?;
+        let ino = self.names().tree.rmdir(parent, name, now())?;
+        self.orphaned(ino);
+        self.changed_names();
+        Ok(())
+    }
+
+    fn rename(
+        &self,
+        from: (UploadIno, &OsStr),
+        to: (UploadIno, &OsStr),
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.writable()?;
+        let replaced = self.names().tree.rename(from, to, mode, now())?;
+        if let Some(ino) = replaced {
+            self.orphaned(ino);
+        }
+        self.changed_names();
+        Ok(())
+    }
+}
+
 impl Uploads {
     /// Reads the tree from the store and goes on with what was not finished.
     pub fn open(
-        _options: PublishOptions,
-        _store: Store,
-        _listener: Arc<dyn Listener>,
-        _tasks: &Tasks,
+        options: PublishOptions,
+        store: Store,
+        listener: Arc<dyn Listener>,
+        tasks: &Tasks,
     ) -> Result<Self> {
-        todo!()
+        Ok(Self { inner: Inner::open(options, store, listener, tasks)? })
     }
     /// Finishes hashing what is closed and makes everything durable, for at most the time until `deadline`.
-    pub async fn close(&self, _deadline: std::time::Duration) -> Result<()> {
-        todo!()
+    pub async fn close(&self, deadline: Duration) -> Result<()> {
+        self.inner.close(deadline).await
     }
 
     // --- names --------------------------------------------------------------------------------------------------
     #[allow(missing_docs, reason = "as lookup of FUSE")]
-    pub fn lookup(&self, _parent: UploadIno, _name: &std::ffi::OsStr) -> Result<UploadAttr> {
-        todo!()
+    pub fn lookup(&self, parent: UploadIno, name: &OsStr) -> Result<UploadAttr> {
+        let ino = self.inner.names().tree.lookup(parent, name)?;
+        self.inner.getattr(ino)
     }
     /// All entries, sorted by name.
-    pub fn readdir(&self, _ino: UploadIno) -> Result<Vec<UploadEntry>> {
-        todo!()
+    pub fn readdir(&self, ino: UploadIno) -> Result<Vec<UploadEntry>> {
+        self.inner.names().tree.entries(ino)
     }
     /// The directory that holds a directory.
-    pub fn parent(&self, _ino: UploadIno) -> Result<UploadIno> {
-        todo!()
+    pub fn parent(&self, ino: UploadIno) -> Result<UploadIno> {
+        self.inner.names().tree.parent(ino)
     }
     #[allow(missing_docs, reason = "as mkdir(2)")]
     pub fn mkdir(
         &self,
-        _parent: UploadIno,
-        _name: &std::ffi::OsStr,
-        _mode: u32,
-        _uid: u32,
-        _gid: u32,
+        parent: UploadIno,
+        name: &OsStr,
+        mode: u32,
+        uid: u32,
+        gid: u32,
     ) -> Result<UploadAttr> {
-        todo!()
+        let body = tree::Body::Directory(tree::Directory::default());
+        let ino = self.inner.add(parent, name, tree::Owner { mode, uid, gid }, body)?;
+        self.inner.getattr(ino)
     }
     #[allow(missing_docs, reason = "as symlink(2)")]
     pub fn symlink(
         &self,
-        _parent: UploadIno,
-        _name: &std::ffi::OsStr,
-        _target: &Path,
-        _uid: u32,
-        _gid: u32,
+        parent: UploadIno,
+        name: &OsStr,
+        target: &Path,
+        uid: u32,
+        gid: u32,
     ) -> Result<UploadAttr> {
-        todo!()
+        let owner = tree::Owner { mode: 0o777, uid, gid };
+        let body = tree::Body::Symlink(attr::target(target));
+        let ino = self.inner.add(parent, name, owner, body)?;
+        self.inner.getattr(ino)
     }
     #[allow(missing_docs, reason = "as readlink(2)")]
-    pub fn readlink(&self, _ino: UploadIno) -> Result<OsString> {
-        todo!()
+    pub fn readlink(&self, ino: UploadIno) -> Result<OsString> {
+        self.inner.readlink(ino)
     }
     #[allow(missing_docs, reason = "as unlink(2)")]
-    pub fn unlink(&self, _parent: UploadIno, _name: &std::ffi::OsStr) -> Result<()> {
-        todo!()
+    pub fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
+        self.inner.unlink(parent, name)
     }
     #[allow(missing_docs, reason = "as rmdir(2)")]
-    pub fn rmdir(&self, _parent: UploadIno, _name: &std::ffi::OsStr) -> Result<()> {
-        todo!()
+    pub fn rmdir(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
+        self.inner.rmdir(parent, name)
     }
     #[allow(missing_docs, reason = "as renameat2(2)")]
     pub fn rename(
         &self,
-        _parent: UploadIno,
-        _name: &std::ffi::OsStr,
-        _to_parent: UploadIno,
-        _to_name: &std::ffi::OsStr,
-        _mode: RenameMode,
+        parent: UploadIno,
+        name: &OsStr,
+        to_parent: UploadIno,
+        to_name: &OsStr,
+        mode: RenameMode,
     ) -> Result<()> {
-        todo!()
+        self.inner.rename((parent, name), (to_parent, to_name), mode)
     }
 
     // --- inodes -------------------------------------------------------------------------------------------------
     #[allow(missing_docs, reason = "as fstat(2)")]
-    pub fn getattr(&self, _ino: UploadIno) -> Result<UploadAttr> {
-        todo!()
+    pub fn getattr(&self, ino: UploadIno) -> Result<UploadAttr> {
+        self.inner.getattr(ino)
     }
     /// chmod, chown, utimens, truncate.
-    pub fn setattr(&self, _ino: UploadIno, _changes: &SetAttr) -> Result<UploadAttr> {
-        todo!()
+    pub fn setattr(&self, ino: UploadIno, changes: &SetAttr) -> Result<UploadAttr> {
+        self.inner.setattr(ino, changes)
     }
     /// Value of a user.* attribute that a program set (not those of chiral itself).
-    pub fn getxattr(&self, _ino: UploadIno, _name: &str) -> Result<Vec<u8>> {
-        todo!()
+    pub fn getxattr(&self, ino: UploadIno, name: &str) -> Result<Vec<u8>> {
+        let names = self.inner.names();
+        let inode = names.tree.get(ino)?;
+        inode.xattrs.get(name).cloned().ok_or(PublishError::NoAttribute)
     }
     #[allow(missing_docs, reason = "as listxattr(2)")]
-    pub fn listxattr(&self, _ino: UploadIno) -> Result<Vec<String>> {
-        todo!()
+    pub fn listxattr(&self, ino: UploadIno) -> Result<Vec<String>> {
+        Ok(self.inner.names().tree.get(ino)?.xattrs.keys().cloned().collect())
     }
     /// As setxattr(2); `user.chiral.*` and `ipfs.*` are refused.
     pub fn setxattr(
         &self,
-        _ino: UploadIno,
-        _name: &str,
-        _value: &[u8],
-        _create: bool,
-        _replace: bool,
+        ino: UploadIno,
+        name: &str,
+        value: &[u8],
+        create: bool,
+        replace: bool,
     ) -> Result<()> {
-        todo!()
+        self.inner.setxattr(ino, name, value, (create, replace))
     }
     #[allow(missing_docs, reason = "as removexattr(2)")]
-    pub fn removexattr(&self, _ino: UploadIno, _name: &str) -> Result<()> {
-        todo!()
+    pub fn removexattr(&self, ino: UploadIno, name: &str) -> Result<()> {
+        self.inner.removexattr(ino, name)
     }
     /// Where the inode is on its way.
-    pub fn state(&self, _ino: UploadIno) -> Result<UploadState> {
-        todo!()
+    pub fn state(&self, ino: UploadIno) -> Result<UploadState> {
+        self.inner.state(ino)
     }
     /// The id of a file, directory or symlink as it is published now; waits while it is being hashed, and up to 2 s for
     /// a write handle to be released, then [`PublishError::Busy`].
-    pub async fn cid(&self, _ino: UploadIno) -> Result<ContentId> {
-        todo!()
+    pub async fn cid(&self, ino: UploadIno) -> Result<ContentId> {
+        self.inner.cid(ino).await
     }
     /// The id if it is known without waiting.
-    pub fn cid_now(&self, _ino: UploadIno) -> Option<ContentId> {
-        todo!()
+    pub fn cid_now(&self, ino: UploadIno) -> Option<ContentId> {
+        self.inner.cid_now(ino)
     }
 
     // --- open files ---------------------------------------------------------------------------------------------
     /// Makes a file and opens it.
+    #[allow(clippy::too_many_arguments, reason = "those of open(2) with O_CREAT, and who calls")]
     pub fn create(
         &self,
-        _parent: UploadIno,
-        _name: &std::ffi::OsStr,
-        _mode: u32,
-        _uid: u32,
-        _gid: u32,
-        _exclusive: bool,
-        _flags: OpenFlags,
+        parent: UploadIno,
+        name: &OsStr,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        exclusive: bool,
+        flags: OpenFlags,
     ) -> Result<(UploadAttr, UploadHandle)> {
-        todo!()
+        self.inner.create(parent, name, tree::Owner { mode, uid, gid }, exclusive, flags)
     }
     /// Opens a file. For writing, a published file gets a working file first (clone, overlay, or empty).
-    pub fn open_file(&self, _ino: UploadIno, _flags: OpenFlags) -> Result<UploadHandle> {
-        todo!()
+    pub fn open_file(&self, ino: UploadIno, flags: OpenFlags) -> Result<UploadHandle> {
+        self.inner.open_file(ino, flags)
     }
     /// What the file is backed by now.
-    pub fn backing(&self, _ino: UploadIno) -> Result<Backing> {
-        todo!()
+    pub fn backing(&self, ino: UploadIno) -> Result<Backing> {
+        self.inner.backing(ino)
     }
     /// Reads through the daemon (copy mode, overlays).
-    pub fn read(&self, _handle: UploadHandle, _offset: u64, _len: usize) -> Result<bytes::Bytes> {
-        todo!()
+    pub fn read(&self, handle: UploadHandle, offset: u64, len: usize) -> Result<Bytes> {
+        self.inner.read(handle, offset, len)
     }
     /// Writes through the daemon (copy mode, overlays).
-    pub fn write(&self, _handle: UploadHandle, _offset: u64, _data: &[u8]) -> Result<usize> {
-        todo!()
+    pub fn write(&self, handle: UploadHandle, offset: u64, data: &[u8]) -> Result<usize> {
+        self.inner.write(handle, offset, data)
     }
     #[allow(missing_docs, reason = "as fallocate(2)")]
-    pub fn fallocate(
-        &self,
-        _handle: UploadHandle,
-        _mode: i32,
-        _offset: u64,
-        _len: u64,
-    ) -> Result<()> {
-        todo!()
+    pub fn fallocate(&self, handle: UploadHandle, mode: i32, offset: u64, len: u64) -> Result<()> {
+        self.inner.fallocate(handle, mode, offset, len)
     }
     /// SEEK_DATA and SEEK_HOLE.
-    pub fn lseek(&self, _handle: UploadHandle, _offset: i64, _whence: i32) -> Result<i64> {
-        todo!()
+    pub fn lseek(&self, handle: UploadHandle, offset: i64, whence: i32) -> Result<i64> {
+        self.inner.lseek(handle, offset, whence)
     }
     /// Data and names on disk when it returns; never waits for hashing.
-    pub fn fsync(&self, _ino: UploadIno) -> Result<()> {
-        todo!()
+    pub fn fsync(&self, ino: UploadIno) -> Result<()> {
+        self.inner.fsync(ino)
     }
     /// The handle is closed; with the last one that could write, hashing begins.
-    pub fn release(&self, _handle: UploadHandle) {
-        todo!()
+    pub fn release(&self, handle: UploadHandle) {
+        self.inner.release(handle);
     }
 
     // --- without the mount --------------------------------------------------------------------------------------
     /// Copies a file or tree of this machine in under `name` of the upload root (`chiral add`); gives id and name of
-    /// each file and directory, the root last.
-    pub async fn import(
-        &self,
-        _path: &Path,
-        _name: &std::ffi::OsStr,
-    ) -> Result<Vec<(ContentId, String)>> {
-        todo!()
+    /// each file and directory, the root last. What has the name already is replaced. The caller has made sure that
+    /// `path` does not lie below the mountpoint.
+    pub async fn import(&self, path: &Path, name: &OsStr) -> Result<Vec<(ContentId, String)>> {
+        self.inner.import(path, name).await
     }
     /// Roots that are published: the entries of the upload root with their names.
     pub fn published(&self) -> Vec<(String, ContentId)> {
-        todo!()
+        let names = self.inner.names();
+        let entries = names.tree.entries(UploadIno::ROOT).unwrap_or_default();
+        let root = |entry: UploadEntry| {
+            let (root, _) = dirs::link_of(names.tree.get(entry.ino).ok()?)?;
+            Some((entry.name.to_string_lossy().into_owned(), root))
+        };
+        entries.into_iter().filter_map(root).collect()
     }
 }

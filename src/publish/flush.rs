@@ -1,0 +1,311 @@
+//! The group commit of the upload tree: rows, versions, directory nodes and releases in one batch of the store.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fs::File,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Inner, PublishError, UploadIno,
+    file::{FileCell, Phase},
+    row::{Row, Sealed, WorkRow},
+    seal::Finished,
+};
+use crate::{
+    content::{Block, ContentId, FileInfo},
+    store::{Batch, ObjectId, Seal},
+};
+
+/// Longest time that a change of names waits for its commit.
+const LATER: Duration = Duration::from_secs(1);
+/// How long a hashed file waits for others, so that a copy of many files needs few commits.
+const SOON: Duration = Duration::from_millis(20);
+/// How long to wait after a commit that failed.
+const FAILED: Duration = Duration::from_secs(5);
+
+/// When the next flush is due.
+#[derive(Debug, Default)]
+pub(super) struct Flusher {
+    due: Mutex<Option<Instant>>,
+    wake: Notify,
+    /// One flush at a time, so that an older row never overwrites a newer one. Taken before every other lock and held over
+    /// the commit on purpose: only flushes wait for it.
+    turn: Mutex<()>,
+}
+
+impl Flusher {
+    pub(super) fn later(&self) {
+        self.within(LATER);
+    }
+
+    pub(super) fn soon(&self) {
+        self.within(SOON);
+    }
+
+    fn within(&self, delay: Duration) {
+        let at = Instant::now() + delay;
+        let mut due = self.due();
+        if due.is_none_or(|due| at < due) {
+            *due = Some(at);
+            self.wake.notify_one();
+        }
+    }
+
+    fn due(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn wait(&self) {
+        loop {
+            let due = *self.due();
+            match due {
+                Some(at) if at <= Instant::now() => {
+                    *self.due() = None;
+                    return;
+                }
+                Some(at) => {
+                    tokio::select! { () = sleep_until(at) => {}, () = self.wake.notified() => {} }
+                }
+                None => self.wake.notified().await,
+            }
+        }
+    }
+}
+
+/// Flushes what is due until the end of the daemon.
+pub(super) async fn run(inner: Arc<Inner>) {
+    loop {
+        tokio::select! {
+            () = inner.tasks.cancelled() => return,
+            () = inner.flusher.wait() => {}
+        }
+        let flushing = inner.clone();
+        let flushed = inner.tasks.blocking("flush", move || flushing.flush()).await;
+        if let Ok(Err(error)) = flushed {
+            tracing::error!(%error, "the upload tree could not be written; it is tried again");
+            inner.flusher.within(FAILED);
+        }
+    }
+}
+
+/// A version on its way through one commit.
+struct Committing {
+    cell: Arc<FileCell>,
+    generation: u64,
+    sealed: Sealed,
+    name: String,
+}
+
+/// What one flush writes, and what is needed to put it back.
+#[derive(Default)]
+struct Round {
+    batch: Batch,
+    dirty: BTreeSet<UploadIno>,
+    removed: BTreeSet<UploadIno>,
+    released: Vec<ObjectId>,
+    nodes: Vec<Block>,
+    gone: Vec<ContentId>,
+    committing: BTreeMap<UploadIno, Committing>,
+}
+
+impl Inner {
+    /// Makes everything durable that was changed before the call. Blocks for the time of a commit.
+    pub(super) fn flush(&self) -> Result<(), PublishError> {
+        let _turn = self.flusher.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (mut round, finished) = self.begin_round();
+            let later = self.choose(&mut round, finished);
+            let committed = self.rows(&mut round).and_then(|()| {
+                self.store.commit(std::mem::take(&mut round.batch)).map_err(PublishError::from)
+            });
+            let more = !later.is_empty();
+            self.names().finished.extend(later);
+            match committed {
+                Ok(()) => self.apply(round),
+                Err(error) => {
+                    self.undo(round);
+                    return Err(error);
+                }
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    fn begin_round(&self) -> (Round, Vec<Finished>) {
+        let mut names = self.names();
+        let (dirty, removed) = names.tree.take_changes();
+        let round = Round {
+            dirty,
+            removed,
+            released: std::mem::take(&mut names.released),
+            nodes: std::mem::take(&mut names.nodes),
+            gone: std::mem::take(&mut names.gone),
+            ..Round::default()
+        };
+        (round, std::mem::take(&mut names.finished))
+    }
+
+    /// Takes the versions that are still the newest into the batch. Gives back those whose content is sealed by
+    /// another file of this batch: the next round finds it there.
+    fn choose(&self, round: &mut Round, finished: Vec<Finished>) -> Vec<Finished> {
+        let (mut roots, mut later) = (HashSet::new(), Vec::new());
+        for done in finished {
+            if !roots.insert(done.hashed.root) {
+                later.push(done);
+                continue;
+            }
+            // Where the index cannot be read the commit will say so.
+            let existing = self.store.object(&done.hashed.root).ok().flatten();
+            let existing = existing.filter(|object| object.is_complete()).map(|o| o.id());
+            if !done.cell.state().progress.begin_commit(done.generation) {
+                continue;
+            }
+            self.take(round, done, existing);
+        }
+        later
+    }
+
+    fn take(&self, round: &mut Round, done: Finished, existing: Option<ObjectId>) {
+        let Finished { cell, generation, object: work, stamp, hashed } = done;
+        let ino = cell.ino;
+        let name = self.names().name(ino);
+        round.batch.files.push(FileInfo {
+            cid: hashed.root,
+            name: name.clone(),
+            size: stamp.size,
+            chunks: Vec::new(),
+            created_at: SystemTime::now(),
+        });
+        let object = match existing {
+            Some(existing) => {
+                round.batch.own.push(existing);
+                round.batch.release.push(work);
+                existing
+            }
+            None => {
+                round.batch.seal.push(Seal {
+                    object: work,
+                    root: hashed.root,
+                    stamp,
+                    leaves: hashed.leaves,
+                    nodes: hashed.nodes,
+                });
+                if let Some(work) = &mut cell.state().work
+                    && let Ok(file) = work.reader()
+                {
+                    round.batch.sync.push(file);
+                }
+                work
+            }
+        };
+        let sealed = Sealed { object, root: hashed.root, size: stamp.size, tsize: hashed.tsize };
+        if let Some(old) = self.names().tree.sealed(ino) {
+            round.batch.release.push(old.object);
+        }
+        round.dirty.insert(ino);
+        round.committing.insert(ino, Committing { cell, generation, sealed, name });
+    }
+
+    /// Rows as they are to be after the commit.
+    fn rows(&self, round: &mut Round) -> Result<(), PublishError> {
+        let mut works = BTreeMap::new();
+        for ino in &round.dirty {
+            let cell = self.names().cells.get(ino).cloned();
+            if let Some(cell) = cell
+                && !round.committing.contains_key(ino)
+                && let Some((row, sync)) = work_row(&cell)?
+            {
+                round.batch.keep.push(row.object);
+                round.batch.sync.extend(sync);
+                works.insert(*ino, row);
+            }
+        }
+        let names = self.names();
+        for ino in &round.dirty {
+            let Ok(inode) = names.tree.get(*ino) else { continue };
+            let row = match round.committing.get(ino) {
+                Some(committing) => {
+                    let mut inode = inode.clone();
+                    inode.body = super::tree::Body::File(Some(committing.sealed.clone()));
+                    Row::encode(&inode, None)
+                }
+                None => Row::encode(inode, works.get(ino)),
+            };
+            round.batch.tree_put.push((ino.0, row));
+        }
+        round.batch.tree_remove.extend(round.removed.iter().map(|ino| ino.0));
+        round.batch.release.extend(&round.released);
+        round.batch.nodes.extend(round.nodes.iter().cloned());
+        // A root that came back between its end and this commit keeps its description.
+        let back: HashSet<_> = round.batch.files.iter().map(|file| file.cid).collect();
+        let gone = round.gone.iter().filter(|root| !names.is_published(root));
+        round.batch.files_remove.extend(gone.filter(|root| !back.contains(*root)));
+        Ok(())
+    }
+
+    fn apply(&self, round: Round) {
+        for (ino, done) in round.committing {
+            let mut state = done.cell.state();
+            if state.progress.phase == Phase::Committing
+                && state.progress.generation == done.generation
+            {
+                state.progress.settle();
+            }
+            if let Some(mut work) = state.work.take() {
+                state.keep_reading(&mut work);
+            }
+            let mut names = self.names();
+            let root = done.sealed.root;
+            let size = done.sealed.size;
+            let old = names.tree.set_sealed(ino, done.sealed);
+            names.add_root(root);
+            if let Some(old) = old {
+                names.remove_root(old.root);
+            }
+            drop(names);
+            drop(state);
+            done.cell.wake();
+            self.announcer.rested(ino);
+            self.directories.wake();
+            tracing::debug!(ino = ino.0, %root, size, name = done.name, "published");
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn undo(&self, round: Round) {
+        let mut names = self.names();
+        names.tree.undo_take(round.dirty, round.removed);
+        names.released.extend(round.released);
+        names.nodes.extend(round.nodes);
+        names.gone.extend(round.gone);
+        drop(names);
+        for done in round.committing.into_values() {
+            self.seal_later(&done.cell, done.generation, FAILED);
+            done.cell.wake();
+        }
+    }
+}
+
+/// The working file of a cell as its row has it, and the file to sync: names must not come before the data that was
+/// closed under them.
+fn work_row(cell: &FileCell) -> Result<Option<(WorkRow, Option<Arc<File>>)>, PublishError> {
+    let mut state = cell.state();
+    let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
+    let idle = state.progress.handles() == 0;
+    let Some(work) = &mut state.work else { return Ok(None) };
+    // What the row says of an overlay's leaves must be on disk, too.
+    let sync = if open && work.overlay.is_none() { None } else { Some(work.reader()?) };
+    if idle {
+        work.rest();
+    }
+    Ok(Some((work.row(open), sync)))
+}

@@ -1,0 +1,146 @@
+//! What the tree lock guards: the tree, the files in it, and what the next commit takes along.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, MutexGuard, PoisonError},
+};
+
+use super::{
+    Inner, PublishError, UploadIno,
+    file::FileCell,
+    seal::Finished,
+    tree::{Body, Tree},
+};
+use crate::{
+    content::{Block, ContentId},
+    store::ObjectId,
+};
+
+/// State under the tree lock; held for microseconds, never over I/O, and the last of all locks.
+#[derive(Debug)]
+pub(super) struct Names {
+    pub(super) tree: Tree,
+    pub(super) cells: HashMap<UploadIno, Arc<FileCell>>,
+    /// Objects and working files that lose an owner with the next commit.
+    pub(super) released: Vec<ObjectId>,
+    /// Nodes of directories and symlinks for the next commit.
+    pub(super) nodes: Vec<Block>,
+    /// Versions for the next commit.
+    pub(super) finished: Vec<Finished>,
+    /// Roots that no file has any more, for the next commit.
+    pub(super) gone: Vec<ContentId>,
+    /// How many files have each root.
+    roots: HashMap<ContentId, usize>,
+}
+
+impl Names {
+    pub(super) fn new(tree: Tree) -> Self {
+        let mut names = Self {
+            tree,
+            cells: HashMap::new(),
+            released: Vec::new(),
+            nodes: Vec::new(),
+            finished: Vec::new(),
+            gone: Vec::new(),
+            roots: HashMap::new(),
+        };
+        let roots: Vec<_> = names
+            .tree
+            .iter()
+            .filter_map(|(_, inode)| match &inode.body {
+                Body::File(sealed) => sealed.as_ref().map(|sealed| sealed.root),
+                _ => None,
+            })
+            .collect();
+        roots.into_iter().for_each(|root| names.add_root(root));
+        names
+    }
+
+    pub(super) fn add_root(&mut self, root: ContentId) {
+        *self.roots.entry(root).or_default() += 1;
+    }
+
+    pub(super) fn remove_root(&mut self, root: ContentId) {
+        if let Some(count) = self.roots.get_mut(&root) {
+            *count -= 1;
+            if *count == 0 {
+                self.roots.remove(&root);
+                self.gone.push(root);
+            }
+        }
+    }
+
+    /// Whether a file of the tree has this root.
+    pub(super) fn is_published(&self, root: &ContentId) -> bool {
+        self.roots.contains_key(root)
+    }
+
+    /// The last component of the path; empty for the root and orphans.
+    pub(super) fn name(&self, ino: UploadIno) -> String {
+        let place = self.tree.get(ino).ok().and_then(|inode| inode.place.as_ref());
+        place.map(|place| place.name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// The path below the root of the tree.
+    pub(super) fn path(&self, ino: UploadIno) -> String {
+        let mut parts: Vec<_> = std::iter::once(ino)
+            .chain(self.tree.ancestors(ino))
+            .filter_map(|ino| self.tree.get(ino).ok()?.place.as_ref())
+            .map(|place| place.name.as_os_str())
+            .collect();
+        parts.reverse();
+        parts.into_iter().collect::<PathBuf>().to_string_lossy().into_owned()
+    }
+
+    pub(super) fn cell(&self, ino: UploadIno) -> Result<Arc<FileCell>, PublishError> {
+        match &self.tree.get(ino)?.body {
+            Body::File(_) => self.cells.get(&ino).cloned().ok_or(PublishError::NotFound),
+            Body::Directory(_) => Err(PublishError::IsADirectory),
+            Body::Symlink(_) => Err(PublishError::Invalid("a symlink is not opened")),
+        }
+    }
+}
+
+impl Inner {
+    /// Takes the tree lock.
+    pub(super) fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An inode has lost its name. Without open handles it goes at once.
+    pub(super) fn orphaned(&self, ino: UploadIno) {
+        let cell = {
+            let mut names = self.names();
+            let cell = names.cells.get(&ino).cloned();
+            if cell.is_none() {
+                names.tree.forget(ino);
+            }
+            cell
+        };
+        if let Some(cell) = cell {
+            let mut state = cell.quiet_state();
+            state.orphan = true;
+            if state.progress.handles() == 0 && !state.dead {
+                self.bury(&cell, &mut state);
+            }
+        }
+        self.announcer.removed(ino);
+        self.changed.notify_waiters();
+    }
+
+    /// Gives up everything that a file without name and handles holds.
+    pub(super) fn bury(&self, cell: &FileCell, state: &mut super::file::FileState) {
+        state.dead = true;
+        state.linger = None;
+        let work = state.work.take().map(|work| work.id());
+        let mut names = self.names();
+        names.released.extend(work);
+        if let Some(sealed) = names.tree.sealed(cell.ino).cloned() {
+            names.released.push(sealed.object);
+            names.remove_root(sealed.root);
+        }
+        names.cells.remove(&cell.ino);
+        names.tree.forget(cell.ino);
+    }
+}

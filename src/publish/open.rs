@@ -1,0 +1,186 @@
+//! Start and end: the tree from its rows, and what an earlier process left unfinished.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::timeout};
+
+use super::{
+    Inner, Listener, PublishError, PublishOptions, UploadIno, announce,
+    announce::Announcer,
+    dirs,
+    dirs::{Directories, link_of},
+    file::{FileCell, Phase, Work},
+    flush,
+    flush::Flusher,
+    names::Names,
+    overlay::Overlay,
+    queue,
+    queue::Queue,
+    row::{Row, WorkRow},
+    tree::{Body, Owner, Tree},
+};
+use crate::{
+    store::{Store, StoreError},
+    tasks::Tasks,
+};
+
+type Result<T> = std::result::Result<T, PublishError>;
+
+impl Inner {
+    pub(super) fn open(
+        options: PublishOptions,
+        store: Store,
+        listener: Arc<dyn Listener>,
+        tasks: &Tasks,
+    ) -> Result<Arc<Self>> {
+        let mut works = HashMap::new();
+        let mut rows = Vec::new();
+        let mut objects = HashMap::new();
+        for (ino, bytes) in store.tree()? {
+            let row = Row::decode(&bytes).map_err(|error| {
+                StoreError::Index(format!("row {ino} of the upload tree: {error}"))
+            })?;
+            let ino = UploadIno(ino);
+            if let Body::File(Some(sealed)) = &row.inode.body {
+                objects.insert(ino, sealed.object);
+            }
+            works.extend(row.work.map(|work| (ino, work)));
+            rows.push((ino, row.inode));
+        }
+        // SAFETY of the mode: the mount is its owner's alone unless it is told otherwise.
+        let owner = Owner {
+            mode: 0o755,
+            uid: nix::unistd::Uid::effective().as_raw(),
+            gid: nix::unistd::Gid::effective().as_raw(),
+        };
+        let (tree, lost) = Tree::restore(owner, super::now(), rows);
+        let mut names = Names::new(tree);
+        for ino in lost {
+            names.released.extend(objects.remove(&ino));
+            names.released.extend(works.remove(&ino).map(|work| work.object));
+        }
+        let inner = Arc::new(Self {
+            options,
+            store,
+            listener,
+            tasks: tasks.clone(),
+            names: Mutex::new(names),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            flusher: Flusher::default(),
+            queue: Queue::default(),
+            directories: Directories::default(),
+            announcer: Announcer::default(),
+            changed: Notify::new(),
+        });
+        inner.restore_files(works)?;
+        inner.compute_directories();
+        inner.assume_announced();
+        inner.flush()?;
+        tasks.spawn("publish hash", queue::run(inner.clone()));
+        tasks.spawn("publish flush", flush::run(inner.clone()));
+        tasks.spawn("publish directories", dirs::run(inner.clone()));
+        tasks.spawn("publish announce", announce::run(inner.clone()));
+        Ok(inner)
+    }
+
+    fn restore_files(&self, mut works: HashMap<UploadIno, WorkRow>) -> Result<()> {
+        let files: Vec<_> = {
+            let names = self.names();
+            let files = names.tree.iter().filter(|(_, inode)| matches!(inode.body, Body::File(_)));
+            files.map(|(ino, _)| ino).collect()
+        };
+        for ino in files {
+            let row = works.remove(&ino);
+            let open = row.as_ref().is_some_and(|row| row.open);
+            let work = match row {
+                Some(row) => self.restore_work(ino, row)?,
+                None => None,
+            };
+            let sealed = self.names().tree.sealed(ino).is_some();
+            let (phase, work) = match work {
+                Some(work) if open => (Phase::Interrupted, Some(work)),
+                Some(work) => (Phase::Closed, Some(work)),
+                None if sealed => (Phase::Idle, None),
+                // A name whose content never reached the disk: an empty file, as on any filesystem after a crash.
+                None => (Phase::Interrupted, Some(Work::new(self.store.working_file()?))),
+            };
+            let cell = Arc::new(FileCell::new(ino, phase, work));
+            self.names().cells.insert(ino, cell);
+            if phase == Phase::Closed {
+                self.queue.push(ino, Duration::ZERO);
+            }
+        }
+        Ok(())
+    }
+
+    fn restore_work(&self, ino: UploadIno, row: WorkRow) -> Result<Option<Work>> {
+        let Some(file) = self.store.reopen_working(row.object)? else { return Ok(None) };
+        let mut work = Work::new(file);
+        if let Some(overlay) = row.overlay {
+            let sealed = self.names().tree.sealed(ino).cloned();
+            let Some(sealed) = sealed.filter(|sealed| sealed.object == overlay.base) else {
+                return Ok(None);
+            };
+            let base = self.sealed_file(&sealed)?;
+            let leaf = self.options.import.chunk_len as u64;
+            work.overlay = Some(Overlay::restore(overlay, base, sealed.size, leaf));
+        }
+        Ok(Some(work))
+    }
+
+    /// What the tree holds at the start was announced before; only what changes is told.
+    fn assume_announced(&self) {
+        let names = self.names();
+        for (ino, inode) in names.tree.iter() {
+            let top = inode.place.as_ref().is_some_and(|place| place.parent == UploadIno::ROOT);
+            let announced = match &inode.body {
+                Body::File(sealed) => sealed.as_ref().is_some_and(|sealed| sealed.size > 0),
+                Body::Directory(_) => top,
+                Body::Symlink(_) => false,
+            };
+            if announced && let Some((root, _)) = link_of(inode) {
+                self.announcer.assume(ino, root);
+            }
+        }
+    }
+
+    pub(super) async fn close(self: &Arc<Self>, deadline: Duration) -> Result<()> {
+        let finish = async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                self.queue.hurry_all();
+                if !self.is_hashing() {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        if timeout(deadline, finish).await.is_err() {
+            tracing::warn!("some files are hashed at the next start: there was no time left");
+        }
+        let inner = self.clone();
+        let flushed = self.tasks.blocking("flush", move || {
+            inner.compute_directories();
+            inner.flush()
+        });
+        flushed.await.map_err(|_| PublishError::Closed)?
+    }
+
+    /// Whether a file waits to be hashed or committed that nobody holds back.
+    fn is_hashing(&self) -> bool {
+        let cells: Vec<_> = self.names().cells.values().cloned().collect();
+        cells.iter().any(|cell| {
+            let state = cell.state();
+            let waits =
+                matches!(state.progress.phase, Phase::Closed | Phase::Hashing | Phase::Committing);
+            waits && !state.held && !state.orphan
+        })
+    }
+}

@@ -1,0 +1,251 @@
+//! A sparse working file over a published version: leaves that were written lie in the working file, the others are
+//! read from the object below, whose bytes are never touched.
+
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+
+use super::row::OverlayRow;
+use crate::{
+    content::{ByteRange, RangeSet},
+    store::ObjectId,
+};
+
+/// What lies where. The size is that of the working file, which is as long as the whole.
+#[derive(Clone, Debug)]
+pub(super) struct Overlay {
+    base: Arc<File>,
+    base_object: ObjectId,
+    /// Bytes of the object below that still show through; a truncate lowers it for good.
+    base_len: u64,
+    /// Size of the object below.
+    original_len: u64,
+    /// Bytes per leaf.
+    leaf: u64,
+    /// Numbers of the leaves that lie in the working file.
+    filled: RangeSet,
+    /// Numbers of those whose bytes may differ from the object below.
+    written: RangeSet,
+}
+
+impl Overlay {
+    /// Nothing written yet.
+    pub(super) fn new(base: Arc<File>, base_object: ObjectId, len: u64, leaf: u64) -> Self {
+        Self {
+            base,
+            base_object,
+            base_len: len,
+            original_len: len,
+            leaf,
+            filled: RangeSet::new(),
+            written: RangeSet::new(),
+        }
+    }
+
+    /// As it was when [`Overlay::row`] was made.
+    pub(super) fn restore(row: OverlayRow, base: Arc<File>, original_len: u64, leaf: u64) -> Self {
+        Self {
+            base,
+            base_object: row.base,
+            base_len: row.base_len.min(original_len),
+            original_len,
+            leaf,
+            written: row.filled.clone(),
+            filled: row.filled,
+        }
+    }
+
+    pub(super) fn row(&self) -> OverlayRow {
+        OverlayRow { base: self.base_object, base_len: self.base_len, filled: self.filled.clone() }
+    }
+
+    /// Whether the whole of `size` bytes is still exactly the object below.
+    pub(super) fn is_unchanged(&self, size: u64) -> bool {
+        self.written.count() == 0 && self.base_len == self.original_len && size == self.original_len
+    }
+
+    /// Whether a leaf with these bytes is the object's own leaf, so that its id is known.
+    pub(super) fn is_known(&self, range: ByteRange) -> bool {
+        let index = range.start / self.leaf;
+        let original = ByteRange::new(
+            range.start,
+            (index + 1).saturating_mul(self.leaf).min(self.original_len),
+        );
+        range == original
+            && range.end <= self.base_len
+            && !self.written.contains(ByteRange::at(index, 1))
+    }
+
+    /// Numbers of the leaves that hold bytes of `range`.
+    fn leaves(&self, range: ByteRange) -> ByteRange {
+        if range.is_empty() {
+            return ByteRange::default();
+        }
+        ByteRange::new(range.start / self.leaf, (range.end - 1) / self.leaf + 1)
+    }
+
+    /// Fills `buf` from `offset` on; short only at the end of the working file.
+    pub(super) fn read_at(&self, work: &File, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let size = work.metadata()?.len();
+        let len = size.saturating_sub(offset).min(buf.len() as u64);
+        let wanted = ByteRange::at(offset, len);
+        let leaves = self.leaves(wanted);
+        for index in leaves.start..leaves.end {
+            let part = ByteRange::at(index * self.leaf, self.leaf).intersect(wanted);
+            let at = |byte: u64| usize::try_from(byte - offset).unwrap_or(usize::MAX);
+            let out = &mut buf[at(part.start)..at(part.end)];
+            if self.filled.contains(ByteRange::at(index, 1)) {
+                work.read_exact_at(out, part.start)?;
+            } else {
+                let below = part.intersect(ByteRange::new(0, self.base_len));
+                let below_len = usize::try_from(below.len()).unwrap_or(usize::MAX);
+                self.base.read_exact_at(&mut out[..below_len], part.start)?;
+                // Above the object below the file was only made longer: zeros.
+                out[below_len..].fill(0);
+            }
+        }
+        Ok(usize::try_from(len).unwrap_or(usize::MAX))
+    }
+
+    /// Makes `range` the working file's own, so that it can be written there.
+    pub(super) fn prepare_write(&mut self, work: &File, range: ByteRange) -> io::Result<()> {
+        let leaves = self.leaves(range);
+        for index in leaves.start..leaves.end {
+            // Also where the write covers the whole leaf: it may be cut short, by a full disk for one.
+            self.fill_leaf(work, index)?;
+        }
+        self.written.insert(leaves);
+        Ok(())
+    }
+
+    fn fill_leaf(&mut self, work: &File, index: u64) -> io::Result<()> {
+        let number = ByteRange::at(index, 1);
+        if self.filled.contains(number) {
+            return Ok(());
+        }
+        let below =
+            ByteRange::at(index * self.leaf, self.leaf).intersect(ByteRange::new(0, self.base_len));
+        if !below.is_empty() {
+            let mut buf = vec![0; usize::try_from(below.len()).unwrap_or(usize::MAX)];
+            self.base.read_exact_at(&mut buf, below.start)?;
+            work.write_all_at(&buf, below.start)?;
+        }
+        self.filled.insert(number);
+        Ok(())
+    }
+
+    /// The file is cut or made longer to `size` bytes.
+    pub(super) fn truncate(&mut self, work: &File, size: u64) -> io::Result<()> {
+        work.set_len(size)?;
+        self.base_len = self.base_len.min(size);
+        // A leaf that is filled no more than half way must not come back when the file grows again.
+        let beyond = ByteRange::new(size.div_ceil(self.leaf), u64::MAX);
+        self.filled.remove(beyond);
+        self.written.remove(beyond);
+        Ok(())
+    }
+
+    /// Copies up to `max` leaves that are not in the working file into it; false when none is left.
+    pub(super) fn fill_some(&mut self, work: &File, max: u64) -> io::Result<bool> {
+        let all = self.leaves(ByteRange::new(0, self.base_len));
+        let Some(gap) = self.filled.missing(all).first().copied() else { return Ok(false) };
+        for index in gap.start..gap.end.min(gap.start + max) {
+            self.fill_leaf(work, index)?;
+        }
+        Ok(true)
+    }
+
+    /// The object below.
+    pub(super) fn base_object(&self) -> ObjectId {
+        self.base_object
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Write(u64, Vec<u8>),
+        Truncate(u64),
+        FillSome,
+        Restart,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => (0u64..120, prop::collection::vec(1u8.., 1..30)).prop_map(|(at, data)| Op::Write(at, data)),
+            2 => (0u64..150).prop_map(Op::Truncate),
+            1 => Just(Op::FillSome),
+            1 => Just(Op::Restart),
+        ]
+    }
+
+    fn files(base: &[u8]) -> (tempfile::TempDir, Arc<File>, File) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("base"), base).unwrap();
+        let file = File::open(dir.path().join("base")).unwrap();
+        let work = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(dir.path().join("work"))
+            .unwrap();
+        work.set_len(base.len() as u64).unwrap();
+        (dir, Arc::new(file), work)
+    }
+
+    proptest! {
+        #[test]
+        fn it_reads_like_a_plain_file(base in prop::collection::vec(1u8.., 0..100), ops in prop::collection::vec(op(), 0..20)) {
+            let (_dir, file, work) = files(&base);
+            let mut overlay = Overlay::new(file.clone(), ObjectId(7), base.len() as u64, 16);
+            let mut model = base.clone();
+            for op in ops {
+                match op {
+                    Op::Write(at, data) => {
+                        let (start, end) = (usize::try_from(at).unwrap(), usize::try_from(at).unwrap() + data.len());
+                        overlay.prepare_write(&work, ByteRange::at(at, data.len() as u64)).unwrap();
+                        work.write_all_at(&data, at).unwrap();
+                        model.resize(model.len().max(end), 0);
+                        model[start..end].copy_from_slice(&data);
+                    }
+                    Op::Truncate(size) => {
+                        overlay.truncate(&work, size).unwrap();
+                        model.resize(usize::try_from(size).unwrap(), 0);
+                    }
+                    Op::FillSome => { overlay.fill_some(&work, 2).unwrap(); }
+                    Op::Restart => overlay = Overlay::restore(overlay.row(), file.clone(), base.len() as u64, 16),
+                }
+                let mut read = vec![0xAA; model.len() + 9];
+                prop_assert_eq!(overlay.read_at(&work, 0, &mut read).unwrap(), model.len());
+                prop_assert_eq!(&read[..model.len()], &model[..]);
+                prop_assert!(!overlay.is_unchanged(model.len() as u64) || model == base);
+                for (index, leaf) in model.chunks(16).enumerate() {
+                    let at = index * 16;
+                    let range = ByteRange::at(at as u64, leaf.len() as u64);
+                    if overlay.is_known(range) {
+                        prop_assert_eq!(base.chunks(16).nth(index), Some(leaf));
+                    }
+                }
+            }
+            while overlay.fill_some(&work, 1).unwrap() {}
+            let mut read = vec![0; model.len()];
+            work.read_exact_at(&mut read, 0).unwrap();
+            prop_assert_eq!(read, model);
+        }
+    }
+
+    #[test]
+    fn an_append_copies_one_leaf() {
+        let (_dir, file, work) = files(&[7; 100]);
+        let mut overlay = Overlay::new(file, ObjectId(1), 100, 16);
+        overlay.prepare_write(&work, ByteRange::at(100, 5)).unwrap();
+        assert_eq!(overlay.row().filled.bytes(), 1);
+        assert!(overlay.is_known(ByteRange::new(80, 96)));
+        assert!(!overlay.is_known(ByteRange::new(96, 105)));
+    }
+}

@@ -1,0 +1,291 @@
+//! From a closed working file to a version that can be committed.
+//!
+//! Nobody may be able to write while it is hashed: the lease probe finds writers and writable mappings, opening for
+//! writing raises the generation, and what was written all the same shows in the stamp.
+
+use std::{fs::File, sync::Arc, time::Duration};
+
+use super::{
+    Inner, PublishError,
+    file::{FileCell, Linger, Phase, Work, stamp, time_of},
+    hash::{self, Hashed, Known},
+};
+use crate::store::{FileStamp, ObjectId, WorkingFile};
+
+/// How long a file waits whose mapping somebody still writes.
+const HELD_RETRY: Duration = Duration::from_secs(1);
+/// How long a file waits that could not be read or committed, for a full or failing disk for one.
+const FAILED_RETRY: Duration = Duration::from_secs(5);
+/// Files of this size on are synced beside hashing, and hashed without waiting whether they are replaced at once.
+pub(super) const LARGE: u64 = 1 << 20;
+/// Leaves that are copied under one hold of the file's lock.
+const FILL_STEP: u64 = 4;
+
+/// A version that was hashed and waits for its commit.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) cell: Arc<FileCell>,
+    pub(super) generation: u64,
+    pub(super) object: ObjectId,
+    pub(super) stamp: FileStamp,
+    pub(super) hashed: Hashed,
+}
+
+/// What came of an attempt.
+enum Outcome {
+    Hashed(Box<Finished>),
+    /// Nothing was written since the published version.
+    Unchanged,
+    /// Somebody has it mapped for writing.
+    Held,
+    /// It was written, opened or removed meanwhile.
+    Void,
+}
+
+impl Inner {
+    /// Hashes one closed file and hands it to the flush.
+    pub(super) async fn seal(self: &Arc<Self>, cell: Arc<FileCell>) {
+        let Some((generation, file)) = begin(&cell) else { return };
+        match self.try_seal(&cell, generation, file).await {
+            Ok(Outcome::Hashed(finished)) => {
+                self.names().finished.push(*finished);
+                self.flusher.soon();
+            }
+            Ok(Outcome::Unchanged) => self.drop_work(&cell, generation),
+            Ok(Outcome::Held) => {
+                cell.state().held = true;
+                self.seal_later(&cell, generation, HELD_RETRY);
+            }
+            Ok(Outcome::Void) => self.seal_later(&cell, generation, HELD_RETRY),
+            Err(error) => {
+                tracing::warn!(ino = cell.ino.0, %error, "a file could not be hashed; it is tried again");
+                self.seal_later(&cell, generation, FAILED_RETRY);
+            }
+        }
+    }
+
+    /// Back to the queue, unless the file went another way meanwhile.
+    pub(super) fn seal_later(&self, cell: &FileCell, generation: u64, delay: Duration) {
+        if cell.state().progress.retry(generation) {
+            self.queue.push(cell.ino, delay);
+        }
+        self.changed.notify_waiters();
+    }
+
+    async fn try_seal(
+        self: &Arc<Self>,
+        cell: &Arc<FileCell>,
+        generation: u64,
+        work: Arc<WorkingFile>,
+    ) -> Result<Outcome, PublishError> {
+        let probe = work.clone();
+        let opened = self.tasks.blocking("seal", move || -> Result<_, PublishError> {
+            if probe.has_writer()? {
+                return Ok(None);
+            }
+            let file = probe.open(false)?;
+            let stamp = stamp_of(&file)?;
+            Ok(Some((Arc::new(file), stamp)))
+        });
+        let Some((file, before)) = opened.await.map_err(|_| PublishError::Closed)?? else {
+            return Ok(Outcome::Held);
+        };
+        let known = match self.prepare(cell, generation, before)? {
+            Prepared::Unchanged => return Ok(Outcome::Unchanged),
+            Prepared::Void => return Ok(Outcome::Void),
+            Prepared::Whole => None,
+            Prepared::Overlay => match self.fill(cell, generation, before.size).await? {
+                None => return Ok(Outcome::Void),
+                Some(known) => known,
+            },
+        };
+        // Filling an overlay moved the stamp.
+        let before = stamp_of(&file)?;
+        let cancelled = {
+            let cell = cell.clone();
+            move || !is_current(&cell, generation)
+        };
+        let sync = self.sync_large(file.clone(), before.size);
+        let hashing = hash::hash(
+            &self.tasks,
+            file.clone(),
+            before.size,
+            self.options.import,
+            known,
+            Arc::new(cancelled),
+        );
+        let (synced, hashed) = tokio::join!(sync, hashing);
+        synced?;
+        let Some(hashed) = hashed? else { return Ok(Outcome::Void) };
+        let probe = work.clone();
+        let after = self.tasks.blocking("seal", move || -> Result<_, PublishError> {
+            Ok((stamp_of(&file)?, probe.has_writer()?))
+        });
+        let (after, held) = after.await.map_err(|_| PublishError::Closed)??;
+        if held || after != before || !is_current(cell, generation) {
+            return Ok(Outcome::Void);
+        }
+        let (cell, object) = (cell.clone(), work.id());
+        Ok(Outcome::Hashed(Box::new(Finished { cell, generation, object, stamp: after, hashed })))
+    }
+
+    /// Writes a large file's data out while it is hashed; small ones are synced together by the commit.
+    async fn sync_large(&self, file: Arc<File>, size: u64) -> Result<(), PublishError> {
+        if size < LARGE {
+            return Ok(());
+        }
+        let synced = self.tasks.blocking("sync", move || file.sync_data());
+        synced
+            .await
+            .map_err(|_| PublishError::Closed)?
+            .map_err(|source| PublishError::Io { what: "fdatasync", source })
+    }
+
+    /// Looks whether there is anything to hash, and takes over the times of what was written by a mapping.
+    fn prepare(
+        &self,
+        cell: &FileCell,
+        generation: u64,
+        now: FileStamp,
+    ) -> Result<Prepared, PublishError> {
+        let mut state = cell.state();
+        if !is_hashing(&state.progress, generation) {
+            return Ok(Prepared::Void);
+        }
+        state.held = false;
+        let Some(work) = &mut state.work else { return Ok(Prepared::Void) };
+        if work.clone_stamp == Some(now) {
+            return Ok(Prepared::Unchanged);
+        }
+        let overlay = match &work.overlay {
+            Some(overlay) if overlay.is_unchanged(now.size) => return Ok(Prepared::Unchanged),
+            Some(_) => Prepared::Overlay,
+            None => Prepared::Whole,
+        };
+        let written = work.closed.is_some_and(|closed| closed.mtime != now.mtime);
+        work.closed = Some(now);
+        if written {
+            let mtime = Some(time_of(now.mtime));
+            // The file may be gone by now; then nobody asks for its times.
+            let _ = self.names().tree.set_times(cell.ino, None, mtime, super::now());
+        }
+        Ok(overlay)
+    }
+
+    /// Copies what the overlay left in the version below, so that the working file is whole.
+    /// The inner none: the leaf ids of the version below are not known, so that everything is hashed.
+    async fn fill(
+        self: &Arc<Self>,
+        cell: &Arc<FileCell>,
+        generation: u64,
+        size: u64,
+    ) -> Result<Option<Option<Arc<Known>>>, PublishError> {
+        let (inner, cell) = (self.clone(), cell.clone());
+        let filled = self.tasks.blocking("fill", move || inner.fill_now(&cell, generation, size));
+        filled.await.map_err(|_| PublishError::Closed)?
+    }
+
+    fn fill_now(
+        &self,
+        cell: &FileCell,
+        generation: u64,
+        size: u64,
+    ) -> Result<Option<Option<Arc<Known>>>, PublishError> {
+        loop {
+            // In steps: a writer that opens meanwhile gets the lock between two, and ends this.
+            let mut state = cell.state();
+            if !is_hashing(&state.progress, generation) {
+                return Ok(None);
+            }
+            let Some(work) = &mut state.work else { return Ok(None) };
+            let writer = work.writer()?;
+            let Some(overlay) = &mut work.overlay else { return Ok(Some(None)) };
+            let more = overlay
+                .fill_some(&writer, FILL_STEP)
+                .map_err(|source| PublishError::Io { what: "copy of the old version", source })?;
+            if more {
+                continue;
+            }
+            let overlay = overlay.clone();
+            if let Some(old) = &mut work.closed {
+                *old = stamp_of(&writer)?;
+                old.size = size;
+            }
+            work.drop_writer();
+            drop(state);
+            return self.known(cell, overlay).map(Some);
+        }
+    }
+
+    fn known(
+        &self,
+        cell: &FileCell,
+        overlay: super::overlay::Overlay,
+    ) -> Result<Option<Arc<Known>>, PublishError> {
+        let sealed = self.names().tree.sealed(cell.ino).cloned();
+        let Some(old) = sealed.filter(|old| old.object == overlay.base_object()) else {
+            return Ok(None);
+        };
+        let leaf = self.options.import.chunk_len as u64;
+        let leaves = hash::leaves_of(&self.store, &old.root, old.size, leaf)?;
+        Ok(leaves.map(|leaves| Arc::new(Known { overlay, leaves })))
+    }
+
+    /// Nothing was written: the published version stays, the working file goes.
+    fn drop_work(&self, cell: &FileCell, generation: u64) {
+        let mut state = cell.state();
+        if !is_hashing(&state.progress, generation) {
+            return;
+        }
+        let Some(mut work) = state.work.take() else { return };
+        state.progress.settle();
+        state.keep_reading(&mut work);
+        let mut names = self.names();
+        names.released.push(work.id());
+        names.tree.mark(cell.ino);
+        drop(names);
+        drop(state);
+        self.flusher.later();
+        self.changed.notify_waiters();
+    }
+}
+
+enum Prepared {
+    Unchanged,
+    Void,
+    Whole,
+    Overlay,
+}
+
+impl super::file::FileState {
+    /// Handles that are open go on with the file that they have: the kernel may hold a passthrough id of it.
+    pub(super) fn keep_reading(&mut self, work: &mut Work) {
+        if self.progress.handles() > 0
+            && let Ok(file) = work.reader()
+        {
+            self.linger = Some(Linger { file, object: work.id() });
+        }
+    }
+}
+
+fn begin(cell: &FileCell) -> Option<(u64, Arc<WorkingFile>)> {
+    let mut state = cell.state();
+    if state.dead || state.orphan {
+        return None;
+    }
+    let file = state.work.as_ref()?.file.clone();
+    Some((state.progress.begin_hash()?, file))
+}
+
+fn is_hashing(progress: &super::file::Progress, generation: u64) -> bool {
+    progress.phase == Phase::Hashing && progress.generation == generation
+}
+
+fn is_current(cell: &FileCell, generation: u64) -> bool {
+    let state = cell.state();
+    !state.dead && !state.orphan && is_hashing(&state.progress, generation)
+}
+
+fn stamp_of(file: &File) -> Result<FileStamp, PublishError> {
+    stamp(file).map_err(|source| PublishError::Io { what: "fstat", source })
+}

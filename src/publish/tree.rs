@@ -1,0 +1,453 @@
+//! The names of the upload tree: directories, links, owners, modes and times, with the rules of rename(2) and unlink(2).
+//!
+//! Pure: no I/O, no clock, no locks. Of a file's content only what was published last is known here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    time::SystemTime,
+};
+
+use super::{
+    PublishError, RenameMode, UploadEntry, UploadIno, UploadKind, dirs::DirectoryRoot, row::Sealed,
+};
+
+mod attributes;
+mod rename;
+#[cfg(test)]
+mod tests;
+
+type Result<T> = std::result::Result<T, PublishError>;
+
+/// Longest name, as on every local filesystem of Linux.
+const MAX_NAME: usize = 255;
+/// Longest target of a symlink: PATH_MAX without the NUL.
+const MAX_TARGET: usize = 4095;
+
+const S_ISGID: u32 = 0o2000;
+const PERMISSIONS: u32 = 0o7777;
+
+/// Where an inode hangs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) parent: UploadIno,
+    pub(super) name: OsString,
+}
+
+/// What an inode is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    /// With what was published of it last.
+    File(Option<Sealed>),
+    Directory(Directory),
+    Symlink(OsString),
+}
+
+/// The children of a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Directory {
+    pub(super) children: BTreeMap<OsString, UploadIno>,
+    /// How many of them are directories.
+    subdirs: u32,
+    /// Its id, while nothing below it has changed since it was computed.
+    pub(super) root: Option<DirectoryRoot>,
+}
+
+/// Owner, mode and times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attributes {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) atime: SystemTime,
+    pub(super) mtime: SystemTime,
+    pub(super) ctime: SystemTime,
+}
+
+/// One inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Inode {
+    /// None: the root, or unlinked and still open.
+    pub(super) place: Option<Place>,
+    pub(super) attr: Attributes,
+    pub(super) xattrs: BTreeMap<String, Vec<u8>>,
+    pub(super) body: Body,
+}
+
+/// Who makes an inode, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// The tree, with what has changed since the caller last asked.
+#[derive(Debug)]
+pub(super) struct Tree {
+    inodes: HashMap<UploadIno, Inode>,
+    next: u64,
+    /// Inodes whose rows on disk are out of date.
+    dirty: BTreeSet<UploadIno>,
+    /// Inodes whose rows on disk have to go.
+    removed: BTreeSet<UploadIno>,
+    /// Directories whose id is out of date. With a directory all its ancestors are in here.
+    stale: BTreeSet<UploadIno>,
+}
+
+impl Inode {
+    pub(super) fn kind(&self) -> UploadKind {
+        match self.body {
+            Body::File(_) => UploadKind::File,
+            Body::Directory(_) => UploadKind::Directory,
+            Body::Symlink(_) => UploadKind::Symlink,
+        }
+    }
+
+    pub(super) fn directory(&self) -> Result<&Directory> {
+        match &self.body {
+            Body::Directory(directory) => Ok(directory),
+            _ => Err(PublishError::NotADirectory),
+        }
+    }
+}
+
+/// Refuses names that no directory can hold.
+fn check_name(name: &OsStr) -> Result<()> {
+    let bytes = name.as_bytes();
+    match bytes {
+        b"" | b"." | b".." => return Err(PublishError::Name("empty, `.` or `..`")),
+        _ if bytes.len() > MAX_NAME => return Err(PublishError::NameTooLong),
+        _ => {}
+    }
+    if bytes.iter().any(|byte| matches!(byte, b'/' | 0)) {
+        return Err(PublishError::Name("it has `/` or NUL in it"));
+    }
+    Ok(())
+}
+
+impl Tree {
+    /// A tree with nothing but its root.
+    pub(super) fn new(owner: Owner, now: SystemTime) -> Self {
+        let root = Inode {
+            place: None,
+            attr: Attributes {
+                mode: owner.mode,
+                uid: owner.uid,
+                gid: owner.gid,
+                atime: now,
+                mtime: now,
+                ctime: now,
+            },
+            xattrs: BTreeMap::new(),
+            body: Body::Directory(Directory::default()),
+        };
+        Self {
+            inodes: HashMap::from([(UploadIno::ROOT, root)]),
+            next: UploadIno::ROOT.0 + 1,
+            dirty: BTreeSet::from([UploadIno::ROOT]),
+            removed: BTreeSet::new(),
+            stale: BTreeSet::from([UploadIno::ROOT]),
+        }
+    }
+
+    /// Puts rows that were read from disk together. Inodes whose parent is missing, no directory, or reached only through
+    /// themselves are left out and their rows marked for removal; so are orphans, whose numbers are given back.
+    pub(super) fn restore(
+        owner: Owner,
+        now: SystemTime,
+        rows: Vec<(UploadIno, Inode)>,
+    ) -> (Self, Vec<UploadIno>) {
+        let mut tree = Self::new(owner, now);
+        let mut lost = BTreeSet::new();
+        let mut below: HashMap<UploadIno, Vec<UploadIno>> = HashMap::new();
+        let mut waiting = HashMap::new();
+        for (ino, inode) in rows {
+            tree.next = tree.next.max(ino.0 + 1);
+            match &inode.place {
+                _ if ino == UploadIno::ROOT => {
+                    tree.inodes.insert(ino, Inode { place: None, ..inode });
+                    tree.dirty.remove(&ino);
+                    continue;
+                }
+                Some(place) => below.entry(place.parent).or_default().push(ino),
+                None => {}
+            }
+            lost.insert(ino);
+            waiting.insert(ino, inode);
+        }
+        let mut reached = vec![UploadIno::ROOT];
+        while let Some(parent) = reached.pop() {
+            for ino in below.remove(&parent).unwrap_or_default() {
+                let Some(inode) = waiting.remove(&ino) else { continue };
+                if tree.hang(ino, inode) {
+                    lost.remove(&ino);
+                    reached.push(ino);
+                }
+            }
+        }
+        tree.removed.extend(&lost);
+        (tree, lost.into_iter().collect())
+    }
+
+    /// Puts an inode at its place; false when that is taken or no directory.
+    fn hang(&mut self, ino: UploadIno, inode: Inode) -> bool {
+        let Some(place) = inode.place.clone() else { return false };
+        let is_dir = inode.kind() == UploadKind::Directory;
+        let Some(Inode { body: Body::Directory(dir), .. }) = self.inodes.get_mut(&place.parent)
+        else {
+            return false;
+        };
+        if dir.children.contains_key(&place.name) {
+            return false;
+        }
+        dir.children.insert(place.name, ino);
+        dir.subdirs += u32::from(is_dir);
+        if is_dir {
+            self.stale.insert(ino);
+        }
+        self.inodes.insert(ino, inode);
+        true
+    }
+
+    // --- looking ------------------------------------------------------------------------------------------------
+
+    pub(super) fn get(&self, ino: UploadIno) -> Result<&Inode> {
+        self.inodes.get(&ino).ok_or(PublishError::NotFound)
+    }
+
+    fn get_mut(&mut self, ino: UploadIno) -> Result<&mut Inode> {
+        self.inodes.get_mut(&ino).ok_or(PublishError::NotFound)
+    }
+
+    fn dir_mut(&mut self, ino: UploadIno) -> Result<&mut Directory> {
+        match &mut self.get_mut(ino)?.body {
+            Body::Directory(directory) => Ok(directory),
+            _ => Err(PublishError::NotADirectory),
+        }
+    }
+
+    pub(super) fn lookup(&self, parent: UploadIno, name: &OsStr) -> Result<UploadIno> {
+        let dir = self.get(parent)?.directory()?;
+        if name.as_bytes().len() > MAX_NAME {
+            return Err(PublishError::NameTooLong);
+        }
+        dir.children.get(name).copied().ok_or(PublishError::NotFound)
+    }
+
+    pub(super) fn entries(&self, ino: UploadIno) -> Result<Vec<UploadEntry>> {
+        let dir = self.get(ino)?.directory()?;
+        dir.children
+            .iter()
+            .map(|(name, ino)| {
+                Ok(UploadEntry { name: name.clone(), ino: *ino, kind: self.get(*ino)?.kind() })
+            })
+            .collect()
+    }
+
+    /// The directory that holds `ino`; of the root, the root.
+    pub(super) fn parent(&self, ino: UploadIno) -> Result<UploadIno> {
+        Ok(self.get(ino)?.place.as_ref().map_or(UploadIno::ROOT, |place| place.parent))
+    }
+
+    pub(super) fn nlink(&self, ino: UploadIno) -> Result<u32> {
+        let inode = self.get(ino)?;
+        Ok(match &inode.body {
+            Body::Directory(dir) => 2 + dir.subdirs,
+            _ => u32::from(inode.place.is_some()),
+        })
+    }
+
+    /// All inodes, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (UploadIno, &Inode)> {
+        self.inodes.iter().map(|(ino, inode)| (*ino, inode))
+    }
+
+    /// The ancestors of `ino` from its parent to the root.
+    pub(super) fn ancestors(&self, ino: UploadIno) -> impl Iterator<Item = UploadIno> + '_ {
+        let up = |ino: &UploadIno| self.inodes.get(ino)?.place.as_ref().map(|place| place.parent);
+        std::iter::successors(up(&ino), move |ino| up(ino))
+    }
+
+    // --- changing names -----------------------------------------------------------------------------------------
+
+    pub(super) fn add(
+        &mut self,
+        parent: UploadIno,
+        name: &OsStr,
+        owner: Owner,
+        body: Body,
+        now: SystemTime,
+    ) -> Result<UploadIno> {
+        let up = self.get(parent)?;
+        let dir = up.directory()?;
+        check_name(name)?;
+        if dir.children.contains_key(name) {
+            return Err(PublishError::Exists);
+        }
+        if let Body::Symlink(target) = &body {
+            match target.len() {
+                0 => return Err(PublishError::NotFound),
+                len if len > MAX_TARGET => return Err(PublishError::NameTooLong),
+                _ => {}
+            }
+        }
+        let is_dir = matches!(body, Body::Directory(_));
+        let (mut mode, mut gid) = (owner.mode & PERMISSIONS, owner.gid);
+        // A set-group-id directory hands its group down, and to directories also the bit.
+        if up.attr.mode & S_ISGID != 0 {
+            gid = up.attr.gid;
+            mode |= if is_dir { S_ISGID } else { 0 };
+        }
+        let ino = UploadIno(self.next);
+        self.next += 1;
+        let inode = Inode {
+            place: Some(Place { parent, name: name.to_owned() }),
+            attr: Attributes { mode, uid: owner.uid, gid, atime: now, mtime: now, ctime: now },
+            xattrs: BTreeMap::new(),
+            body,
+        };
+        self.hang(ino, inode);
+        self.touched(parent, now);
+        self.mark(ino);
+        Ok(ino)
+    }
+
+    /// Takes a name away. The inode stays as an orphan until [`Tree::forget`], for those who have it open.
+    pub(super) fn unlink(
+        &mut self,
+        parent: UploadIno,
+        name: &OsStr,
+        now: SystemTime,
+    ) -> Result<UploadIno> {
+        let ino = self.lookup(parent, name)?;
+        if self.get(ino)?.kind() == UploadKind::Directory {
+            return Err(PublishError::IsADirectory);
+        }
+        self.detach(ino, now)?;
+        self.touched(parent, now);
+        Ok(ino)
+    }
+
+    pub(super) fn rmdir(
+        &mut self,
+        parent: UploadIno,
+        name: &OsStr,
+        now: SystemTime,
+    ) -> Result<UploadIno> {
+        let ino = self.lookup(parent, name)?;
+        if !self.get(ino)?.directory()?.children.is_empty() {
+            return Err(PublishError::NotEmpty);
+        }
+        self.detach(ino, now)?;
+        self.touched(parent, now);
+        Ok(ino)
+    }
+
+    /// Takes an inode off its parent.
+    fn detach(&mut self, ino: UploadIno, now: SystemTime) -> Result<()> {
+        let inode = self.get_mut(ino)?;
+        inode.attr.ctime = now;
+        let is_dir = inode.kind() == UploadKind::Directory;
+        if let Some(place) = inode.place.take() {
+            let dir = self.dir_mut(place.parent)?;
+            dir.children.remove(&place.name);
+            dir.subdirs -= u32::from(is_dir);
+        }
+        self.mark(ino);
+        Ok(())
+    }
+
+    /// Forgets an orphan; its row goes with the next flush.
+    pub(super) fn forget(&mut self, ino: UploadIno) {
+        if ino != UploadIno::ROOT && self.inodes.get(&ino).is_some_and(|i| i.place.is_none()) {
+            self.inodes.remove(&ino);
+            self.dirty.remove(&ino);
+            self.stale.remove(&ino);
+            self.removed.insert(ino);
+        }
+    }
+
+    // --- what has changed ---------------------------------------------------------------------------------------
+
+    /// The row of `ino` is out of date.
+    pub(super) fn mark(&mut self, ino: UploadIno) {
+        if self.inodes.contains_key(&ino) {
+            self.dirty.insert(ino);
+        }
+    }
+
+    /// Entries of a directory have changed.
+    fn touched(&mut self, dir: UploadIno, now: SystemTime) {
+        if let Some(inode) = self.inodes.get_mut(&dir) {
+            inode.attr.mtime = now;
+            inode.attr.ctime = now;
+            self.dirty.insert(dir);
+        }
+        self.outdate(dir);
+    }
+
+    /// The id of a directory, and so of all above it, is out of date.
+    pub(super) fn outdate(&mut self, dir: UploadIno) {
+        let mut at = Some(dir);
+        while let Some(ino) = at {
+            let Some(inode) = self.inodes.get_mut(&ino) else { return };
+            if let Body::Directory(directory) = &mut inode.body {
+                directory.root = None;
+                if !self.stale.insert(ino) {
+                    return;
+                }
+            }
+            at = inode.place.as_ref().map(|place| place.parent);
+        }
+    }
+
+    /// Directories whose ids are out of date.
+    pub(super) fn stale(&self) -> &BTreeSet<UploadIno> {
+        &self.stale
+    }
+
+    /// Somebody begins to compute the id of a directory. Children come before their parents, so what is left in
+    /// the set still has all its ancestors in it.
+    pub(super) fn begin_root(&mut self, dir: UploadIno) {
+        self.stale.remove(&dir);
+    }
+
+    /// The id of a directory is known, unless something below changed since [`Tree::begin_root`].
+    pub(super) fn set_root(&mut self, dir: UploadIno, root: DirectoryRoot) {
+        if !self.stale.contains(&dir)
+            && let Ok(directory) = self.dir_mut(dir)
+        {
+            directory.root = Some(root);
+        }
+    }
+
+    /// A new version of a file was published, as its row says already. Gives what it replaced.
+    pub(super) fn set_sealed(&mut self, ino: UploadIno, sealed: Sealed) -> Option<Sealed> {
+        let inode = self.inodes.get_mut(&ino)?;
+        let Body::File(old) = &mut inode.body else { return None };
+        let old = old.replace(sealed);
+        let up = inode.place.as_ref().map(|place| place.parent);
+        up.into_iter().for_each(|up| self.outdate(up));
+        old
+    }
+
+    /// What was published of a file last.
+    pub(super) fn sealed(&self, ino: UploadIno) -> Option<&Sealed> {
+        match &self.inodes.get(&ino)?.body {
+            Body::File(sealed) => sealed.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Rows to write and rows to take out since the last call. What could not be written is put back by [`Tree::undo_take`].
+    pub(super) fn take_changes(&mut self) -> (BTreeSet<UploadIno>, BTreeSet<UploadIno>) {
+        (std::mem::take(&mut self.dirty), std::mem::take(&mut self.removed))
+    }
+
+    pub(super) fn undo_take(&mut self, dirty: BTreeSet<UploadIno>, removed: BTreeSet<UploadIno>) {
+        self.removed.extend(removed);
+        dirty.into_iter().for_each(|ino| self.mark(ino));
+    }
+}

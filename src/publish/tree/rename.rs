@@ -1,0 +1,91 @@
+//! rename(2) and renameat2(2).
+
+use std::{ffi::OsStr, time::SystemTime};
+
+use super::{Place, PublishError, RenameMode, Result, Tree, UploadIno, UploadKind, check_name};
+
+impl Tree {
+    /// Moves a name. Gives the inode that was replaced and is an orphan now.
+    ///
+    /// The order of the checks is that of Linux, so that the first error is the same.
+    pub(in crate::publish) fn rename(
+        &mut self,
+        (parent, name): (UploadIno, &OsStr),
+        (to_parent, to_name): (UploadIno, &OsStr),
+        mode: RenameMode,
+        now: SystemTime,
+    ) -> Result<Option<UploadIno>> {
+        let ino = self.lookup(parent, name)?;
+        self.get(to_parent)?.directory()?;
+        check_name(to_name)?;
+        let target = self.get(to_parent)?.directory()?.children.get(to_name).copied();
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(PublishError::Exists),
+            (RenameMode::Exchange, None) => return Err(PublishError::NotFound),
+            _ => {}
+        }
+        if self.is_within(to_parent, ino) {
+            return Err(PublishError::Cycle);
+        }
+        if target == Some(ino) {
+            return Ok(None);
+        }
+        match target {
+            Some(other) if mode == RenameMode::Exchange => {
+                if self.is_within(parent, other) {
+                    return Err(PublishError::Cycle);
+                }
+                self.exchange(ino, other, now)?;
+                return Ok(None);
+            }
+            Some(other) => self.may_replace(ino, other)?,
+            None => {}
+        }
+        if let Some(other) = target {
+            self.detach(other, now)?;
+        }
+        self.detach(ino, now)?;
+        self.attach(ino, Place { parent: to_parent, name: to_name.to_owned() })?;
+        self.touched(parent, now);
+        self.touched(to_parent, now);
+        Ok(target)
+    }
+
+    /// Whether `ino` is `dir` or lies below it.
+    fn is_within(&self, ino: UploadIno, dir: UploadIno) -> bool {
+        ino == dir || self.ancestors(ino).any(|up| up == dir)
+    }
+
+    fn may_replace(&self, ino: UploadIno, target: UploadIno) -> Result<()> {
+        let is_dir = |ino| Ok::<_, PublishError>(self.get(ino)?.kind() == UploadKind::Directory);
+        match (is_dir(ino)?, is_dir(target)?) {
+            (true, false) => Err(PublishError::NotADirectory),
+            (false, true) => Err(PublishError::IsADirectory),
+            (true, true) if !self.get(target)?.directory()?.children.is_empty() => {
+                Err(PublishError::NotEmpty)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn exchange(&mut self, one: UploadIno, other: UploadIno, now: SystemTime) -> Result<()> {
+        let place = |tree: &Self, ino| tree.get(ino)?.place.clone().ok_or(PublishError::NotFound);
+        let (first, second) = (place(self, one)?, place(self, other)?);
+        self.detach(one, now)?;
+        self.detach(other, now)?;
+        self.touched(first.parent, now);
+        self.touched(second.parent, now);
+        self.attach(one, second)?;
+        self.attach(other, first)
+    }
+
+    fn attach(&mut self, ino: UploadIno, place: Place) -> Result<()> {
+        let is_dir = self.get(ino)?.kind() == UploadKind::Directory;
+        let dir = self.dir_mut(place.parent)?;
+        dir.children.insert(place.name.clone(), ino);
+        dir.subdirs += u32::from(is_dir);
+        self.get_mut(ino)?.place = Some(place);
+        self.mark(ino);
+        Ok(())
+    }
+}
