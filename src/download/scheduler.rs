@@ -1,0 +1,435 @@
+//! Which block is asked of which source, and when again: data and pure functions on a clock that is passed in.
+//!
+//! Blocks are taken by deadline and given to the source that is expected to have them here first. A block that is
+//! late is asked for a second time elsewhere, within a budget; a source that falls silent is left alone for a while.
+//! All times are durations since the start of the engine.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    DownloadOptions, Event,
+    retry::{Budget, backoff},
+    stats::{Reputation, SourceStats, TYPICAL_BLOCK, Typical},
+};
+use crate::{
+    content::ContentId,
+    sources::{Permanent, SourceError, SourceId, SourceKind, Transient, Want},
+};
+
+mod assign;
+mod late;
+
+/// How often blocks under way are looked at: a tenth of what a person notices.
+const TICK: Duration = Duration::from_millis(25);
+/// After this long a source that did not have a block is asked again: it may be fetching the content itself.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// Shut out for wrong bytes.
+const BAN: Duration = Duration::from_secs(3600);
+
+/// How urgent a block is; the smallest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Urgency {
+    /// When it should be here; the largest duration for what nobody waits for.
+    pub(super) deadline: Duration,
+    /// Decides among equal deadlines.
+    pub(super) order: u64,
+}
+
+impl Urgency {
+    /// In the background, as number `order`.
+    pub(super) fn background(order: u64) -> Self {
+        Self { deadline: Duration::MAX, order }
+    }
+
+    fn is_background(self) -> bool {
+        self.deadline == Duration::MAX
+    }
+}
+
+/// A block that somebody needs.
+#[derive(Clone, Debug)]
+pub(super) struct Demand {
+    pub(super) want: Want,
+    /// Length of the block as far as it is known.
+    pub(super) len: u64,
+    pub(super) urgency: Urgency,
+    /// The file that it is for, and which of its chunks, as events name them.
+    pub(super) file: ContentId,
+    pub(super) index: u64,
+}
+
+/// What the owner of the scheduler has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Action {
+    /// Ask a source, in this order.
+    Request { source: SourceId, wants: Vec<Want> },
+    /// Tell a source that these are not needed any more.
+    Cancel { source: SourceId, ids: Vec<ContentId> },
+    /// Shut a source out.
+    Ban { source: SourceId, for_time: Duration },
+    /// Give up a block: every try failed for too long.
+    Fail { id: ContentId },
+}
+
+#[derive(Debug)]
+struct Peer {
+    kind: SourceKind,
+    stats: SourceStats,
+    in_flight: HashMap<ContentId, Sent>,
+    /// Takes more wants. Closed when its window is full, open again when a quarter of it is free: wants go out in
+    /// groups, not one by one.
+    open: bool,
+    paused_until: Duration,
+    /// Silences in a row; each pause is twice the last.
+    silences: u32,
+    /// Failures in a row.
+    failures: u32,
+    /// "Busy" answers in a row.
+    busy: u32,
+    /// When the last failure was counted; what was asked before it fails with it, not once more.
+    failed_at: Option<Duration>,
+    heard: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    at: Duration,
+    /// Bytes that were in flight before it.
+    ahead: u64,
+    len: u64,
+    /// Seconds that it was expected to take.
+    predicted: f64,
+}
+
+/// What went wrong between one block and one source.
+#[derive(Clone, Copy, Debug)]
+struct Trouble {
+    attempts: u32,
+    not_before: Duration,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    demand: Demand,
+    /// Sources that were asked and have not answered.
+    copies: Vec<SourceId>,
+    trouble: HashMap<SourceId, Trouble>,
+    since: Duration,
+    /// Who failed it last.
+    failed_by: Option<SourceId>,
+}
+
+/// The scheduler of one root.
+#[derive(Debug)]
+pub(super) struct Scheduler {
+    options: Arc<DownloadOptions>,
+    peers: HashMap<SourceId, Peer>,
+    wanted: HashMap<ContentId, Wanted>,
+    /// Blocks that nobody is asked for at the moment.
+    queue: BTreeSet<(Urgency, ContentId)>,
+    budget: Budget,
+    /// Bytes that may be asked for twice.
+    hedge: f64,
+    retries: u64,
+    actions: Vec<Action>,
+    events: Vec<Event>,
+}
+
+impl Scheduler {
+    pub(super) fn new(options: Arc<DownloadOptions>) -> Self {
+        Self {
+            options,
+            peers: HashMap::new(),
+            wanted: HashMap::new(),
+            queue: BTreeSet::new(),
+            budget: Budget::new(),
+            hedge: late::FIRST_HEDGES,
+            retries: 0,
+            actions: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// A source that can be asked from now on.
+    pub(super) fn add_source(
+        &mut self,
+        now: Duration,
+        id: SourceId,
+        kind: SourceKind,
+        known: Option<Reputation>,
+    ) {
+        let stats = SourceStats::new(kind, self.options.chunks_per_peer, known);
+        self.peers.entry(id).or_insert(Peer {
+            kind,
+            stats,
+            in_flight: HashMap::new(),
+            open: true,
+            paused_until: Duration::ZERO,
+            silences: 0,
+            failures: 0,
+            busy: 0,
+            failed_at: None,
+            heard: now,
+        });
+    }
+
+    /// A source that is gone; what it was asked for goes to others.
+    pub(super) fn remove_source(&mut self, id: &SourceId) -> Option<Reputation> {
+        let peer = self.peers.remove(id)?;
+        for block in peer.in_flight.keys() {
+            self.unsent(block, id);
+        }
+        // A source that comes back starts without grudges: its connection was what failed.
+        self.wanted.values_mut().for_each(|w| drop(w.trouble.remove(id)));
+        Some(peer.stats.reputation())
+    }
+
+    /// Asks for a block, or makes one more urgent.
+    pub(super) fn want(&mut self, now: Duration, demand: Demand) {
+        let id = demand.want.id;
+        if let Some(wanted) = self.wanted.get_mut(&id) {
+            if demand.urgency < wanted.demand.urgency {
+                let old = std::mem::replace(&mut wanted.demand.urgency, demand.urgency);
+                if self.queue.remove(&(old, id)) {
+                    self.queue.insert((demand.urgency, id));
+                }
+            }
+            return;
+        }
+        self.queue.insert((demand.urgency, id));
+        self.wanted.insert(
+            id,
+            Wanted {
+                demand,
+                copies: Vec::new(),
+                trouble: HashMap::new(),
+                since: now,
+                failed_by: None,
+            },
+        );
+    }
+
+    /// Takes back wants that `needed` says no to. What was asked for already is left alone: it is on its way.
+    pub(super) fn retain_unsent(&mut self, mut needed: impl FnMut(&Demand) -> bool) -> Vec<ContentId> {
+        let gone: Vec<(Urgency, ContentId)> = self
+            .queue
+            .iter()
+            .filter(|(_, id)| self.wanted.get(id).is_none_or(|w| !needed(&w.demand)))
+            .copied()
+            .collect();
+        for key in &gone {
+            self.queue.remove(key);
+            self.wanted.remove(&key.1);
+        }
+        gone.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Takes back a want, also where it was asked for.
+    pub(super) fn forget(&mut self, id: &ContentId) {
+        let Some(wanted) = self.wanted.remove(id) else { return };
+        self.queue.remove(&(wanted.demand.urgency, *id));
+        for source in wanted.copies {
+            self.recall(&source, id);
+        }
+    }
+
+    /// What is known about who has a block: those that do not are not asked for it for a while.
+    pub(super) fn lacks(&mut self, now: Duration, source: &SourceId, id: &ContentId) {
+        if let Some(wanted) = self.wanted.get_mut(id) {
+            let trouble = Trouble { attempts: 0, not_before: now + ASK_AGAIN };
+            wanted.trouble.entry(source.clone()).or_insert(trouble);
+        }
+    }
+
+    /// A source gave a block. Whether it was still needed: of several copies only the first is.
+    pub(super) fn delivered(
+        &mut self,
+        now: Duration,
+        source: &SourceId,
+        id: &ContentId,
+        len: u64,
+    ) -> Option<Demand> {
+        if let Some(peer) = self.peers.get_mut(source) {
+            (peer.failures, peer.silences, peer.busy, peer.heard) = (0, 0, 0, now);
+            if let Some(sent) = peer.in_flight.remove(id) {
+                peer.stats.delivered(now, sent.at, sent.ahead, sent.len);
+            }
+        }
+        let wanted = self.wanted.remove(id)?;
+        self.queue.remove(&(wanted.demand.urgency, *id));
+        for other in wanted.copies.iter().filter(|other| *other != source) {
+            self.recall(other, id);
+        }
+        self.budget.earn();
+        self.hedge = late::earn(self.hedge, len);
+        Some(wanted.demand)
+    }
+
+    /// A source did not give a block.
+    pub(super) fn failed(
+        &mut self,
+        now: Duration,
+        source: &SourceId,
+        id: &ContentId,
+        error: &SourceError,
+    ) {
+        let Some(peer) = self.peers.get_mut(source) else { return };
+        // A cancelled want that is answered all the same says nothing any more.
+        let Some(sent) = peer.in_flight.remove(id) else { return };
+        peer.stats.lost(sent.len);
+        peer.heard = now;
+        self.unsent(id, source);
+        match error {
+            SourceError::Permanent(Permanent::NotFound) => self.lacks(now, source, id),
+            SourceError::Permanent(Permanent::BadHash) => self.ban(now, source),
+            SourceError::Permanent(Permanent::Rejected(_)) => {
+                let pause = self.options.peer_blacklist;
+                self.pause(now, source, pause);
+            }
+            SourceError::Transient(Transient::RateLimited(wait)) => {
+                let wait = (*wait).min(self.options.peer_blacklist);
+                self.pause(now, source, wait);
+            }
+            SourceError::Transient(Transient::Busy) => {
+                if let Some(peer) = self.peers.get_mut(source) {
+                    peer.busy += 1;
+                    let wait = backoff(&self.options, peer.busy);
+                    self.pause(now, source, wait);
+                }
+            }
+            SourceError::Transient(Transient::Timeout | Transient::Reset) => {
+                self.count_failure(now, source, sent.at);
+                self.retry(now, source, id);
+            }
+        }
+    }
+
+    /// Decides what to do now; `allowance` is how many bytes may be asked for on top of what is in flight.
+    pub(super) fn step(&mut self, now: Duration, allowance: u64) -> Vec<Action> {
+        self.time_out(now);
+        self.look_for_late(now);
+        self.assign(now, allowance);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// What happened since the last call.
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// When [`Scheduler::step`] is due without any news; none when nothing is wanted.
+    pub(super) fn next_step(&self, now: Duration) -> Option<Duration> {
+        if self.wanted.is_empty() {
+            return None;
+        }
+        let busy = self.peers.values().any(|peer| !peer.in_flight.is_empty());
+        // Nobody to ask at all: only the time limit of a block can come up.
+        Some(now + if busy || !self.peers.is_empty() { TICK } else { 40 * TICK })
+    }
+
+    /// Bytes in flight.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.peers.values().map(|peer| peer.stats.in_flight()).sum()
+    }
+
+    /// Sources that are not left alone at the moment.
+    pub(super) fn usable_sources(&self, now: Duration) -> usize {
+        self.peers.values().filter(|peer| peer.paused_until <= now).count()
+    }
+
+    /// Tries that failed.
+    pub(super) fn retries(&self) -> u64 {
+        self.retries
+    }
+
+    /// What is worth remembering of each source.
+    pub(super) fn reputations(&self) -> impl Iterator<Item = (&SourceId, Reputation)> {
+        self.peers.iter().map(|(id, peer)| (id, peer.stats.reputation()))
+    }
+
+    /// Whether a block is wanted.
+    pub(super) fn wants(&self, id: &ContentId) -> bool {
+        self.wanted.contains_key(id)
+    }
+
+    /// Takes `source` off the copies of a block and puts the block back into the queue when it was the last.
+    fn unsent(&mut self, id: &ContentId, source: &SourceId) {
+        let Some(wanted) = self.wanted.get_mut(id) else { return };
+        wanted.copies.retain(|copy| copy != source);
+        wanted.failed_by = Some(source.clone());
+        if wanted.copies.is_empty() {
+            self.queue.insert((wanted.demand.urgency, *id));
+        }
+    }
+
+    /// Cancels one block at one source.
+    fn recall(&mut self, source: &SourceId, id: &ContentId) {
+        let Some(peer) = self.peers.get_mut(source) else { return };
+        let Some(sent) = peer.in_flight.remove(id) else { return };
+        peer.stats.lost(sent.len);
+        match self.actions.last_mut() {
+            Some(Action::Cancel { source: last, ids }) if last == source => ids.push(*id),
+            _ => self.actions.push(Action::Cancel { source: source.clone(), ids: vec![*id] }),
+        }
+    }
+
+    fn retry(&mut self, now: Duration, source: &SourceId, id: &ContentId) {
+        let Some(wanted) = self.wanted.get_mut(id) else { return };
+        self.retries += 1;
+        let of = self.options.max_chunk_retries.max(1);
+        let trouble =
+            wanted.trouble.entry(source.clone()).or_insert(Trouble { attempts: 0, not_before: now });
+        trouble.attempts += 1;
+        let delay = if trouble.attempts >= of {
+            // This source has had its tries; others go on, and much later it may be asked once more.
+            trouble.attempts = 0;
+            self.options.peer_blacklist
+        } else if self.budget.take() {
+            backoff(&self.options, trouble.attempts)
+        } else {
+            self.options.max_backoff
+        };
+        trouble.not_before = now + delay;
+        let attempt = if trouble.attempts == 0 { of } else { trouble.attempts };
+        self.events.push(Event::ChunkRetry { chunk: *id, attempt, of, delay });
+    }
+
+    fn count_failure(&mut self, now: Duration, source: &SourceId, sent: Duration) {
+        let Some(peer) = self.peers.get_mut(source) else { return };
+        if peer.failed_at.is_some_and(|at| sent < at) {
+            return;
+        }
+        peer.failed_at = Some(now);
+        peer.failures += 1;
+        peer.stats.failed();
+        if peer.failures >= self.options.peer_failure_threshold.max(1) {
+            peer.failures = 0;
+            let pause = self.options.peer_blacklist;
+            self.pause(now, source, pause);
+        }
+    }
+
+    /// Leaves a source alone; what it has not answered goes to others.
+    fn pause(&mut self, now: Duration, source: &SourceId, for_time: Duration) {
+        let Some(peer) = self.peers.get_mut(source) else { return };
+        peer.paused_until = peer.paused_until.max(now + for_time);
+        let pending: Vec<ContentId> = peer.in_flight.keys().copied().collect();
+        for id in pending {
+            self.recall(source, &id);
+            self.unsent(&id, source);
+        }
+        self.events.push(Event::SourceCooledDown { source: source.clone(), for_time });
+    }
+
+    fn ban(&mut self, now: Duration, source: &SourceId) {
+        self.pause(now, source, BAN);
+        self.actions.push(Action::Ban { source: source.clone(), for_time: BAN });
+    }
+}
+
+#[cfg(test)]
+mod tests;
