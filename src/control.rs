@@ -23,7 +23,7 @@ mod upkeep;
 mod wire;
 
 pub use self::{
-    client::{Bytes, Client, ClientError},
+    client::{Bytes, Client, ClientError, Method},
     reference::{Reference, ReferenceError},
     server::{ServeError, Server},
     wire::{

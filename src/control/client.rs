@@ -8,7 +8,8 @@ use std::{
 pub use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use http_body_util::{BodyExt, BodyStream, Full};
-use hyper::{Method, Request, Response, body::Incoming, header};
+pub use hyper::Method;
+use hyper::{Request, Response, body::Incoming, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;

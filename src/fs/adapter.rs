@@ -25,7 +25,10 @@ use super::{
     interrupt::Interrupts,
     iomode::Mode,
     open::{Opened, Wanted},
-    reply::{GENERATION, errno, file_attr, file_type, send_attr, send_empty, send_found, send_made, send_xattr, time},
+    reply::{
+        GENERATION, errno, file_attr, file_type, send_attr, send_empty, send_found, send_made,
+        send_xattr, time,
+    },
     semantics::{Fs, STATFS_BLOCK},
     upload::{Caller, Place},
 };

@@ -67,6 +67,9 @@ pub(super) fn of_store(error: &StoreError) -> Errno {
         StoreError::Locked(_)
         | StoreError::Index(_)
         | StoreError::State(_)
+        | StoreError::Format { .. }
+        | StoreError::Rejected(_)
+        | StoreError::Closed
         | StoreError::Missing(_) => Errno::EIO,
     }
 }

@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use fuser::{
-    FileAttr, FileType, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow,
+    FileAttr, FileType, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
+    TimeOrNow,
 };
 use nix::errno::Errno;
 
@@ -120,4 +121,3 @@ pub(super) fn send_xattr(reply: ReplyXattr, size: u32) -> impl FnOnce(Outcome<Ve
         Err(e) => reply.error(errno(e)),
     }
 }
-
