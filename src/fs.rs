@@ -10,6 +10,7 @@ mod attr;
 mod backing;
 mod control;
 mod dir;
+mod dispatch;
 mod errno;
 mod handles;
 mod interrupt;

@@ -1,62 +1,37 @@
 //! The only file that speaks the FUSE library's types: translates requests into [`Fs`] and outcomes into replies.
 //! No handler waits; what takes time replies from a task.
 
-use std::{
-    ffi::OsStr,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{ffi::OsStr, path::Path, sync::Arc, time::SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use nix::errno::Errno;
 use tokio::sync::watch;
 
 use super::{
-    answer::{Answer, Outcome},
-    attr::{Attr, SECOND},
     backing::Backings,
+    dispatch::{Shared, guarded, send_created, send_opened},
     interrupt::Interrupts,
-    iomode::Mode,
-    open::{Opened, Wanted},
-    reply::{
-        GENERATION, errno, file_attr, file_type, send_attr, send_empty, send_found, send_made,
-        send_xattr, time,
-    },
+    mount::Capabilities,
+    open::Wanted,
+    reply::{errno, file_type, send_attr, send_empty, send_found, send_made, send_xattr, time},
     semantics::{Fs, STATFS_BLOCK},
     upload::{Caller, Place},
 };
-use crate::{node::SetAttr, tasks::Tasks};
+use crate::node::SetAttr;
 
 /// The FUSE side of a mount.
 #[derive(Debug)]
 pub(super) struct Adapter {
     shared: Shared,
-    init: super::mount::Capabilities,
+    init: Capabilities,
     ended: watch::Sender<bool>,
 }
 
-/// What replies from tasks need as well.
-#[derive(Clone, Debug)]
-struct Shared {
-    fs: Arc<Fs>,
-    backings: Arc<Backings<BackingId>>,
-    interrupts: Interrupts,
-    tasks: Tasks,
-}
-
 impl Adapter {
-    pub(super) fn new(
-        fs: Fs,
-        init: super::mount::Capabilities,
-        ended: watch::Sender<bool>,
-    ) -> Self {
+    pub(super) fn new(fs: Fs, init: Capabilities, ended: watch::Sender<bool>) -> Self {
         let tasks = fs.node.tasks().clone();
         let backings = Arc::new(Backings::new(init.passthrough));
         let shared =
@@ -69,112 +44,12 @@ impl Adapter {
     }
 }
 
-impl Shared {
-    /// Replies with an answer when it is there.
-    fn settle<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        request: &Request,
-        answer: Answer<T>,
-        reply: impl FnOnce(Outcome<T>) + Send + 'static,
-    ) {
-        match answer {
-            Answer::Now(outcome) => reply(outcome),
-            Answer::Later(work) => {
-                let (interrupts, tid) = (self.interrupts.clone(), request.pid());
-                let cancelled = self.tasks.cancelled();
-                self.tasks.spawn(name, async move {
-                    let outcome = tokio::select! {
-                        outcome = interrupts.wait(tid, work) => outcome.unwrap_or(Err(Errno::EINTR)),
-                        () = cancelled => Err(Errno::EIO),
-                    };
-                    reply(outcome);
-                });
-            }
-            Answer::Blocking(work) => {
-                self.tasks.blocking(name, move || reply(work()));
-            }
-        }
-    }
-
-    /// Chooses the mode of an opened file and keeps it under a handle.
-    fn grant(
-        &self,
-        ino: u64,
-        opened: Opened,
-        register: impl FnOnce(&std::fs::File) -> std::io::Result<BackingId>,
-    ) -> Granted {
-        let Some(opener) = opened.opener() else {
-            // What was rendered at open is read from there, whatever size the attributes say.
-            let flags = match opened {
-                Opened::Events(_) => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NONSEEKABLE,
-                _ => FopenFlags::FOPEN_DIRECT_IO,
-            };
-            let fh = FileHandle(self.fs.keep_open(ino, opened, Mode::Cached));
-            return Granted { fh, flags, backing: None };
-        };
-        let candidate = || self.fs.candidate(&opened);
-        let (mode, backing) = self.backings.acquire(ino, opener, candidate, register);
-        let flags = match (mode, &opened) {
-            // The bytes of content are the same for ever.
-            (Mode::Cached, Opened::Content(_)) => FopenFlags::FOPEN_KEEP_CACHE,
-            (Mode::Cached | Mode::Passthrough, _) => FopenFlags::empty(),
-            (Mode::PassthroughDirect, _) => FopenFlags::FOPEN_DIRECT_IO,
-        };
-        let fh = FileHandle(self.fs.keep_open(ino, opened, mode));
-        Granted { fh, flags, backing }
-    }
-}
-
-/// How an open is answered.
-struct Granted {
-    fh: FileHandle,
-    flags: FopenFlags,
-    backing: Option<Arc<BackingId>>,
-}
-
-/// A handler that panics loses its own request, which the dropped reply answers with EIO, and nothing else.
-fn guarded(name: &'static str, handler: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(handler)).is_err() {
-        tracing::error!(operation = name, "a handler panicked; the request got EIO");
-    }
-}
-
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid() }
 }
 
 fn place(parent: INodeNo, name: &OsStr) -> Place<'_> {
     Place { parent: parent.0, name }
-}
-
-fn send_opened(shared: Shared, ino: u64, reply: ReplyOpen) -> impl FnOnce(Outcome<Opened>) + Send {
-    move |outcome| match outcome {
-        Ok(opened) => {
-            let granted = shared.grant(ino, opened, |file| reply.open_backing(file));
-            match granted.backing {
-                Some(backing) => reply.opened_passthrough(granted.fh, granted.flags, &backing),
-                None => reply.opened(granted.fh, granted.flags),
-            }
-        }
-        Err(e) => reply.error(errno(e)),
-    }
-}
-
-fn send_created(shared: &Shared, reply: ReplyCreate, outcome: Outcome<(Attr, Opened)>) {
-    let (attr, opened) = match outcome {
-        Ok(created) => created,
-        Err(e) => return reply.error(errno(e)),
-    };
-    let granted = shared.grant(attr.ino, opened, |file| reply.open_backing(file));
-    // One time is for name and attributes, and those of a file that is being written change.
-    let (ttl, attr): (Duration, FileAttr) = (SECOND, file_attr(&attr));
-    match granted.backing {
-        Some(backing) => {
-            reply.created_passthrough(&ttl, &attr, GENERATION, granted.fh, granted.flags, &backing);
-        }
-        None => reply.created(&ttl, &attr, GENERATION, granted.fh, granted.flags),
-    }
 }
 
 impl Filesystem for Adapter {
@@ -262,7 +137,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         guarded("mknod", || {
-            send_made(reply, self.fs().mknod(place(parent, name), mode, caller(request)))
+            send_made(reply, self.fs().mknod(place(parent, name), mode, caller(request)));
         });
     }
 
@@ -276,7 +151,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         guarded("mkdir", || {
-            send_made(reply, self.fs().mkdir(place(parent, name), mode, caller(request)))
+            send_made(reply, self.fs().mkdir(place(parent, name), mode, caller(request)));
         });
     }
 
@@ -289,7 +164,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         guarded("symlink", || {
-            send_made(reply, self.fs().symlink(place(parent, name), target, caller(request)))
+            send_made(reply, self.fs().symlink(place(parent, name), target, caller(request)));
         });
     }
 
@@ -438,7 +313,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded("fsync", || {
-            self.shared.settle("fsync", request, self.fs().fsync(ino.0), send_empty(reply))
+            self.shared.settle("fsync", request, self.fs().fsync(ino.0), send_empty(reply));
         });
     }
 
@@ -451,7 +326,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded("fsyncdir", || {
-            self.shared.settle("fsyncdir", request, self.fs().fsync(ino.0), send_empty(reply))
+            self.shared.settle("fsyncdir", request, self.fs().fsync(ino.0), send_empty(reply));
         });
     }
 

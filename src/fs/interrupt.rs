@@ -162,8 +162,8 @@ mod tests {
         let mut looks = looks.into_iter();
         let start = tokio::time::Instant::now();
         let read = || looks.next().unwrap_or_else(|| Ok(String::new()));
-        let ended =
-            tokio::time::timeout(Duration::from_secs(60), killed(read, &AtomicUsize::new(1)));
+        let waiting = AtomicUsize::new(1);
+        let ended = tokio::time::timeout(Duration::from_secs(60), killed(read, &waiting));
         ended.await.ok().map(|()| start.elapsed())
     }
 

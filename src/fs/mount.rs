@@ -69,9 +69,6 @@ pub enum MountError {
     /// A filesystem of chiral that answers is mounted there.
     #[error("{} is mounted already; end that daemon or run `chiral umount`", .0.display())]
     Mounted(PathBuf),
-    /// Nothing is mounted there, or nothing of chiral.
-    #[error("{} is not a mount of chiral", .0.display())]
-    NotMounted(PathBuf),
     /// The system has no FUSE, or does not let this user use it.
     #[error("cannot mount on {}: {source}; FUSE needs /dev/fuse, and without root the program fusermount3", path.display())]
     Fuse {
@@ -150,7 +147,7 @@ impl Mount {
         let owner = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
         let (send_ended, ended) = watch::channel(false);
         let capabilities = Capabilities { passthrough: options.passthrough };
-        let adapter = Adapter::new(Fs::new(node.clone(), owner), capabilities, send_ended);
+        let adapter = Adapter::new(Fs::new(node, owner), capabilities, send_ended);
         let session = Session::new(adapter, &mountpoint, &config(&options)).map_err(fuse)?;
         let background = session.spawn().map_err(fuse)?;
         // Its drop would unmount whatever is at that path by then, perhaps another daemon's mount: the library's test
@@ -160,7 +157,6 @@ impl Mount {
         if let Some(device) = &device {
             read_ahead(device);
         }
-        node.set_mountpoint(Some(mountpoint.clone()));
         Ok(Self { mountpoint, device, ended })
     }
 
@@ -245,36 +241,36 @@ fn read_ahead(device: &MountEntry) {
     }
 }
 
-/// Detaches a mount of chiral at `mountpoint` whose daemon is dead. What is alive, or not of chiral, stays.
+/// Detaches a mount of chiral at `mountpoint` whose daemon is dead; whether there was one. What is alive, or not of
+/// chiral, stays.
 ///
 /// # Errors
 /// When a dead one cannot be detached.
-pub fn detach_stale(mountpoint: &Path) -> Result<(), MountError> {
+pub fn detach_stale(mountpoint: &Path) -> Result<bool, MountError> {
     let path = known_as(mountpoint);
     let ours = mounted_at(&path).is_ok_and(|e| e.is_some_and(|e| e.kind == mountinfo::TYPE));
     let dead =
         || matches!(nix::sys::statfs::statfs(&path), Err(Errno::ENOTCONN | Errno::ECONNABORTED));
-    if ours && dead() {
-        tracing::warn!(mountpoint = %path.display(), "detaching the mount of a daemon that died");
-        detach(&path)?;
+    if !(ours && dead()) {
+        return Ok(false);
     }
-    Ok(())
+    detach(&path).map(|()| true)
 }
 
-/// Detaches a mount of chiral, alive or stale, for `chiral umount`. If it is still there after two seconds although
+/// Detaches a mount of chiral, alive or stale, for `chiral umount`; whether there was one. If it is still there after two seconds although
 /// it was detached (a daemon that hangs, with programs waiting for it), its connection is cut off: those programs
 /// get errors instead of waiting for ever.
 ///
 /// Blocks for up to those two seconds.
 ///
 /// # Errors
-/// [`MountError::NotMounted`], or when it cannot be detached.
-pub fn unmount_path(mountpoint: &Path) -> Result<(), MountError> {
+/// When it cannot be detached.
+pub fn unmount_path(mountpoint: &Path) -> Result<bool, MountError> {
     let path = known_as(mountpoint);
     let failed = |source| MountError::Mountpoint { path: path.clone(), source };
     let entry = mounted_at(&path).map_err(failed)?;
     let Some(entry) = entry.filter(|entry| entry.kind == mountinfo::TYPE) else {
-        return Err(MountError::NotMounted(path));
+        return Ok(false);
     };
     detach(&path)?;
     let connection = PathBuf::from(format!("/sys/fs/fuse/connections/{}", entry.minor));
@@ -287,7 +283,7 @@ pub fn unmount_path(mountpoint: &Path) -> Result<(), MountError> {
         tracing::warn!(mountpoint = %path.display(), "requests wait for a daemon that does not answer; cutting it off");
         fs::write(connection.join("abort"), "1").map_err(failed)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Whether requests wait on a connection; one that is only held open by a program that does nothing has none.
