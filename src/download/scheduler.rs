@@ -77,7 +77,6 @@ pub(super) enum Action {
 
 #[derive(Debug)]
 struct Peer {
-    kind: SourceKind,
     stats: SourceStats,
     in_flight: HashMap<ContentId, Sent>,
     /// Takes more wants. Closed when its window is full, open again when a quarter of it is free: wants go out in
@@ -135,6 +134,8 @@ pub(super) struct Scheduler {
     /// Bytes that may be asked for twice.
     hedge: f64,
     retries: u64,
+    /// When blocks under way were last looked at.
+    looked: Option<Duration>,
     actions: Vec<Action>,
     events: Vec<Event>,
 }
@@ -149,6 +150,7 @@ impl Scheduler {
             budget: Budget::new(),
             hedge: late::FIRST_HEDGES,
             retries: 0,
+            looked: None,
             actions: Vec::new(),
             events: Vec::new(),
         }
@@ -164,7 +166,6 @@ impl Scheduler {
     ) {
         let stats = SourceStats::new(kind, self.options.chunks_per_peer, known);
         self.peers.entry(id).or_insert(Peer {
-            kind,
             stats,
             in_flight: HashMap::new(),
             open: true,
@@ -184,7 +185,9 @@ impl Scheduler {
             self.unsent(block, id);
         }
         // A source that comes back starts without grudges: its connection was what failed.
-        self.wanted.values_mut().for_each(|w| drop(w.trouble.remove(id)));
+        for wanted in self.wanted.values_mut() {
+            wanted.trouble.remove(id);
+        }
         Some(peer.stats.reputation())
     }
 
@@ -310,8 +313,11 @@ impl Scheduler {
 
     /// Decides what to do now; `allowance` is how many bytes may be asked for on top of what is in flight.
     pub(super) fn step(&mut self, now: Duration, allowance: u64) -> Vec<Action> {
-        self.time_out(now);
-        self.look_for_late(now);
+        if self.looked.is_none_or(|at| now.saturating_sub(at) >= TICK) {
+            self.looked = Some(now);
+            self.time_out(now);
+            self.look_for_late(now);
+        }
         self.assign(now, allowance);
         std::mem::take(&mut self.actions)
     }
@@ -400,7 +406,7 @@ impl Scheduler {
 
     fn count_failure(&mut self, now: Duration, source: &SourceId, sent: Duration) {
         let Some(peer) = self.peers.get_mut(source) else { return };
-        if peer.failed_at.is_some_and(|at| sent < at) {
+        if peer.failed_at.is_some_and(|at| sent <= at) {
             return;
         }
         peer.failed_at = Some(now);

@@ -56,35 +56,38 @@ pub(super) struct Ahead {
 
 /// The windows of all readers of one file.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Windows(HashMap<ReaderId, Window>);
+pub(super) struct Windows {
+    readers: HashMap<ReaderId, Window>,
+    sought: bool,
+}
 
 impl Windows {
     /// Counts a read of `range`; whether enough of the window is free that it is worth planning again.
     pub(super) fn read(&mut self, now: Duration, reader: ReaderId, range: ByteRange) -> bool {
-        if self.0.len() >= MOST_READERS
-            && !self.0.contains_key(&reader)
-            && let Some(oldest) = self.0.iter().min_by_key(|(_, w)| w.last).map(|(id, _)| *id)
+        if self.readers.len() >= MOST_READERS
+            && !self.readers.contains_key(&reader)
+            && let Some(oldest) = self.readers.iter().min_by_key(|(_, w)| w.last).map(|(id, _)| *id)
         {
-            self.0.remove(&oldest);
+            self.readers.remove(&oldest);
         }
-        let window = self.0.entry(reader).or_insert_with(|| Window::new(now, range));
-        window.read(now, range);
+        let window = self.readers.entry(reader).or_insert_with(|| Window::new(now, range));
+        self.sought |= window.read(now, range);
         window.free() >= (window.ahead / 4).max(1)
     }
 
     /// Forgets a reader.
     pub(super) fn close(&mut self, reader: ReaderId) {
-        self.0.remove(&reader);
+        self.readers.remove(&reader);
     }
 
     /// What is to be planned now: what each window lacks. It counts as planned from then on.
     pub(super) fn plan(&mut self, size: u64) -> Vec<Ahead> {
-        self.0.values_mut().filter_map(|window| window.plan(size)).collect()
+        self.readers.values_mut().filter_map(|window| window.plan(size)).collect()
     }
 
     /// All that the windows cover, planned or not; what lies outside is not worth asking for any more.
     pub(super) fn covered(&self, size: u64) -> Vec<ByteRange> {
-        self.0
+        self.readers
             .values()
             .map(|w| ByteRange::new(w.at.saturating_sub(SLACK).min(size), w.end().min(size)))
             .collect()
@@ -93,12 +96,12 @@ impl Windows {
     /// Makes the next [`Windows::plan`] go over the windows from their start again: more of the tree is known, or
     /// something failed.
     pub(super) fn replan(&mut self) {
-        self.0.values_mut().for_each(|window| window.planned = window.at);
+        self.readers.values_mut().for_each(|window| window.planned = window.at);
     }
 
-    /// Whether anybody reads.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether a reader left its window since the last call, so that what was planned there may be for nothing.
+    pub(super) fn take_sought(&mut self) -> bool {
+        std::mem::take(&mut self.sought)
     }
 }
 
@@ -125,7 +128,8 @@ impl Window {
         self.end().saturating_sub(self.planned)
     }
 
-    fn read(&mut self, now: Duration, range: ByteRange) {
+    /// Whether this was a seek.
+    fn read(&mut self, now: Duration, range: ByteRange) -> bool {
         let goes_on = range.start <= self.next.saturating_add(SLACK.min(self.ahead))
             && range.end.saturating_add(SLACK.min(self.ahead)) >= self.next;
         self.last = now;
@@ -134,7 +138,7 @@ impl Window {
             let rate = self.rate;
             *self = Self { rate, run: 0, ..Self::new(now, range) };
             self.next = range.end;
-            return;
+            return true;
         }
         let grown = range.end.saturating_sub(self.next);
         let sequential = self.run > 0 || (range.start == self.next && range.start != self.at);
@@ -142,7 +146,7 @@ impl Window {
         self.next = self.next.max(range.end);
         self.measure(now);
         if !sequential {
-            return;
+            return false;
         }
         self.run = self.run.saturating_add(grown.max(1));
         if self.ahead == 0 {
@@ -153,6 +157,7 @@ impl Window {
             self.ahead = (self.ahead * 2).min(most.clamp(FULL_AHEAD, MOST_AHEAD));
             self.run = 1;
         }
+        false
     }
 
     fn measure(&mut self, now: Duration) {
@@ -236,6 +241,6 @@ mod tests {
         windows.read(at(0.0), READER, ByteRange::at(0, 4096));
         assert_eq!(windows.plan(10_000)[0].range, ByteRange::new(0, 10_000));
         windows.close(READER);
-        assert!(windows.is_empty());
+        assert_eq!(windows.covered(10_000), []);
     }
 }

@@ -51,7 +51,9 @@ impl Scheduler {
             wanted.copies.push(source);
             sent.push(*key);
         }
-        sent.iter().for_each(|key| drop(self.queue.remove(key)));
+        for key in &sent {
+            self.queue.remove(key);
+        }
         self.actions
             .extend(groups.into_iter().map(|(source, wants)| Action::Request { source, wants }));
     }

@@ -1,0 +1,392 @@
+//! One task per root that is being fetched: it owns the scheduler, plans what the readers need, asks the sources and
+//! keeps what comes.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use super::{
+    DownloadError, Event,
+    engine::{Command, Link, Shared},
+    file::OpenFile,
+    scheduler::{Action, Demand, Scheduler, Urgency},
+};
+use crate::{
+    content::{Block, ByteRange, ContentId, Need},
+    sources::{Found, Reply, Source, SourceId, Want},
+};
+
+mod keep;
+mod plan;
+mod whole;
+
+use keep::{Done, Write};
+use plan::Lookup;
+use whole::Whole;
+
+/// A file that nobody has open any more is fetched on for this long: a player closes and opens again.
+const GRACE: Duration = Duration::from_secs(5);
+/// A node that nobody waits for any more is searched for this long.
+const SEARCH_ON: Duration = Duration::from_secs(60);
+/// An actor with nothing to do keeps its sources for this long, so that the next file of the root starts at once.
+const LINGER: Duration = Duration::from_secs(60);
+/// How often figures are taken and what nobody needs any more is looked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Replies that are taken at once.
+const BATCH: usize = 64;
+
+/// Callers that wait for one node.
+#[derive(Debug)]
+struct NodeWait {
+    answers: Vec<oneshot::Sender<Result<Block, DownloadError>>>,
+    asked: Duration,
+}
+
+/// A file below this root.
+#[derive(Debug)]
+struct Entry {
+    file: Arc<OpenFile>,
+    /// Since when nobody has it open.
+    idle_since: Option<Duration>,
+    /// Whether there is something to plan.
+    dirty: bool,
+    /// Blocks that are looked up, asked for or written.
+    outstanding: usize,
+    whole: Option<Whole>,
+    /// Present bytes and rate at the last look, and when that was.
+    measured: (u64, u64, Duration),
+}
+
+/// The owner of one root's download.
+pub(super) struct Actor {
+    root: ContentId,
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    scheduler: Scheduler,
+    sources: HashMap<SourceId, Arc<dyn Source>>,
+    /// News of the finder; none until something is needed that is not here.
+    found: Option<mpsc::Receiver<Found>>,
+    searching: bool,
+    replies_in: mpsc::UnboundedSender<Reply>,
+    replies: mpsc::UnboundedReceiver<Reply>,
+    files: HashMap<ContentId, Entry>,
+    /// Which files need a block that is being looked up, fetched or written.
+    users: HashMap<ContentId, Vec<ContentId>>,
+    nodes: HashMap<ContentId, NodeWait>,
+    jobs: FuturesUnordered<BoxFuture<'static, Done>>,
+    to_look: Vec<Lookup>,
+    looking: bool,
+    to_write: Vec<Write>,
+    writing: bool,
+    /// Bytes in flight that the engine counts for this root.
+    accounted: u64,
+    housekeeping: Duration,
+    busy_at: Duration,
+}
+
+impl Actor {
+    pub(super) fn new(
+        root: ContentId,
+        shared: Arc<Shared>,
+        link: Arc<Link>,
+        commands: mpsc::UnboundedReceiver<Command>,
+    ) -> Self {
+        let (replies_in, replies) = mpsc::unbounded_channel();
+        let now = shared.start().elapsed();
+        Self {
+            root,
+            scheduler: Scheduler::new(Arc::clone(&shared.options)),
+            shared,
+            link,
+            commands,
+            sources: HashMap::new(),
+            found: None,
+            searching: false,
+            replies_in,
+            replies,
+            files: HashMap::new(),
+            users: HashMap::new(),
+            nodes: HashMap::new(),
+            jobs: FuturesUnordered::new(),
+            to_look: Vec::new(),
+            looking: false,
+            to_write: Vec::new(),
+            writing: false,
+            accounted: 0,
+            housekeeping: now,
+            busy_at: now,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.shared.start().elapsed()
+    }
+
+    pub(super) async fn run(mut self) {
+        let cancelled = self.shared.tasks.cancelled();
+        tokio::pin!(cancelled);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let timer = self.timer();
+            tokio::select! {
+                biased;
+                () = &mut cancelled => break,
+                Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
+                _ = self.replies.recv_many(&mut batch, BATCH) => {
+                    batch.drain(..).for_each(|reply| self.reply(reply));
+                }
+                Some(command) = self.commands.recv() => self.command(command),
+                news = news(&mut self.found) => self.news(news),
+                () = tokio::time::sleep_until(timer) => {}
+            }
+            self.work();
+            if self.may_end() && self.shared.retire(&self.root, &self.commands) {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    fn timer(&self) -> Instant {
+        let now = self.now();
+        let housekeeping = self.housekeeping + HOUSEKEEPING;
+        let next = self.scheduler.next_step(now).map_or(housekeeping, |at| at.min(housekeeping));
+        self.shared.start() + next
+    }
+
+    fn command(&mut self, command: Command) {
+        let now = self.now();
+        match command {
+            Command::Node { id, answer } => self.node(now, id, answer),
+            Command::Look(file) => {
+                file.nudged.store(false, Ordering::Release);
+                self.entry(now, file).dirty = true;
+            }
+            Command::Whole { file, strategy, answer } => {
+                let entry = self.entry(now, file);
+                entry.whole = Some(Whole::new(strategy, entry.whole.take(), answer));
+                entry.dirty = true;
+            }
+            Command::Idle(id) => {
+                if let Some(entry) = self.files.get_mut(&id) {
+                    entry.idle_since = entry.file.is_idle().then_some(now);
+                }
+            }
+        }
+    }
+
+    fn entry(&mut self, now: Duration, file: Arc<OpenFile>) -> &mut Entry {
+        let idle_since = file.is_idle().then_some(now);
+        let entry = self.files.entry(file.id).or_insert_with(|| Entry {
+            measured: (file.object.present().bytes(), 0, now),
+            file,
+            idle_since,
+            dirty: true,
+            outstanding: 0,
+            whole: None,
+        });
+        entry.idle_since = idle_since;
+        entry
+    }
+
+    fn node(
+        &mut self,
+        now: Duration,
+        id: ContentId,
+        answer: oneshot::Sender<Result<Block, DownloadError>>,
+    ) {
+        let wait =
+            self.nodes.entry(id).or_insert_with(|| NodeWait { answers: Vec::new(), asked: now });
+        wait.asked = now;
+        wait.answers.retain(|answer| !answer.is_closed());
+        wait.answers.push(answer);
+        let range = ByteRange::new(0, 0);
+        let urgency = Urgency { deadline: now, order: 0 };
+        self.want(now, id, Need { cid: id, range }, urgency);
+    }
+
+    /// Asks the network for a block.
+    fn want(&mut self, now: Duration, file: ContentId, need: Need, urgency: Urgency) {
+        if !self.searching {
+            self.searching = true;
+            self.found = Some(self.shared.finder.find(&self.root));
+        }
+        let want = Want { id: need.cid, root: self.root, range: need.range };
+        let (len, index) = plan::expected(&need);
+        self.scheduler.want(now, Demand { want, len, urgency, file, index });
+    }
+
+    fn news(&mut self, news: Option<Found>) {
+        let now = self.now();
+        match news {
+            Some(Found::Source(source)) => {
+                let id = source.id().clone();
+                let known = self.shared.reputations.get(&id);
+                self.scheduler.add_source(now, id.clone(), source.kind(), known);
+                self.sources.insert(id, source);
+                self.files.values_mut().for_each(|entry| entry.dirty |= entry.whole.is_some());
+            }
+            Some(Found::Gone(id)) => {
+                self.sources.remove(&id);
+                if let Some(reputation) = self.scheduler.remove_source(&id) {
+                    self.shared.reputations.put(&id, reputation);
+                }
+            }
+            Some(Found::Searched) => {}
+            None => self.found = None,
+        }
+        self.link.sources.store(self.sources.len(), Ordering::Relaxed);
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        let now = self.now();
+        match reply.result {
+            Ok(block) => {
+                let len = block.data().len() as u64;
+                self.link.progress.count(now);
+                let demand = self.scheduler.delivered(now, &reply.source, &reply.id, len);
+                if let Some(demand) = demand {
+                    self.keep(now, &demand, &block);
+                }
+            }
+            Err(error) => self.scheduler.failed(now, &reply.source, &reply.id, &error),
+        }
+    }
+
+    /// Everything that follows from what has just happened.
+    fn work(&mut self) {
+        let now = self.now();
+        if now >= self.housekeeping + HOUSEKEEPING {
+            self.keep_house(now);
+        }
+        self.plan(now);
+        self.start_jobs();
+        let allowance = self.shared.allowance();
+        for action in self.scheduler.step(now, allowance) {
+            self.act(action);
+        }
+        let in_flight = self.scheduler.in_flight();
+        self.shared.account(self.accounted, in_flight);
+        self.accounted = in_flight;
+        self.link.retries.store(self.scheduler.retries(), Ordering::Relaxed);
+        for event in self.scheduler.take_events() {
+            self.emit(event);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Request { source, wants } => {
+                if let Some(source) = self.sources.get(&source) {
+                    source.request(&wants, &self.replies_in);
+                }
+            }
+            Action::Cancel { source, ids } => {
+                if let Some(source) = self.sources.get(&source) {
+                    source.cancel(&ids);
+                }
+            }
+            Action::Ban { source, for_time } => {
+                tracing::warn!("{source} sent wrong bytes and is shut out");
+                if let Some(source) = self.sources.get(&source) {
+                    source.ban(for_time);
+                }
+            }
+            Action::Fail { id } => self.give_up(&id),
+        }
+    }
+
+    /// Nobody gave a block for too long.
+    fn give_up(&mut self, id: &ContentId) {
+        if let Some(wait) = self.nodes.remove(id) {
+            for answer in wait.answers {
+                // The caller may be gone.
+                let _ = answer.send(Err(DownloadError::NotFound(*id)));
+            }
+        }
+        for user in self.users.remove(id).unwrap_or_default() {
+            let Some(entry) = self.files.get_mut(&user) else { continue };
+            entry.outstanding = entry.outstanding.saturating_sub(1);
+            let range = ByteRange::new(0, entry.file.size());
+            let error = DownloadError::Stalled { id: user, range };
+            entry.stop_whole(&error);
+        }
+    }
+
+    fn emit(&self, event: Event) {
+        // Nobody listens: nothing is lost.
+        let _ = self.shared.events.send(event);
+    }
+
+    fn keep_house(&mut self, now: Duration) {
+        self.housekeeping = now;
+        self.nodes.retain(|id, wait| {
+            wait.answers.retain(|answer| !answer.is_closed());
+            let keep = !wait.answers.is_empty() || now < wait.asked + SEARCH_ON;
+            if !keep && !self.users.contains_key(id) {
+                self.scheduler.forget(id);
+            }
+            keep
+        });
+        let idle: Vec<ContentId> = self
+            .files
+            .iter()
+            .filter(|(_, e)| e.whole.is_none() && e.file.is_idle())
+            .filter(|(_, e)| e.idle_since.is_none_or(|since| now >= since + GRACE))
+            .map(|(id, _)| *id)
+            .collect();
+        idle.iter().for_each(|id| self.close(id));
+        if !self.files.is_empty() || !self.nodes.is_empty() {
+            self.busy_at = now;
+        }
+        self.publish_transfers(now);
+    }
+
+    /// Ends the fetching of a file.
+    fn close(&mut self, id: &ContentId) {
+        self.files.remove(id);
+        let scheduler = &mut self.scheduler;
+        let nodes = &self.nodes;
+        self.users.retain(|block, users| {
+            users.retain(|user| user != id);
+            if users.is_empty() && !nodes.contains_key(block) {
+                scheduler.forget(block);
+            }
+            !users.is_empty()
+        });
+        self.to_look.retain(|lookup| lookup.file != *id);
+    }
+
+    fn may_end(&self) -> bool {
+        self.files.is_empty()
+            && self.nodes.is_empty()
+            && self.jobs.is_empty()
+            && self.now() >= self.busy_at + LINGER
+    }
+
+    fn end(&mut self) {
+        self.shared.account(self.accounted, 0);
+        for (id, reputation) in self.scheduler.reputations() {
+            self.shared.reputations.put(id, reputation);
+        }
+        for entry in self.files.values() {
+            entry.file.fail((0..u64::MAX).into(), &DownloadError::Closed);
+        }
+    }
+}
+
+async fn news(found: &mut Option<mpsc::Receiver<Found>>) -> Option<Found> {
+    match found {
+        Some(found) => found.recv().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,332 @@
+//! The registry: which roots are being fetched, which files are open, what all share.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    sync::{Semaphore, broadcast, mpsc, oneshot},
+    time::Instant,
+};
+
+use super::{
+    DownloadError, DownloadOptions, Event, FileHandle, Strategy, Transfer,
+    actor::Actor,
+    file::{OpenFile, Progress},
+    reputation::Reputations,
+};
+use crate::{
+    content::{Block, ByteRange, ContentId, FileLayout},
+    sources::Finder,
+    store::Store,
+    tasks::Tasks,
+};
+
+/// Events that a slow receiver may lag behind before it loses the oldest.
+const EVENT_BACKLOG: usize = 4096;
+/// Bytes in flight over all downloads: what is asked for has to fit into memory when it all comes at once.
+const MOST_IN_FLIGHT: u64 = 128 << 20;
+
+/// What the actor of a root is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Fetch one node.
+    Node { id: ContentId, answer: oneshot::Sender<Result<Block, DownloadError>> },
+    /// Look at the readers of this file.
+    Look(Arc<OpenFile>),
+    /// Fetch the whole file.
+    Whole { file: Arc<OpenFile>, strategy: Strategy, answer: oneshot::Sender<Result<(), DownloadError>> },
+    /// The last handle of a file was dropped.
+    Idle(ContentId),
+}
+
+/// The way to the actor of a root, and what it tells.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) progress: Progress,
+    /// Sources that can be asked.
+    pub(super) sources: AtomicUsize,
+    pub(super) retries: AtomicU64,
+    /// What runs below this root, for [`Engine::transfers`].
+    pub(super) transfers: Mutex<Vec<Transfer>>,
+}
+
+/// All downloads; clones share them.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) options: Arc<DownloadOptions>,
+    pub(super) store: Store,
+    pub(super) finder: Arc<dyn Finder>,
+    pub(super) tasks: Tasks,
+    pub(super) events: broadcast::Sender<Event>,
+    pub(super) reputations: Reputations,
+    start: Instant,
+    roots: Mutex<HashMap<ContentId, Arc<Link>>>,
+    files: Mutex<HashMap<(ContentId, ContentId), Weak<OpenFile>>>,
+    in_flight: AtomicU64,
+    slots: Semaphore,
+}
+
+impl Shared {
+    /// Bytes that may still be asked for.
+    pub(super) fn allowance(&self) -> u64 {
+        MOST_IN_FLIGHT.saturating_sub(self.in_flight.load(Ordering::Relaxed))
+    }
+
+    /// Corrects the bytes in flight by what one root had and has.
+    pub(super) fn account(&self, had: u64, has: u64) {
+        if has >= had {
+            self.in_flight.fetch_add(has - had, Ordering::Relaxed);
+        } else {
+            self.in_flight.fetch_sub(had - has, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// Takes the actor of `root` out of the registry, unless somebody told it something meanwhile.
+    pub(super) fn retire(&self, root: &ContentId, commands: &mpsc::UnboundedReceiver<Command>) -> bool {
+        let mut roots = self.roots();
+        // Commands are sent under this lock, so that none can slip in between the look and the removal.
+        let idle = commands.is_empty();
+        if idle {
+            roots.remove(root);
+        }
+        idle
+    }
+
+    fn roots(&self) -> MutexGuard<'_, HashMap<ContentId, Arc<Link>>> {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine {
+    /// An engine without downloads.
+    pub fn new(
+        options: DownloadOptions,
+        store: Store,
+        finder: Arc<dyn Finder>,
+        tasks: &Tasks,
+    ) -> Self {
+        let slots = Semaphore::new(options.max_concurrent_downloads.max(1));
+        let shared = Shared {
+            reputations: Reputations::open(&store),
+            options: Arc::new(options),
+            store,
+            finder,
+            tasks: tasks.clone(),
+            events: broadcast::Sender::new(EVENT_BACKLOG),
+            start: Instant::now(),
+            roots: Mutex::default(),
+            files: Mutex::default(),
+            in_flight: AtomicU64::new(0),
+            slots,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// One DAG node: from the store, else from the sources of `root` (the content that it was reached through). Kept.
+    ///
+    /// # Errors
+    /// [`DownloadError::NotFound`] when nothing came for [`DownloadOptions::lookup_timeout`]; the search goes on for a
+    /// while, so that a later call may find the node in the store.
+    pub async fn node(&self, root: &ContentId, id: &ContentId) -> Result<Block, DownloadError> {
+        if let Some(block) = self.shared.store.block(id).map_err(Arc::new)? {
+            return Ok(block);
+        }
+        let began = self.now();
+        loop {
+            let (answer, mut result) = oneshot::channel();
+            let link = self.tell(root, Command::Node { id: *id, answer })?;
+            loop {
+                let limit = link.progress.last().max(began) + self.options().lookup_timeout;
+                tokio::select! {
+                    result = &mut result => match result {
+                        Ok(result) => return result,
+                        // The actor ended between two nodes; a new one is started.
+                        Err(_) => break,
+                    },
+                    () = tokio::time::sleep_until(self.instant(limit)) => {}
+                }
+                if self.now() >= link.progress.last().max(began) + self.options().lookup_timeout {
+                    return Err(DownloadError::NotFound(*id));
+                }
+            }
+        }
+    }
+
+    /// Opens a file. Fetches its root node when that is not here. `root` as in [`Engine::node`].
+    ///
+    /// # Errors
+    /// As [`Engine::node`], and [`DownloadError::Dag`] when it is no file.
+    pub async fn file(
+        &self,
+        root: &ContentId,
+        id: &ContentId,
+    ) -> Result<FileHandle, DownloadError> {
+        if let Some(file) = self.opened(root, id) {
+            return Ok(FileHandle::new(self.clone(), file));
+        }
+        let block = self.node(root, id).await?;
+        self.open(root, &block)
+    }
+
+    /// Opens a file whose root node is here.
+    fn open(&self, root: &ContentId, block: &Block) -> Result<FileHandle, DownloadError> {
+        let id = block.cid();
+        let mut layout = FileLayout::new(block)?;
+        let places = layout.insert(block)?;
+        let object = self.shared.store.create_object(id, layout.size()).map_err(Arc::new)?;
+        // A root with bytes of its own: a small file is this one block.
+        let missing = |p: &crate::content::Placement| {
+            !object.has(ByteRange::at(p.offset, p.data.len() as u64))
+        };
+        if places.iter().any(missing) {
+            object.place(block, &places).map_err(Arc::new)?;
+        }
+        let mut files = self.files();
+        files.retain(|_, file| file.strong_count() > 0);
+        let file = files.get(&(*root, *id)).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let file = Arc::new(OpenFile::new(*root, *id, layout, object));
+            files.insert((*root, *id), Arc::downgrade(&file));
+            file
+        });
+        Ok(FileHandle::new(self.clone(), file))
+    }
+
+    fn opened(&self, root: &ContentId, id: &ContentId) -> Option<Arc<OpenFile>> {
+        self.files().get(&(*root, *id)).and_then(Weak::upgrade)
+    }
+
+    /// Fetches what is missing of a file, in the order of `strategy`.
+    pub(super) async fn whole(
+        &self,
+        handle: &FileHandle,
+        strategy: Strategy,
+    ) -> Result<(), DownloadError> {
+        let file = handle.file();
+        while !file.object.is_complete() {
+            let (answer, result) = oneshot::channel();
+            let file = Arc::clone(file);
+            let root = file.root;
+            self.tell(&root, Command::Whole { file, strategy, answer })?;
+            if let Ok(result) = result.await {
+                return result;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a place among the downloads that run at once.
+    pub(super) async fn slot(&self) -> Result<tokio::sync::SemaphorePermit<'_>, DownloadError> {
+        self.shared.slots.acquire().await.map_err(|_| DownloadError::Closed)
+    }
+
+    /// Everything that happens from now on; a receiver that lags loses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.shared.events.subscribe()
+    }
+
+    /// Puts an event of another part on the same stream.
+    pub fn emit(&self, event: Event) {
+        // Nobody listens: nothing is lost.
+        let _ = self.shared.events.send(event);
+    }
+
+    /// Downloads that run.
+    pub fn transfers(&self) -> Vec<Transfer> {
+        let links: Vec<Arc<Link>> = self.shared.roots().values().cloned().collect();
+        let transfers =
+            links.iter().flat_map(|link| lock(&link.transfers).iter().cloned().collect::<Vec<_>>());
+        transfers.collect()
+    }
+
+    pub(super) fn options(&self) -> &DownloadOptions {
+        &self.shared.options
+    }
+
+    pub(super) fn instant_of_start(&self) -> Instant {
+        self.shared.start
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.tasks.token().is_cancelled()
+    }
+
+    /// The error of a read that got nothing for too long.
+    pub(super) fn nothing_came(
+        &self,
+        root: &ContentId,
+        id: ContentId,
+        range: ByteRange,
+    ) -> DownloadError {
+        let known = self.shared.roots().get(root).is_some_and(|link| link.progress.any());
+        if known { DownloadError::Stalled { id, range } } else { DownloadError::NotFound(id) }
+    }
+
+    /// Has the actor look at a file, if it has not been told already.
+    pub(super) fn nudge(&self, file: &Arc<OpenFile>) {
+        if !file.nudged.swap(true, Ordering::AcqRel) {
+            // Closed: the read ends by itself.
+            let _ = self.tell(&file.root, Command::Look(Arc::clone(file)));
+        }
+    }
+
+    /// Tells the actor of `root` something; starts it when it does not run.
+    fn tell(&self, root: &ContentId, command: Command) -> Result<Arc<Link>, DownloadError> {
+        if self.is_closed() {
+            return Err(DownloadError::Closed);
+        }
+        let mut roots = self.shared.roots();
+        let command = match roots.get(root) {
+            Some(link) => match link.commands.send(command) {
+                Ok(()) => return Ok(Arc::clone(link)),
+                Err(unsent) => unsent.0,
+            },
+            None => command,
+        };
+        let (commands, receiver) = mpsc::unbounded_channel();
+        // The receiver is in hand, so that this cannot fail.
+        let _ = commands.send(command);
+        let link = Arc::new(Link {
+            commands,
+            progress: Progress::default(),
+            sources: AtomicUsize::new(0),
+            retries: AtomicU64::new(0),
+            transfers: Mutex::default(),
+        });
+        roots.insert(*root, Arc::clone(&link));
+        drop(roots);
+        let actor = Actor::new(*root, Arc::clone(&self.shared), Arc::clone(&link), receiver);
+        self.shared.tasks.spawn("download", actor.run());
+        Ok(link)
+    }
+
+    /// Tells the actor of `root` something if it runs.
+    pub(super) fn tell_existing(&self, root: &ContentId, command: Command) {
+        if let Some(link) = self.shared.roots().get(root) {
+            // An actor that has just ended needs no news.
+            let _ = link.commands.send(command);
+        }
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<(ContentId, ContentId), Weak<OpenFile>>> {
+        self.shared.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,78 @@
+//! What happens in the downloads, as tests, the command line and the dashboard see it.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{content::ContentId, sources::SourceId};
+
+/// What happens, for tests, the command line, `.chiral/events` and the dashboard.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the field names are the documented wire format")]
+pub enum Event {
+    DownloadChunkStarted {
+        file_hash: ContentId,
+        chunk_index: u64,
+        cid: ContentId,
+        peer: SourceId,
+    },
+    DownloadChunkProgress {
+        file_hash: ContentId,
+        chunk_index: u64,
+        cid: ContentId,
+        bytes_received: u64,
+        total_bytes: u64,
+    },
+    DownloadChunkComplete {
+        file_hash: ContentId,
+        chunk_index: u64,
+        path: PathBuf,
+    },
+    DownloadChunkFailed {
+        file_hash: ContentId,
+        chunk_index: u64,
+        cid: ContentId,
+        error: String,
+    },
+    ChunkRetry {
+        chunk: ContentId,
+        attempt: u32,
+        of: u32,
+        delay: Duration,
+    },
+    PeerSwitched {
+        file_hash: ContentId,
+        from: SourceId,
+        to: SourceId,
+    },
+    SourceCooledDown {
+        source: SourceId,
+        for_time: Duration,
+    },
+    Published {
+        cid: ContentId,
+        name: String,
+        size: u64,
+    },
+    Announced {
+        cid: ContentId,
+    },
+}
+
+/// How far a download is.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Transfer {
+    /// The content.
+    pub cid: ContentId,
+    /// Bytes here.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes per second of the last seconds.
+    pub rate: u64,
+    /// Sources that are in use.
+    pub sources: usize,
+    /// Seconds to the end at that rate.
+    pub eta: Option<u64>,
+    /// Tries that failed so far.
+    pub retries: u64,
+}
