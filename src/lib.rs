@@ -4,6 +4,7 @@ pub mod config;
 pub mod content;
 pub mod control;
 pub mod download;
+pub mod fs;
 pub mod net;
 pub mod node;
 pub mod publish;
