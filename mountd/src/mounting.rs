@@ -1,29 +1,36 @@
-//! The mount, as the daemon and `umount` use it.
+//! The mount, made from the settings.
 
 use std::path::Path;
 
-use anyhow::bail;
-use chiral::{config::Settings, node::Node};
+use chiral::{
+    config::Settings,
+    fs::{Mount, MountError, MountOptions},
+    node::Node,
+    tasks::Tasks,
+};
 
-#[derive(Debug)]
-pub(crate) struct Mount;
-
-pub(crate) async fn start(_settings: &Settings, _at: &Path, _node: &Node) -> anyhow::Result<Mount> {
-    bail!("the filesystem is not part of this build yet")
+/// Mounts the tree of a node. Talking to the kernel blocks, so it happens on a thread for that.
+pub(crate) async fn start(
+    settings: &Settings,
+    mountpoint: &Path,
+    node: &Node,
+    tasks: &Tasks,
+) -> anyhow::Result<Mount> {
+    let options = MountOptions {
+        mountpoint: mountpoint.to_owned(),
+        allow_other: settings.mount.allow_other,
+        passthrough: settings.mount.passthrough,
+        read_only: settings.upload.read_only,
+    };
+    let node = node.clone();
+    Ok(tasks.blocking("mount", move || Mount::start(options, node)).await??)
 }
 
-pub(crate) async fn ended(_mount: &Mount) {
-    std::future::pending().await
-}
-
-pub(crate) fn detach(_mount: Mount) -> anyhow::Result<()> {
-    Ok(())
-}
-
-pub(crate) fn detach_stale(_mountpoint: &Path) -> anyhow::Result<bool> {
-    Ok(false)
-}
-
-pub(crate) fn unmount_path(_mountpoint: &Path) -> anyhow::Result<bool> {
-    Ok(false)
+/// Detaches what is mounted: the name is free at once, what is open stays until it is closed.
+pub(crate) async fn detach(mount: Mount, tasks: &Tasks) -> anyhow::Result<()> {
+    let detached = tasks.blocking("detach", move || -> Result<(), MountError> {
+        mount.unmount()?;
+        Ok(())
+    });
+    Ok(detached.await??)
 }
