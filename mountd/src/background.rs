@@ -1,0 +1,55 @@
+//! `mount --background`: the daemon is this program started anew (a process with threads must not fork).
+
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::Context;
+use chiral::config::Settings;
+
+use crate::{cli::MountArgs, exit::Exited, output};
+
+/// Where the daemon logs to, in its data folder.
+const LOG_NAME: &str = "chiral.log";
+
+/// Starts the daemon and returns when it has mounted; what it complained of before is shown here.
+pub(crate) fn start(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
+    let path = settings.data_dir.join(LOG_NAME);
+    let mut log =
+        open_log(&settings.data_dir, &path).with_context(|| path.display().to_string())?;
+    let from = log.seek(SeekFrom::End(0))?;
+    let program = env::current_exe().context("the path of this program")?;
+    let given = env::args_os().skip(1).filter(|arg| arg != "--background");
+    let mut daemon = Command::new(program)
+        .args(given)
+        .arg("--own-session")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log.try_clone()?)
+        .spawn()
+        .context("cannot start the daemon")?;
+    let mut ready = String::new();
+    if let Some(stdout) = daemon.stdout.take() {
+        BufReader::new(stdout).read_line(&mut ready)?;
+    }
+    if ready.is_empty() {
+        // It closed its output without a word of success, so it is ending.
+        let status = daemon.wait()?;
+        let mut complaints = String::new();
+        log.seek(SeekFrom::Start(from))?;
+        log.read_to_string(&mut complaints)?;
+        eprint!("{complaints}");
+        return Err(Exited::of(status, &args.mountpoint).into());
+    }
+    Ok(output::line(ready.trim_end())?)
+}
+
+fn open_log(folder: &Path, path: &Path) -> std::io::Result<File> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(path)
+}

@@ -1,0 +1,201 @@
+//! The command line: every command and flag.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Content of peer-to-peer networks as files: fetched on read, verified, kept.
+///
+/// Everything that is published becomes public: anyone who knows or learns its id can read it.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found in time, 4 no daemon runs.
+#[derive(Debug, Parser)]
+#[command(name = "chiral", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Folder where the daemon keeps everything, and by which it is found [env: CHIRAL_DATA_DIR]
+    /// [default: $XDG_DATA_HOME/chiral]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file [default: $XDG_CONFIG_HOME/chiral/chiral.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "CHIRAL_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to log to stderr, such as "debug" or "chiral::net=trace" [env: RUST_LOG] [default: warn]
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the daemon and mount the tree
+    Mount(MountArgs),
+    /// Detach a mount and end its daemon; also for what a killed daemon left
+    #[command(visible_alias = "unmount")]
+    Umount {
+        /// Where it is mounted
+        mountpoint: PathBuf,
+    },
+    /// Show the peer id and the addresses that are listened on
+    Id,
+    /// Connect to a peer
+    Connect {
+        /// Where it listens, such as /ip4/127.0.0.1/tcp/4001/p2p/12D3KooW…
+        #[arg(value_name = "MULTIADDR")]
+        address: String,
+    },
+    /// Publish files and directories; prints `CID  name` of each
+    Add(AddArgs),
+    /// Fetch content into a file or directory
+    Get {
+        /// CID, with or without a path behind it
+        id: String,
+        /// Where to put it [default: the last name of the path, else the id]
+        #[arg(short, long, value_name = "PATH")]
+        output: Option<PathBuf>,
+    },
+    /// Print a file
+    Cat {
+        /// CID, with or without a path behind it
+        id: String,
+        /// Skip as many bytes
+        #[arg(long, default_value_t = 0, value_name = "BYTES")]
+        offset: u64,
+        /// Print at most as many bytes
+        #[arg(long, value_name = "BYTES")]
+        length: Option<u64>,
+    },
+    /// List a directory
+    Ls {
+        /// CID, with or without a path behind it
+        id: String,
+    },
+    /// Keep content here
+    #[command(subcommand)]
+    Pin(PinCommand),
+    /// Announce content that is here now
+    Provide {
+        /// CID, with or without a path behind it
+        id: String,
+    },
+    /// Show the state of the daemon
+    Status {
+        /// Show it again every second
+        #[arg(long)]
+        watch: bool,
+    },
+    /// List running downloads
+    Transfers,
+    /// List connected peers
+    Peers,
+    /// Print what happens, one JSON object per line, until interrupted
+    Events,
+    /// Check and clean up what is on disk
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Of which command [default: chiral itself]
+        command: Option<String>,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct MountArgs {
+    /// An empty directory
+    pub mountpoint: PathBuf,
+    /// Return when the tree is mounted; log to chiral.log in the data folder
+    #[arg(long)]
+    pub background: bool,
+    /// Address to listen on; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    pub listen: Vec<String>,
+    /// Ask nothing public: no built-in bootstrap nodes
+    #[arg(long)]
+    pub private: bool,
+    /// No network at all
+    #[arg(long)]
+    pub offline: bool,
+    /// Peer to dial and keep; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    pub peer: Vec<String>,
+    /// Let other users enter the mount
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Publish nothing
+    #[arg(long)]
+    pub read_only: bool,
+    /// Set because of --background in the process that becomes the daemon
+    #[arg(long, hide = true)]
+    pub own_session: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AddArgs {
+    /// Files and directories
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Print only the id of the last one
+    #[arg(short = 'Q', long)]
+    pub quieter: bool,
+    /// Only tell what the ids would be; needs no daemon
+    #[arg(long)]
+    pub only_hash: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PinCommand {
+    /// Fetch content and keep it
+    Add {
+        /// CID, with or without a path behind it
+        id: String,
+        /// A name for people
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// Stop keeping content; it stays as cache
+    Rm {
+        /// CID, with or without a path behind it
+        id: String,
+    },
+    /// List what is kept
+    Ls,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Hash everything; what is wrong is withdrawn and fetched again when it is read
+    Verify,
+    /// Remove all that is neither pinned nor published nor open
+    Gc,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the settings in effect as a configuration file
+    Show,
+    /// Check a configuration file
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}

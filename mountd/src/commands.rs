@@ -1,0 +1,79 @@
+//! The commands, and who carries each out.
+
+mod content;
+mod look;
+mod pins;
+mod shell;
+mod store;
+mod umount;
+
+use chiral::{control::Client, tasks::Tasks};
+
+use crate::{
+    background,
+    cli::{Cli, Command, ConfigCommand, Global, MountArgs},
+    daemon, output, settings,
+};
+
+/// Carries a command out.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+    let global = cli.global;
+    match cli.command {
+        Command::Mount(args) => mount(&global, &args),
+        Command::Add(args) if args.only_hash => content::only_hash(&global, &args),
+        Command::Config(command) => config(&global, command),
+        Command::Completions { shell } => shell::completions(shell),
+        Command::Man { command } => shell::man(command.as_deref()),
+        command => ask_daemon(&global, command),
+    }
+}
+
+fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<()> {
+    let settings = settings::load_for_mount(global, args)?;
+    if args.background { background::start(&settings, args) } else { daemon::run(&settings, args) }
+}
+
+fn config(global: &Global, command: ConfigCommand) -> anyhow::Result<()> {
+    match command {
+        ConfigCommand::Show if global.json => output::json(&settings::load(global)?),
+        ConfigCommand::Show => Ok(output::line(settings::load(global)?.to_toml()?.trim_end())?),
+        ConfigCommand::Check { file } => {
+            chiral::config::Layers::new()?.file(&file)?;
+            if global.json {
+                return output::json(&serde_json::json!({ "ok": true }));
+            }
+            Ok(output::line(format_args!("{}: no mistakes", file.display()))?)
+        }
+    }
+}
+
+/// Commands for which a daemon is asked. One thread is enough for them.
+fn ask_daemon(global: &Global, command: Command) -> anyhow::Result<()> {
+    let data_dir = settings::load(global)?.data_dir;
+    let json = global.json;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = Client::new(&data_dir, Tasks::new());
+        match command {
+            Command::Umount { mountpoint } => umount::umount(&client, &mountpoint).await,
+            Command::Id => look::id(&client, json).await,
+            Command::Connect { address } => look::connect(&client, json, address).await,
+            Command::Add(args) => content::add(&client, json, &args).await,
+            Command::Get { id, output } => content::get(&client, json, &id, output).await,
+            Command::Cat { id, offset, length } => content::cat(&client, &id, offset, length).await,
+            Command::Ls { id } => content::list(&client, json, &id).await,
+            Command::Pin(command) => pins::run(&client, json, command).await,
+            Command::Provide { id } => pins::provide(&client, json, &id).await,
+            Command::Status { watch } => look::status(&client, json, watch).await,
+            Command::Transfers => look::transfers(&client, json).await,
+            Command::Peers => look::peers(&client, json).await,
+            Command::Events => look::events(&client).await,
+            Command::Store(command) => store::run(&client, json, command).await,
+            // Carried out above, without a daemon.
+            Command::Mount(_)
+            | Command::Config(_)
+            | Command::Completions { .. }
+            | Command::Man { .. } => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,51 @@
+//! Keeping and announcing.
+
+use anyhow::bail;
+use chiral::control::{Client, PinRequest, PinRow, ProvideRequest, Reference, Unpinned};
+
+use crate::{cli::PinCommand, output};
+
+pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Result<()> {
+    match command {
+        PinCommand::Add { id, name } => {
+            id.parse::<Reference>()?;
+            let pin: PinRow = client.post("/v1/pins", &PinRequest { id, name }).await?;
+            if json {
+                output::json(&pin)
+            } else {
+                Ok(output::line(format_args!("pinned {}", pin.cid))?)
+            }
+        }
+        PinCommand::Rm { id } => {
+            id.parse::<Reference>()?;
+            let unpinned: Unpinned = client.delete(&Client::target("pins", &id)).await?;
+            if !unpinned.removed {
+                bail!("{id} is not pinned");
+            }
+            if json {
+                output::json(&unpinned)
+            } else {
+                Ok(output::line(format_args!("unpinned {id}"))?)
+            }
+        }
+        PinCommand::Ls => {
+            let pins: Vec<PinRow> = client.get("/v1/pins").await?;
+            if json {
+                return output::json(&pins);
+            }
+            for pin in pins {
+                output::line(format_args!("{}  {}", pin.cid, pin.name).to_string().trim_end())?;
+            }
+            Ok(())
+        }
+    }
+}
+
+pub(crate) async fn provide(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
+    id.parse::<Reference>()?;
+    let () = client.post("/v1/provide", &ProvideRequest { id: id.to_owned() }).await?;
+    if json {
+        return output::json(&serde_json::json!({ "queued": id }));
+    }
+    Ok(output::line(format_args!("queued for announcement: {id}"))?)
+}

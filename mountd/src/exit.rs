@@ -1,0 +1,82 @@
+//! What a command ends with.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::{ExitCode, ExitStatus},
+};
+
+use chiral::{
+    config::ConfigError,
+    control::{ClientError, ErrorCode, ReferenceError},
+};
+
+/// A mistake in what the command was told.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub String);
+
+/// The daemon that was started in the background ended; it told why itself.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon for {} ended before it had mounted ({status})", mountpoint.display())]
+pub(crate) struct Exited {
+    mountpoint: PathBuf,
+    status: ExitStatus,
+}
+
+impl Exited {
+    /// From the state that it ended with.
+    pub(crate) fn of(status: ExitStatus, mountpoint: &Path) -> Self {
+        Self { mountpoint: mountpoint.to_owned(), status }
+    }
+}
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const NOT_FOUND_IN_TIME: u8 = 3;
+const NO_DAEMON: u8 = 4;
+
+/// Tells of an error on stderr and gives the exit code for it.
+pub(crate) fn report(done: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    // The reader of our output has enough; that is no failure.
+    if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("chiral: {error:#}");
+    ExitCode::from(code_of(&error))
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    if error.is::<Usage>() || error.is::<ConfigError>() || error.is::<ReferenceError>() {
+        return USAGE;
+    }
+    if let Some(exited) = error.downcast_ref::<Exited>() {
+        return exited.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED);
+    }
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::NotRunning(_)) => NO_DAEMON,
+        Some(ClientError::Failure(failure)) if failure.code == ErrorCode::NotFoundInTime => {
+            NOT_FOUND_IN_TIME
+        }
+        _ => FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chiral::control::Failure;
+
+    use super::*;
+
+    #[test]
+    fn scripts_can_tell_failures_apart() {
+        let failure = |code| ClientError::Failure(Failure { code, message: String::new() });
+        assert_eq!(code_of(&ClientError::NotRunning("/x".into()).into()), 4);
+        assert_eq!(code_of(&failure(ErrorCode::NotFoundInTime).into()), 3);
+        assert_eq!(code_of(&failure(ErrorCode::NoEntry).into()), 1);
+        assert_eq!(code_of(&anyhow::Error::from(ReferenceError::Empty).context("x")), 2);
+        assert_eq!(code_of(&Usage(String::new()).into()), 2);
+        assert_eq!(code_of(&anyhow::anyhow!("other")), 1);
+    }
+}

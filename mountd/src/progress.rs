@@ -1,0 +1,66 @@
+//! Bars on stderr; nothing when it is not a terminal.
+
+use std::{
+    io::{IsTerminal, stderr},
+    time::{Duration, Instant},
+};
+
+use chiral::control::{Client, TransferRow};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often the number of sources is asked for.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// A bar over bytes with rate, time left and number of sources.
+#[derive(Debug)]
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    asked: Instant,
+}
+
+impl Bar {
+    /// A bar for `total` bytes.
+    pub(crate) fn new(name: &str, total: u64) -> Self {
+        let bar = if stderr().is_terminal() {
+            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+        } else {
+            ProgressBar::hidden()
+        };
+        let template =
+            "{prefix} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta} {msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(name.to_owned());
+        Self { bar, asked: Instant::now() }
+    }
+
+    /// Bytes are done.
+    pub(crate) fn add(&self, bytes: usize) {
+        self.bar.inc(bytes as u64);
+    }
+
+    /// So many bytes of so many are done.
+    pub(crate) fn set(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    /// Shows how many sources the running downloads use, once in a while.
+    pub(crate) async fn show_sources(&mut self, client: &Client) {
+        if self.bar.is_hidden() || self.asked.elapsed() < ASK_EVERY {
+            return;
+        }
+        self.asked = Instant::now();
+        if let Ok(transfers) = client.get::<Vec<TransferRow>>("/v1/transfers").await {
+            let sources: usize = transfers.iter().map(|transfer| transfer.sources).sum();
+            self.bar.set_message(format!("{sources} sources"));
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

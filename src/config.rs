@@ -1,0 +1,312 @@
+//! What a user can set: the file `chiral.toml`, over it the environment, over that the flags.
+
+mod layers;
+mod show;
+mod units;
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    layers::{ConfigError, Layers, default_file},
+    units::{Address, CacheLimit, Factor, Size, Span, UnitError},
+};
+use crate::node::{
+    DownloadOptions, ImportParams, NetOptions, NodeOptions, PublishOptions, StoreOptions,
+    default_data_dir,
+};
+
+/// Nodes that anybody may ask first, the list that Kubo comes with. `private` drops them.
+const PUBLIC_BOOTSTRAP: [&str; 7] = [
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmQCU2EcMqAqQPR2i9bChDtGNJchTbq5TbXJJ16u19uLTa",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
+    "/dnsaddr/va1.bootstrap.libp2p.io/p2p/12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8",
+    "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
+    "/ip4/104.131.131.82/udp/4001/quic-v1/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
+];
+
+/// Any free port, so that several daemons run beside each other.
+const LISTEN: [&str; 2] = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
+
+/// The name of the private key in the data folder.
+const KEY_FILE: &str = "key";
+
+/// Every setting, as the sections of `chiral.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The mounted tree.
+    pub mount: MountSettings,
+    /// What is on disk.
+    pub store: StoreSettings,
+    /// The network.
+    pub network: NetworkSettings,
+    /// The download engine.
+    pub download: DownloadSettings,
+    /// What is published.
+    pub upload: UploadSettings,
+}
+
+/// Section `[mount]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MountSettings {
+    /// Whether other users may enter the mount.
+    pub allow_other: bool,
+    /// Whether complete files are read by the kernel without the daemon, where it can.
+    pub passthrough: bool,
+}
+
+/// Section `[store]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSettings {
+    /// Disk that unpinned content may take.
+    pub cache_limit: CacheLimit,
+    /// Disk to leave free.
+    pub min_free: Size,
+}
+
+/// Section `[network]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkSettings {
+    /// No network at all.
+    pub offline: bool,
+    /// Nothing public is asked: only what is named here.
+    pub private: bool,
+    /// Addresses to listen on.
+    pub listen: Vec<Address>,
+    /// Peers to ask first for the DHT.
+    pub bootstrap: Vec<Address>,
+    /// Peers that stay connected.
+    pub peers: Vec<Address>,
+    /// Whether blocks that were only read are served too.
+    pub serve_cached: bool,
+}
+
+/// Section `[download]`. The names with a unit hold plain numbers, as they are known from elsewhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DownloadSettings {
+    /// Downloads at once; others queue.
+    pub max_concurrent_downloads: NonZeroUsize,
+    /// Blocks asked of a source before its rate is known.
+    pub chunks_per_peer: NonZeroUsize,
+    /// Tries per source and block.
+    pub max_chunk_retries: NonZeroU32,
+    /// Wait before the first retry.
+    pub initial_backoff_ms: u64,
+    /// Factor between waits.
+    pub backoff_multiplier: Factor,
+    /// Longest wait between tries.
+    pub max_backoff_ms: u64,
+    /// Failures in a row after which a source is left alone.
+    pub peer_failure_threshold: NonZeroU32,
+    /// For how long.
+    pub peer_blacklist_duration_secs: u64,
+    /// Longest wait for one answer.
+    pub request_timeout: Span,
+    /// Longest time for one block over all sources.
+    pub chunk_timeout: Span,
+    /// Longest time without progress before a lookup or a read gives up.
+    pub lookup_timeout: Span,
+}
+
+/// Section `[upload]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UploadSettings {
+    /// Nothing may be published.
+    pub read_only: bool,
+    /// Which rules decide the ids of published files.
+    pub profile: Profile,
+}
+
+/// Rules that decide the shape of a DAG and so its id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Profile {
+    /// As `ipfs add --cid-version=1`.
+    #[default]
+    #[serde(rename = "cid-v1")]
+    CidV1,
+    /// IPIP-499: 1 MiB chunks, 1,024 links.
+    #[serde(rename = "unixfs-v1-2025")]
+    UnixfsV1_2025,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data_dir: default_data_dir(),
+            mount: MountSettings::default(),
+            store: StoreSettings::default(),
+            network: NetworkSettings::default(),
+            download: DownloadSettings::default(),
+            upload: UploadSettings::default(),
+        }
+    }
+}
+
+impl Default for MountSettings {
+    fn default() -> Self {
+        Self { allow_other: false, passthrough: true }
+    }
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self { cache_limit: CacheLimit::Auto, min_free: Size(1 << 30) }
+    }
+}
+
+impl Default for NetworkSettings {
+    fn default() -> Self {
+        Self {
+            offline: false,
+            private: false,
+            listen: addresses(&LISTEN),
+            bootstrap: addresses(&PUBLIC_BOOTSTRAP),
+            peers: Vec::new(),
+            serve_cached: true,
+        }
+    }
+}
+
+impl Default for DownloadSettings {
+    fn default() -> Self {
+        let engine = DownloadOptions::default();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            max_concurrent_downloads: at_least_one(engine.max_concurrent_downloads),
+            chunks_per_peer: at_least_one(engine.chunks_per_peer),
+            max_chunk_retries: NonZeroU32::new(engine.max_chunk_retries).unwrap_or(NonZeroU32::MIN),
+            initial_backoff_ms: millis(engine.initial_backoff),
+            backoff_multiplier: Factor(engine.backoff_multiplier),
+            max_backoff_ms: millis(engine.max_backoff),
+            peer_failure_threshold: NonZeroU32::new(engine.peer_failure_threshold)
+                .unwrap_or(NonZeroU32::MIN),
+            peer_blacklist_duration_secs: engine.peer_blacklist.as_secs(),
+            request_timeout: Span(engine.request_timeout),
+            chunk_timeout: Span(engine.chunk_timeout),
+            lookup_timeout: Span(engine.lookup_timeout),
+        }
+    }
+}
+
+impl Default for UploadSettings {
+    fn default() -> Self {
+        Self { read_only: false, profile: Profile::default() }
+    }
+}
+
+impl Settings {
+    /// What the node is told.
+    pub fn node_options(&self) -> NodeOptions {
+        NodeOptions {
+            store: StoreOptions {
+                dir: self.data_dir.clone(),
+                cache_limit: self.store.cache_limit.bytes(),
+                min_free: self.store.min_free.0,
+            },
+            net: self.net_options(),
+            download: self.download.options(),
+            publish: PublishOptions {
+                import: self.upload.profile.params(),
+                read_only: self.upload.read_only,
+            },
+        }
+    }
+
+    fn net_options(&self) -> NetOptions {
+        let plain = |list: &[Address]| list.iter().map(|a| a.0.clone()).collect::<Vec<_>>();
+        let mut bootstrap = plain(&self.network.bootstrap);
+        if self.network.private {
+            let public = plain(&addresses(&PUBLIC_BOOTSTRAP));
+            bootstrap.retain(|address| !public.contains(address));
+        }
+        NetOptions {
+            key_file: self.data_dir.join(KEY_FILE),
+            listen: plain(&self.network.listen),
+            bootstrap,
+            peers: plain(&self.network.peers),
+            offline: self.network.offline,
+            serve_cached: self.network.serve_cached,
+        }
+    }
+}
+
+impl DownloadSettings {
+    fn options(&self) -> DownloadOptions {
+        DownloadOptions {
+            max_concurrent_downloads: self.max_concurrent_downloads.get(),
+            chunks_per_peer: self.chunks_per_peer.get(),
+            max_chunk_retries: self.max_chunk_retries.get(),
+            initial_backoff: Duration::from_millis(self.initial_backoff_ms),
+            backoff_multiplier: self.backoff_multiplier.0,
+            max_backoff: Duration::from_millis(self.max_backoff_ms),
+            peer_failure_threshold: self.peer_failure_threshold.get(),
+            peer_blacklist: Duration::from_secs(self.peer_blacklist_duration_secs),
+            request_timeout: self.request_timeout.0,
+            chunk_timeout: self.chunk_timeout.0,
+            lookup_timeout: self.lookup_timeout.0,
+        }
+    }
+}
+
+impl Profile {
+    /// The numbers behind the name.
+    pub fn params(self) -> ImportParams {
+        match self {
+            Self::CidV1 => ImportParams::DEFAULT,
+            Self::UnixfsV1_2025 => ImportParams::UNIXFS_V1_2025,
+        }
+    }
+}
+
+fn at_least_one(number: usize) -> NonZeroUsize {
+    NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Addresses that are written in this file; a test parses each.
+fn addresses(texts: &[&str]) -> Vec<Address> {
+    texts.iter().filter_map(|text| text.parse().ok()).map(Address).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn every_address_that_is_built_in_is_well_formed() {
+        assert_eq!(addresses(&PUBLIC_BOOTSTRAP).len(), PUBLIC_BOOTSTRAP.len());
+        assert_eq!(addresses(&LISTEN).len(), LISTEN.len());
+    }
+
+    #[test]
+    fn defaults_of_the_file_are_those_of_the_engine() {
+        let engine = format!("{:?}", DownloadOptions::default());
+        assert_eq!(format!("{:?}", Settings::default().node_options().download), engine);
+    }
+
+    #[test]
+    fn private_drops_the_public_list_and_keeps_what_the_user_named() {
+        let own: Address = "/ip4/127.0.0.1/tcp/4001".parse().map(Address).unwrap();
+        let mut settings = Settings::default();
+        settings.network.bootstrap.push(own.clone());
+        assert_eq!(settings.node_options().net.bootstrap.len(), PUBLIC_BOOTSTRAP.len() + 1);
+        settings.network.private = true;
+        assert_eq!(settings.node_options().net.bootstrap, [own.0]);
+    }
+}

@@ -1,0 +1,115 @@
+//! Printing the settings as a file that can be read back, each key with what it means and what it is by default.
+
+use std::fmt::Write;
+
+use toml::{Table, Value};
+
+use super::{ConfigError, Settings};
+
+/// What each key means. A test holds the list complete.
+const MEANINGS: &[(&str, &str)] = &[
+    ("data_dir", "where everything is kept; each daemon has its own"),
+    (
+        "mount.allow_other",
+        "let other users enter the mount (needs user_allow_other in /etc/fuse.conf)",
+    ),
+    ("mount.passthrough", "let the kernel read complete files without the daemon, where it can"),
+    (
+        "store.cache_limit",
+        "disk that unpinned content may take: \"auto\" (a tenth of the disk) or a size",
+    ),
+    ("store.min_free", "disk to leave free"),
+    ("network.offline", "no network at all"),
+    ("network.private", "ask nothing public: none of the built-in bootstrap nodes"),
+    ("network.listen", "addresses to listen on; port 0 takes a free one"),
+    ("network.bootstrap", "peers to ask first for the DHT"),
+    ("network.peers", "peers that stay connected"),
+    ("network.serve_cached", "serve also what was only read, not published"),
+    ("download.max_concurrent_downloads", "downloads at once; others queue"),
+    ("download.chunks_per_peer", "blocks asked of a source before its rate is known"),
+    ("download.max_chunk_retries", "tries per source and block"),
+    ("download.initial_backoff_ms", "wait before the first retry, in milliseconds"),
+    ("download.backoff_multiplier", "factor between waits"),
+    ("download.max_backoff_ms", "longest wait between tries, in milliseconds"),
+    ("download.peer_failure_threshold", "failures in a row after which a source is left alone"),
+    ("download.peer_blacklist_duration_secs", "for how long, in seconds"),
+    ("download.request_timeout", "longest wait for one answer"),
+    ("download.chunk_timeout", "longest time for one block over all sources"),
+    ("download.lookup_timeout", "longest time without progress before a lookup or a read gives up"),
+    ("upload.read_only", "publish nothing"),
+    ("upload.profile", "ids as \"cid-v1\" (ipfs add --cid-version=1) or \"unixfs-v1-2025\""),
+];
+
+impl Settings {
+    /// The settings as a configuration file.
+    ///
+    /// # Errors
+    /// When a path cannot be written in TOML (it is not UTF-8).
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        let now = Table::try_from(self)?;
+        let default = Table::try_from(Self::default())?;
+        let mut text = String::new();
+        for (key, value) in now.iter().filter(|(_, value)| !value.is_table()) {
+            write_key(&mut text, key, key, value, default.get(key));
+        }
+        for (section, keys) in now.iter().filter_map(|(name, v)| Some((name, v.as_table()?))) {
+            text.push_str(&format!("\n[{section}]\n"));
+            for (key, value) in keys {
+                let default = default.get(section).and_then(|section| section.get(key));
+                write_key(&mut text, &format!("{section}.{key}"), key, value, default);
+            }
+        }
+        Ok(text)
+    }
+}
+
+fn write_key(text: &mut String, path: &str, key: &str, value: &Value, default: Option<&Value>) {
+    if let Some((_, meaning)) = MEANINGS.iter().find(|(name, _)| *name == path) {
+        let _ = writeln!(text, "# {meaning}");
+    }
+    match default.filter(|default| *default != value) {
+        Some(default) => {
+            let _ = writeln!(text, "# default: {default}");
+        }
+        None => text.push_str("# (default)\n"),
+    }
+    let _ = writeln!(text, "{key} = {value}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Layers;
+
+    #[test]
+    fn what_is_shown_is_read_back() {
+        let mut settings = Settings::default();
+        settings.network.private = true;
+        settings.store.min_free = "3 GiB".parse().unwrap();
+        let text = settings.to_toml().unwrap();
+        assert!(text.contains("# default: \"1 GiB\"\nmin_free = \"3 GiB\"\n"), "{text}");
+        let read = Layers::new().unwrap().text(Path::new("shown"), &text).unwrap().finish();
+        assert_eq!(read, settings);
+    }
+
+    #[test]
+    fn every_key_is_explained_and_nothing_else_is() {
+        let mut keys = Vec::new();
+        for (name, value) in Table::try_from(Settings::default()).unwrap() {
+            match value {
+                Value::Table(section) => {
+                    keys.extend(section.keys().map(|key| format!("{name}.{key}")))
+                }
+                _ => keys.push(name),
+            }
+        }
+        let mut explained: Vec<_> = MEANINGS.iter().map(|(key, _)| (*key).to_owned()).collect();
+        keys.sort();
+        explained.sort();
+        assert_eq!(keys, explained);
+    }
+}

@@ -1,0 +1,35 @@
+//! The control interface: HTTP with JSON over a unix socket in the data folder, the daemon's side and the client's.
+//!
+//! | route | does |
+//! |---|---|
+//! | `GET /v1/status`, `/v1/id`, `/v1/peers`, `/v1/transfers` | tell |
+//! | `GET /v1/events` | events as they happen, one JSON object per line |
+//! | `POST /v1/connect` | dial a peer |
+//! | `POST /v1/add` | publish a path of this machine |
+//! | `GET /v1/stat`, `/v1/ls`, `/v1/cat` with `?id=ID[/path]` | read; `cat` knows `Range` |
+//! | `GET`, `POST`, `DELETE /v1/pins` | keep |
+//! | `POST /v1/provide` | announce now |
+//! | `POST /v1/store/verify`, `/v1/store/gc` | maintain; `verify` gives its progress, one JSON object per line |
+//! | `POST /v1/stop` | unmount and end |
+
+mod add;
+mod client;
+mod content;
+mod error;
+mod reference;
+mod server;
+mod socket;
+mod upkeep;
+mod wire;
+
+pub use self::{
+    client::{Bytes, Client, ClientError, Method},
+    reference::{Reference, ReferenceError},
+    server::{ServeError, Server},
+    wire::{
+        AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure, GcDone,
+        Identity, Kind, Listed, Peer, PinRequest, PinRow, ProvideRequest, Stat, TransferRow,
+        Unpinned, VerifyLine,
+    },
+};
+pub use crate::node::{Status, StoreStatus};

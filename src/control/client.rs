@@ -1,0 +1,213 @@
+//! The client's side: a request at a time over the socket of the daemon that owns a data folder.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use http_body_util::{BodyExt, BodyStream, Full};
+pub use hyper::Method;
+use hyper::{Request, Response, body::Incoming, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::{Failure, socket::SocketPath};
+use crate::tasks::Tasks;
+
+/// Longest line of a stream of JSON objects: an event with a path in it is well below.
+const MAX_LINE: usize = 1 << 20;
+
+/// Why a request had no answer, or none that helps.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no daemon runs on {}: start one with `chiral mount MOUNTPOINT`, or name another with --data-dir", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket cannot be used.
+    #[error("control socket in {}: {source}", dir.display())]
+    Socket {
+        /// The data folder.
+        dir: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The daemon said no.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    /// The connection broke, or what came is not what was asked for.
+    #[error("the daemon's answer broke off: {0}")]
+    Broken(String),
+}
+
+/// Asks one daemon.
+#[derive(Clone, Debug)]
+pub struct Client {
+    dir: PathBuf,
+    tasks: Tasks,
+}
+
+impl Client {
+    /// A client of the daemon on `data_dir`; nothing is opened yet.
+    pub fn new(data_dir: &Path, tasks: Tasks) -> Self {
+        Self { dir: data_dir.to_owned(), tasks }
+    }
+
+    /// `GET` of a JSON answer.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get<T: DeserializeOwned>(&self, target: &str) -> Result<T, ClientError> {
+        let answer = self.send(Method::GET, target, None::<&()>, None).await?;
+        decode(answer).await
+    }
+
+    /// `POST` of a JSON request.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        decode(self.send(Method::POST, target, Some(body), None).await?).await
+    }
+
+    /// `DELETE`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn delete<T: DeserializeOwned>(&self, target: &str) -> Result<T, ClientError> {
+        decode(self.send(Method::DELETE, target, None::<&()>, None).await?).await
+    }
+
+    /// `GET` of bytes as they come; `from` skips as many at the beginning.
+    ///
+    /// # Errors
+    /// [`ClientError`], also from the stream.
+    pub async fn bytes(
+        &self,
+        target: &str,
+        from: u64,
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Unpin + use<>, ClientError> {
+        let answer = self.send(Method::GET, target, None::<&()>, Some(from)).await?;
+        Ok(body_of(answer))
+    }
+
+    /// JSON objects, one per line, as they come.
+    ///
+    /// # Errors
+    /// [`ClientError`], also from the stream.
+    pub async fn lines<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        target: &str,
+    ) -> Result<impl Stream<Item = Result<T, ClientError>> + Unpin + use<T>, ClientError> {
+        let body = body_of(self.send(method, target, None::<&()>, None).await?);
+        let state = (body, Vec::new());
+        Ok(Box::pin(stream::try_unfold(state, |(mut body, mut held)| async move {
+            let Some(line) = next_line(&mut body, &mut held).await? else { return Ok(None) };
+            Ok(Some((parse(&line)?, (body, held))))
+        })))
+    }
+
+    /// A target such as `/v1/cat?id=…`.
+    pub fn target(route: &str, id: &str) -> String {
+        let mut target = format!("/v1/{route}?id=");
+        for byte in id.bytes() {
+            match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                    target.push(char::from(byte));
+                }
+                other => target.push_str(&format!("%{other:02X}")),
+            }
+        }
+        target
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&impl Serialize>,
+        from: Option<u64>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        self.tasks.spawn("control client", connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(header::HOST, "chiral")
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(from) = from.filter(|from| *from > 0) {
+            request = request.header(header::RANGE, format!("bytes={from}-"));
+        }
+        let body = body.map(serde_json::to_vec).transpose().map_err(broken)?.unwrap_or_default();
+        let request = request.body(Full::new(Bytes::from(body))).map_err(broken)?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let body = answer.into_body().collect().await.map_err(broken)?.to_bytes();
+        Err(match serde_json::from_slice::<Failure>(&body) {
+            Ok(failure) => ClientError::Failure(failure),
+            Err(_) => broken(format!("{status}: {}", String::from_utf8_lossy(&body))),
+        })
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(self.dir.clone())
+            }
+            _ => ClientError::Socket { dir: self.dir.clone(), source },
+        };
+        let path = SocketPath::of(&self.dir).map_err(failed)?;
+        UnixStream::connect(path.as_path()).await.map_err(failed)
+    }
+}
+
+fn broken(error: impl ToString) -> ClientError {
+    ClientError::Broken(error.to_string())
+}
+
+fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(json).map_err(broken)
+}
+
+async fn decode<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, ClientError> {
+    parse(&answer.into_body().collect().await.map_err(broken)?.to_bytes())
+}
+
+type Body = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, ClientError>> + Send>>;
+
+fn body_of(answer: Response<Incoming>) -> Body {
+    let frames = TryStreamExt::map_err(BodyStream::new(answer.into_body()), broken);
+    let data = frames.try_filter_map(|frame| async { Ok(frame.into_data().ok()) });
+    data.boxed()
+}
+
+/// The next line without its end; what came behind it stays in `held`.
+async fn next_line(body: &mut Body, held: &mut Vec<u8>) -> Result<Option<Vec<u8>>, ClientError> {
+    loop {
+        if let Some(end) = held.iter().position(|byte| *byte == b'\n') {
+            let rest = held.split_off(end + 1);
+            let mut line = std::mem::replace(held, rest);
+            line.pop();
+            return Ok(Some(line));
+        }
+        if held.len() > MAX_LINE {
+            return Err(broken(format!("a line of more than {MAX_LINE} bytes")));
+        }
+        match body.next().await {
+            Some(bytes) => held.extend_from_slice(&bytes?),
+            None => return Ok(None),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Reading over the control socket.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use serde::Deserialize;
+
+use super::{ErrorCode, Failure, Kind, Listed, Reference, Stat, server::App};
+use crate::{
+    content::{ByteRange, Entry, EntryKind, NodeKind},
+    node::{DownloadError, FileHandle, Node, ReaderId},
+};
+
+/// Bytes per read: enough that the engine's window, not the asking, sets the rate.
+const READ_LEN: u64 = 1 << 20;
+
+/// Readers of the control interface are numbered from here; file handles of the mount are numbered from 1.
+static NEXT_READER: AtomicU64 = AtomicU64::new(1 << 63);
+
+/// `?id=ID[/path]`.
+#[derive(Deserialize)]
+pub(super) struct Target {
+    pub(super) id: String,
+}
+
+pub(super) async fn stat(
+    State(app): State<App>,
+    Query(target): Query<Target>,
+) -> Result<Json<Stat>, Failure> {
+    let reference: Reference = target.id.parse()?;
+    let resolved = app.node.walk(&reference.root, &reference.path).await?;
+    Ok(Json(Stat::from(&*resolved)))
+}
+
+/// Entries of a directory; a file or symlink is its own only entry.
+pub(super) async fn list(
+    State(app): State<App>,
+    Query(target): Query<Target>,
+) -> Result<Json<Vec<Listed>>, Failure> {
+    let reference: Reference = target.id.parse()?;
+    let resolved = app.node.walk(&reference.root, &reference.path).await?;
+    if resolved.kind != NodeKind::Directory {
+        return Ok(Json(vec![Listed {
+            name: reference.name(),
+            cid: resolved.id,
+            kind: Some(resolved.kind.into()),
+            size: Some(resolved.size),
+        }]));
+    }
+    let entries = app.node.list(&reference.root, &resolved.id).await?;
+    Ok(Json(entries.iter().map(|entry| listed(&app.node, entry)).collect()))
+}
+
+/// A listing asks nobody about the children: what is not known is left out.
+fn listed(node: &Node, entry: &Entry) -> Listed {
+    let known = node.resolve_now(&entry.cid).and_then(Result::ok);
+    let kind = known.as_ref().map(|known| Kind::from(known.kind));
+    Listed {
+        name: entry.name.clone(),
+        cid: entry.cid,
+        kind: kind.or_else(|| (entry.kind() == EntryKind::File).then_some(Kind::File)),
+        size: known.map(|known| known.size),
+    }
+}
+
+pub(super) async fn cat(
+    State(app): State<App>,
+    Query(target): Query<Target>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let reference: Reference = target.id.parse()?;
+    let resolved = app.node.walk(&reference.root, &reference.path).await?;
+    let handle = app.node.open(&reference.root, &resolved.id).await?;
+    let size = handle.size();
+    let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    let range = match asked.map(|text| parse_range(text, size)) {
+        None => None,
+        Some(Some(range)) => Some(range),
+        Some(None) => return Ok(unsatisfiable(size)),
+    };
+    let wanted = range.unwrap_or(ByteRange::new(0, size));
+    let mut reading = Reading::new(handle, wanted);
+    // The first bytes decide: a failure after them can only cut the answer off.
+    let first = reading.next().await?;
+    let rest = stream::unfold(reading, |mut reading| async move {
+        let item = reading.next().await.transpose()?;
+        Some((item, reading))
+    });
+    let first = stream::iter(first.map(Ok::<_, DownloadError>));
+    let body = Body::from_stream(first.chain(rest));
+    let mut response = (
+        [(header::CONTENT_LENGTH, wanted.len().to_string())],
+        [(header::ACCEPT_RANGES, "bytes"), (header::CONTENT_TYPE, "application/octet-stream")],
+        body,
+    )
+        .into_response();
+    if range.is_some() {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let shown = format!("bytes {}-{}/{size}", wanted.start, wanted.end.saturating_sub(1));
+        if let Ok(value) = shown.parse() {
+            response.headers_mut().insert(header::CONTENT_RANGE, value);
+        }
+    }
+    Ok(response)
+}
+
+fn unsatisfiable(size: u64) -> Response {
+    let message =
+        format!("the range lies behind the end of {size} bytes, or is not `bytes=FROM-TO`");
+    let failure = Failure { code: ErrorCode::Invalid, message };
+    let shown = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+    (StatusCode::RANGE_NOT_SATISFIABLE, shown, Json(failure)).into_response()
+}
+
+/// One range of a `Range` header, cut at the end of the file: `bytes=5-9`, `bytes=5-`, `bytes=-5`.
+fn parse_range(text: &str, size: u64) -> Option<ByteRange> {
+    let (from, to) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let range = match (from, to) {
+        ("", last) => ByteRange::new(size.saturating_sub(last.parse().ok()?), size),
+        (from, "") => ByteRange::new(from.parse().ok()?, size),
+        (from, to) => {
+            let (from, to): (u64, u64) = (from.parse().ok()?, to.parse().ok()?);
+            if to < from {
+                return None;
+            }
+            ByteRange::new(from, to.saturating_add(1).min(size))
+        }
+    };
+    (range.start < size && !range.is_empty()).then_some(range)
+}
+
+/// A reader that goes through a range once; the engine forgets its window when it is dropped.
+#[derive(Debug)]
+struct Reading {
+    handle: FileHandle,
+    reader: ReaderId,
+    left: ByteRange,
+}
+
+impl Reading {
+    fn new(handle: FileHandle, left: ByteRange) -> Self {
+        Self { handle, reader: ReaderId(NEXT_READER.fetch_add(1, Ordering::Relaxed)), left }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, DownloadError> {
+        let range = self.left.intersect(ByteRange::at(self.left.start, READ_LEN));
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let bytes = match self.handle.read_now(range) {
+            Some(read) => read?,
+            None => self.handle.read(self.reader, range).await?,
+        };
+        self.left = ByteRange::new(range.end, self.left.end);
+        Ok(Some(bytes))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.handle.close_reader(self.reader);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_cut_at_the_end_and_refused_behind_it() {
+        for (text, range) in [
+            ("bytes=0-0", Some((0, 1))),
+            ("bytes=5-", Some((5, 10))),
+            ("bytes=-3", Some((7, 10))),
+            ("bytes=-30", Some((0, 10))),
+            ("bytes=8-99", Some((8, 10))),
+            ("bytes=0-18446744073709551615", Some((0, 10))),
+            ("bytes=10-", None),
+            ("bytes=7-5", None),
+            ("bytes=-0", None),
+            ("bytes=-", None),
+            ("bytes=1-2,4-5", None),
+            ("lines=1-2", None),
+        ] {
+            let expected = range.map(|(start, end)| ByteRange::new(start, end));
+            assert_eq!(parse_range(text, 10), expected, "{text}");
+        }
+        assert_eq!(parse_range("bytes=0-", 0), None);
+    }
+}

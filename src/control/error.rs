@@ -1,0 +1,108 @@
+//! From what the node reports to what goes over the socket.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use super::{ErrorCode, Failure, ReferenceError};
+use crate::node::{DownloadError, NetError, NodeError, PublishError, StoreError};
+
+impl Failure {
+    pub(super) fn invalid(message: impl ToString) -> Self {
+        Self { code: ErrorCode::Invalid, message: message.to_string() }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self.code {
+            ErrorCode::Invalid => StatusCode::BAD_REQUEST,
+            ErrorCode::NoEntry => StatusCode::NOT_FOUND,
+            ErrorCode::NotFoundInTime => StatusCode::GATEWAY_TIMEOUT,
+            ErrorCode::Refused => StatusCode::CONFLICT,
+            ErrorCode::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.status(), Json(self)).into_response()
+    }
+}
+
+impl From<NodeError> for Failure {
+    fn from(error: NodeError) -> Self {
+        let code = match &error {
+            NodeError::Store(_) => ErrorCode::Internal,
+            NodeError::Net(error) => net_code(error),
+            NodeError::Download(error) => download_code(error),
+            NodeError::Publish(error) => publish_code(error),
+            NodeError::NoEntry { .. } => ErrorCode::NoEntry,
+            NodeError::NotADirectory(_)
+            | NodeError::IsADirectory(_)
+            | NodeError::IsASymlink(_)
+            | NodeError::Nested(_) => ErrorCode::Invalid,
+        };
+        Self { code, message: error.to_string() }
+    }
+}
+
+fn net_code(error: &NetError) -> ErrorCode {
+    match error {
+        NetError::Connect { .. } | NetError::NoProviders(_) | NetError::Bootstrap => {
+            ErrorCode::NotFoundInTime
+        }
+        NetError::Offline | NetError::Closed => ErrorCode::Refused,
+        NetError::Key { .. } | NetError::Listen { .. } | NetError::Store(_) => ErrorCode::Internal,
+    }
+}
+
+fn download_code(error: &DownloadError) -> ErrorCode {
+    match error {
+        DownloadError::NotFound(_) | DownloadError::Stalled { .. } => ErrorCode::NotFoundInTime,
+        DownloadError::Dag(_) => ErrorCode::Invalid,
+        DownloadError::Store(_) => ErrorCode::Internal,
+        DownloadError::Closed => ErrorCode::Refused,
+    }
+}
+
+fn publish_code(error: &PublishError) -> ErrorCode {
+    match error {
+        PublishError::NotFound => ErrorCode::NoEntry,
+        PublishError::ReadOnly
+        | PublishError::NotPermitted(_)
+        | PublishError::Busy
+        | PublishError::Exists
+        | PublishError::Closed => ErrorCode::Refused,
+        PublishError::Store(_) => ErrorCode::Internal,
+        PublishError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            ErrorCode::NoEntry
+        }
+        PublishError::Io { .. } => ErrorCode::Internal,
+        _ => ErrorCode::Invalid,
+    }
+}
+
+macro_rules! through_node_error {
+    ($($part:ty),*) => {$(
+        impl From<$part> for Failure {
+            fn from(error: $part) -> Self {
+                NodeError::from(error).into()
+            }
+        }
+    )*};
+}
+
+through_node_error!(StoreError, NetError, DownloadError, PublishError);
+
+impl From<ReferenceError> for Failure {
+    fn from(error: ReferenceError) -> Self {
+        let code = match &error {
+            ReferenceError::Id(_) | ReferenceError::Empty => ErrorCode::Invalid,
+            ReferenceError::Unsupported(_) => ErrorCode::Unsupported,
+        };
+        Self { code, message: error.to_string() }
+    }
+}

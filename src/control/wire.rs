@@ -1,0 +1,271 @@
+//! What goes over the control socket.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    content::{ContentId, NodeKind},
+    node::{PeerInfo, Resolved, Transfer},
+};
+
+/// Answer to `id`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Own peer id.
+    pub peer_id: String,
+    /// Addresses that are listened on, with the peer id at their end.
+    pub addresses: Vec<String>,
+}
+
+/// Asks for a connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConnectRequest {
+    /// Multiaddress of the peer.
+    pub address: String,
+}
+
+/// A peer that was dialled.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Connected {
+    /// Who answered.
+    pub peer_id: String,
+}
+
+/// A connected peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id.
+    pub peer_id: String,
+    /// The address it is connected by.
+    pub address: String,
+    /// What it calls itself, once identified.
+    pub agent: Option<String>,
+    /// Round trip of the last ping in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Block bytes received from it.
+    pub received: u64,
+    /// Block bytes sent to it.
+    pub sent: u64,
+}
+
+impl From<PeerInfo> for Peer {
+    fn from(peer: PeerInfo) -> Self {
+        Self {
+            peer_id: peer.peer.to_string(),
+            address: peer.address.to_string(),
+            agent: peer.agent,
+            rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+            received: peer.received,
+            sent: peer.sent,
+        }
+    }
+}
+
+/// A running download.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferRow {
+    /// The content.
+    pub cid: ContentId,
+    /// Bytes here.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes per second of the last seconds.
+    pub rate: u64,
+    /// Sources that are in use.
+    pub sources: usize,
+    /// Seconds to the end at that rate.
+    pub eta: Option<u64>,
+    /// Tries that failed so far.
+    pub retries: u64,
+}
+
+impl From<Transfer> for TransferRow {
+    fn from(transfer: Transfer) -> Self {
+        let Transfer { cid, bytes, total, rate, sources, eta, retries } = transfer;
+        Self { cid, bytes, total, rate, sources, eta, retries }
+    }
+}
+
+/// Asks to publish a path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AddRequest {
+    /// Absolute path of a file or directory that the daemon can read.
+    pub path: PathBuf,
+}
+
+/// What was published.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Added {
+    /// Every file and directory, the one that was asked for last.
+    pub entries: Vec<AddedEntry>,
+}
+
+/// A published file or directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedEntry {
+    /// Its id.
+    pub cid: ContentId,
+    /// Its name, with the directories above it.
+    pub name: String,
+}
+
+/// What an id is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Kind {
+    File,
+    Directory,
+    Symlink,
+}
+
+impl From<NodeKind> for Kind {
+    fn from(kind: NodeKind) -> Self {
+        match kind {
+            NodeKind::File => Self::File,
+            NodeKind::Directory | NodeKind::Shard => Self::Directory,
+            NodeKind::Symlink => Self::Symlink,
+        }
+    }
+}
+
+/// Answer to `stat`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stat {
+    /// The id that the path leads to.
+    pub cid: ContentId,
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes of a file, length of a symlink's target, 0 of a directory.
+    pub size: u64,
+    /// Target of a symlink.
+    pub target: Option<String>,
+    /// Permission bits where the publisher stored them.
+    pub mode: Option<u32>,
+    /// Seconds and nanoseconds since the epoch where the publisher stored them.
+    pub mtime: Option<(i64, u32)>,
+}
+
+impl From<&Resolved> for Stat {
+    fn from(resolved: &Resolved) -> Self {
+        Self {
+            cid: resolved.id,
+            kind: resolved.kind.into(),
+            size: resolved.size,
+            target: resolved.target.clone(),
+            mode: resolved.meta.mode,
+            mtime: resolved.meta.mtime,
+        }
+    }
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// The name.
+    pub name: String,
+    /// Its id.
+    pub cid: ContentId,
+    /// What it is, when its own block is here or the id tells.
+    pub kind: Option<Kind>,
+    /// Bytes of a file, when its own block is here.
+    pub size: Option<u64>,
+}
+
+/// Asks to keep a content.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PinRequest {
+    /// `ID[/path]`.
+    pub id: String,
+    /// A name for people.
+    #[serde(default)]
+    pub name: String,
+}
+
+/// A pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinRow {
+    /// The root.
+    pub cid: ContentId,
+    /// A name for people.
+    pub name: String,
+}
+
+/// Answer to `pin rm`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Unpinned {
+    /// Whether there was a pin.
+    pub removed: bool,
+}
+
+/// Asks to announce a content.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProvideRequest {
+    /// `ID[/path]`.
+    pub id: String,
+}
+
+/// One line of the answer to `store verify`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyLine {
+    /// On its way.
+    Progress {
+        /// Bytes that were hashed.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The last line of a run that went through.
+    Report {
+        /// Blocks that were hashed.
+        blocks: u64,
+        /// Bytes that were hashed.
+        bytes: u64,
+        /// Blocks whose bytes were wrong.
+        bad: Vec<ContentId>,
+    },
+    /// The last line of a run that did not.
+    Failed(Failure),
+}
+
+/// Answer to `store gc`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct GcDone {
+    /// Objects that were removed.
+    pub objects: u64,
+    /// DAG nodes that were removed.
+    pub nodes: u64,
+    /// Bytes of disk that came free.
+    pub bytes: u64,
+}
+
+/// What sort of failure it is, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request itself is wrong: an id, an address, a path.
+    Invalid,
+    /// There is no such name in a directory that is known, or no such file.
+    NoEntry,
+    /// Nobody gave the content in time.
+    NotFoundInTime,
+    /// Not possible in this state: offline, read-only, shutting down.
+    Refused,
+    /// Not built yet.
+    Unsupported,
+    /// Anything else.
+    Internal,
+}
+
+/// The body of every answer that is no success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What sort of failure.
+    pub code: ErrorCode,
+    /// What, where, and what to do.
+    pub message: String,
+}

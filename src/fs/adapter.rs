@@ -1,0 +1,477 @@
+//! The only file that speaks the FUSE library's types: translates requests into [`Fs`] and outcomes into replies.
+//! No handler waits; what takes time replies from a task.
+
+use std::{ffi::OsStr, path::Path, sync::Arc, time::SystemTime};
+
+use fuser::{
+    BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tokio::sync::watch;
+
+use super::{
+    backing::Backings,
+    dispatch::{Shared, guarded, send_created, send_opened},
+    interrupt::Interrupts,
+    mount::Capabilities,
+    open::Wanted,
+    reply::{errno, file_type, send_attr, send_empty, send_found, send_made, send_xattr, time},
+    semantics::{Fs, STATFS_BLOCK},
+    upload::{Caller, Place},
+};
+use crate::node::SetAttr;
+
+/// The FUSE side of a mount.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    shared: Shared,
+    init: Capabilities,
+    ended: watch::Sender<bool>,
+}
+
+impl Adapter {
+    pub(super) fn new(fs: Fs, init: Capabilities, ended: watch::Sender<bool>) -> Self {
+        let tasks = fs.node.tasks().clone();
+        let backings = Arc::new(Backings::new(init.passthrough));
+        let shared =
+            Shared { fs: Arc::new(fs), backings, interrupts: Interrupts::default(), tasks };
+        Self { shared, init, ended }
+    }
+
+    fn fs(&self) -> &Arc<Fs> {
+        &self.shared.fs
+    }
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid() }
+}
+
+fn place(parent: INodeNo, name: &OsStr) -> Place<'_> {
+    Place { parent: parent.0, name }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        if !self.init.negotiate(config) {
+            self.shared.backings = Arc::new(Backings::new(false));
+        }
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.ended.send_replace(true);
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        guarded("lookup", || {
+            self.shared.settle(
+                "lookup",
+                request,
+                self.fs().lookup(parent.0, name),
+                send_found(reply),
+            );
+        });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
+        guarded("forget", || self.fs().tree.forget(ino.0, lookups));
+    }
+
+    fn getattr(&self, request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        guarded("getattr", || {
+            self.shared.settle("getattr", request, self.fs().getattr(ino.0), send_attr(reply));
+        });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        guarded("setattr", || {
+            let (atime, mtime) = (atime.map(time), mtime.map(time));
+            let changes = SetAttr { mode: mode.map(|m| m & 0o7777), uid, gid, size, atime, mtime };
+            self.shared.settle(
+                "setattr",
+                request,
+                self.fs().setattr(ino.0, changes),
+                send_attr(reply),
+            );
+        });
+    }
+
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        guarded("readlink", || {
+            self.shared.settle("readlink", request, self.fs().readlink(ino.0), |outcome| {
+                match outcome {
+                    Ok(target) => reply.data(&target),
+                    Err(e) => reply.error(errno(e)),
+                }
+            });
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        guarded("mknod", || {
+            send_made(reply, self.fs().mknod(place(parent, name), mode, caller(request)));
+        });
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        guarded("mkdir", || {
+            send_made(reply, self.fs().mkdir(place(parent, name), mode, caller(request)));
+        });
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        guarded("symlink", || {
+            send_made(reply, self.fs().symlink(place(parent, name), target, caller(request)));
+        });
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded("unlink", || send_empty(reply)(self.fs().unlink(place(parent, name))));
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded("rmdir", || send_empty(reply)(self.fs().rmdir(place(parent, name))));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        to_parent: INodeNo,
+        to_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        guarded("rename", || {
+            let (from, to) = (place(parent, name), place(to_parent, to_name));
+            send_empty(reply)(self.fs().rename(from, to, flags.bits()));
+        });
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        parent: INodeNo,
+        name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        guarded("link", || reply.error(errno(self.fs().link(place(parent, name)))));
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        guarded("open", || {
+            let answer = self.fs().open(ino.0, Wanted(flags.0));
+            self.shared.settle(
+                "open",
+                request,
+                answer,
+                send_opened(self.shared.clone(), ino.0, reply),
+            );
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        guarded("create", || {
+            let created =
+                self.fs().create(place(parent, name), mode, caller(request), Wanted(flags));
+            send_created(&self.shared, reply, created);
+        });
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        guarded("read", || {
+            self.shared.settle("read", request, self.fs().read(fh.0, offset, size), |outcome| {
+                match outcome {
+                    Ok(bytes) => reply.data(&bytes),
+                    Err(e) => reply.error(errno(e)),
+                }
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        guarded("write", || {
+            self.shared.settle("write", request, self.fs().write(fh.0, offset, data), |outcome| {
+                match outcome {
+                    // A request holds at most 16 MiB.
+                    Ok(len) => reply.written(u32::try_from(len).unwrap_or(u32::MAX)),
+                    Err(e) => reply.error(errno(e)),
+                }
+            });
+        });
+    }
+
+    /// Sent by every close, also of copies of a descriptor. Writes were answered with their own errors.
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        guarded("release", || {
+            self.fs().close(fh.0, |ino, mode| self.shared.backings.release(ino, mode));
+            reply.ok();
+        });
+    }
+
+    fn fsync(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        guarded("fsync", || {
+            self.shared.settle("fsync", request, self.fs().fsync(ino.0), send_empty(reply));
+        });
+    }
+
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        guarded("fsyncdir", || {
+            self.shared.settle("fsyncdir", request, self.fs().fsync(ino.0), send_empty(reply));
+        });
+    }
+
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        guarded("opendir", || {
+            let fs = self.fs().clone();
+            self.shared.settle("opendir", request, self.fs().opendir(ino.0), move |outcome| {
+                match outcome {
+                    Ok(listing) => {
+                        let flags = if listing.lasting {
+                            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+                        } else {
+                            FopenFlags::empty()
+                        };
+                        reply.opened(FileHandle(fs.keep_listing(ino.0, listing)), flags);
+                    }
+                    Err(e) => reply.error(errno(e)),
+                }
+            });
+        });
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        guarded("readdir", || {
+            let listing = match self.fs().readdir(fh.0, offset) {
+                Ok(listing) => listing,
+                Err(e) => return reply.error(errno(e)),
+            };
+            let from = usize::try_from(offset).unwrap_or(usize::MAX);
+            for (next, entry) in (offset + 1..).zip(listing.entries.iter().skip(from)) {
+                if reply.add(INodeNo(entry.ino), next, file_type(entry.shape), &entry.name) {
+                    break;
+                }
+            }
+            reply.ok();
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        guarded("releasedir", || {
+            self.fs().close(fh.0, |_, _| {});
+            reply.ok();
+        });
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        guarded("statfs", || match self.fs().statfs() {
+            Ok(space) => {
+                let (free, files) = (space.free, space.files);
+                reply.statfs(
+                    space.blocks,
+                    free,
+                    free,
+                    files,
+                    u64::MAX >> 1,
+                    STATFS_BLOCK,
+                    255,
+                    STATFS_BLOCK,
+                );
+            }
+            Err(e) => reply.error(errno(e)),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        guarded("setxattr", || send_empty(reply)(self.fs().setxattr(ino.0, name, value, flags)));
+    }
+
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        guarded("getxattr", || {
+            self.shared.settle(
+                "getxattr",
+                request,
+                self.fs().getxattr(ino.0, name),
+                send_xattr(reply, size),
+            );
+        });
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        guarded("listxattr", || send_xattr(reply, size)(self.fs().listxattr(ino.0)));
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded("removexattr", || send_empty(reply)(self.fs().removexattr(ino.0, name)));
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        guarded("fallocate", || {
+            let answer = self.fs().fallocate(fh.0, offset, len, mode);
+            self.shared.settle("fallocate", request, answer, send_empty(reply));
+        });
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        guarded("lseek", || match self.fs().lseek(fh.0, offset, whence) {
+            Ok(offset) => reply.offset(offset),
+            Err(e) => reply.error(errno(e)),
+        });
+    }
+}

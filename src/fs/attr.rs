@@ -1,0 +1,197 @@
+//! Attributes and how long the kernel may keep them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::tree::{Ino, Shape, of_upload};
+use crate::{
+    content::Metadata,
+    node::{Resolved, UploadAttr, UploadKind},
+};
+
+/// Content never changes under its id.
+pub(super) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// A name that can only come into being by being written here, through the kernel.
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+/// What changes behind the kernel's back: sizes through mappings of a backing file, blocks of a download.
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+/// What cp reads at a time anyway. More would make every buffered reader of a few bytes fetch that much.
+const BLOCK_SIZE: u32 = 128 << 10;
+/// Fewest blocks of 512 bytes of what is not empty: with 0, tar takes a file for one hole and archives zeros.
+const MIN_BLOCKS: u64 = 8;
+
+/// What stat(2) shows.
+#[derive(Clone, Debug)]
+pub(super) struct Attr {
+    pub(super) ino: Ino,
+    pub(super) shape: Shape,
+    pub(super) size: u64,
+    pub(super) blocks: u64,
+    pub(super) atime: SystemTime,
+    pub(super) mtime: SystemTime,
+    pub(super) ctime: SystemTime,
+    pub(super) perm: u16,
+    pub(super) nlink: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) block_size: u32,
+    /// How long the kernel may keep them.
+    pub(super) ttl: Duration,
+}
+
+/// Who owns what nobody wrote: the mounter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Owner {
+    /// A directory of the mount itself.
+    pub(super) fn directory(self, ino: Ino) -> Attr {
+        self.plain(ino, Shape::Directory, 0o555, SECOND)
+    }
+
+    /// Content of which nothing is known yet; nothing of it may be kept.
+    pub(super) fn placeholder(self, ino: Ino, shape: Shape) -> Attr {
+        let perm = if shape == Shape::Directory { 0o555 } else { 0o444 };
+        self.plain(ino, shape, perm, Duration::ZERO)
+    }
+
+    /// A file of `.chiral`.
+    pub(super) fn control(self, ino: Ino, size: u64) -> Attr {
+        Attr {
+            size,
+            blocks: blocks_of(size, size),
+            ..self.plain(ino, Shape::File, 0o444, Duration::ZERO)
+        }
+    }
+
+    /// Content that is known; `allocated`: bytes of disk that it takes, `complete`: whether that will stay.
+    pub(super) fn content(
+        self,
+        ino: Ino,
+        resolved: &Resolved,
+        allocated: u64,
+        complete: bool,
+    ) -> Attr {
+        let shape = Shape::of(resolved.kind);
+        let Metadata { mode, mtime } = resolved.meta;
+        let perm = mode.and_then(|m| u16::try_from(m & 0o7777).ok()).unwrap_or(match shape {
+            Shape::Directory => 0o555,
+            Shape::File => 0o444,
+            Shape::Symlink => 0o777,
+        });
+        let mtime = mtime.and_then(time).unwrap_or(UNIX_EPOCH);
+        let ttl = if shape != Shape::File || complete { FOREVER } else { SECOND };
+        let size = if shape == Shape::Directory { 0 } else { resolved.size };
+        Attr {
+            size,
+            blocks: blocks_of(size, allocated),
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+            ..self.plain(ino, shape, perm, ttl)
+        }
+    }
+
+    fn plain(self, ino: Ino, shape: Shape, perm: u16, ttl: Duration) -> Attr {
+        Attr {
+            ino,
+            shape,
+            size: 0,
+            blocks: 0,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            perm,
+            nlink: if shape == Shape::Directory { 2 } else { 1 },
+            uid: self.uid,
+            gid: self.gid,
+            block_size: if shape == Shape::Directory { 4096 } else { BLOCK_SIZE },
+            ttl,
+        }
+    }
+}
+
+/// Attributes of an upload.
+pub(super) fn upload(attr: &UploadAttr) -> Attr {
+    Attr {
+        ino: of_upload(attr.ino),
+        shape: match attr.kind {
+            UploadKind::File => Shape::File,
+            UploadKind::Directory => Shape::Directory,
+            UploadKind::Symlink => Shape::Symlink,
+        },
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        perm: u16::try_from(attr.mode & 0o7777).unwrap_or(0),
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        block_size: if attr.kind == UploadKind::Directory { 4096 } else { BLOCK_SIZE },
+        // A store through a mapping of the backing file is seen by nobody here; a sealed file has no such mapping.
+        ttl: if attr.sealed { HOUR } else { SECOND },
+    }
+}
+
+fn blocks_of(size: u64, allocated: u64) -> u64 {
+    if size == 0 { 0 } else { allocated.div_ceil(512).max(MIN_BLOCKS) }
+}
+
+/// None for a time that the kernel's message cannot carry.
+fn time((seconds, nanoseconds): (i64, u32)) -> Option<SystemTime> {
+    let nanoseconds = Duration::from_nanos(u64::from(nanoseconds));
+    match u64::try_from(seconds) {
+        Ok(after) => UNIX_EPOCH.checked_add(Duration::from_secs(after))?.checked_add(nanoseconds),
+        // The FUSE library writes fractions before the epoch wrongly; whole seconds are right.
+        Err(_) => UNIX_EPOCH.checked_sub(Duration::from_secs(seconds.unsigned_abs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::content::NodeKind;
+
+    const OWNER: Owner = Owner { uid: 7, gid: 8 };
+
+    fn resolved(kind: NodeKind, size: u64, meta: Metadata) -> Resolved {
+        Resolved { id: "bafkqaaa".parse().unwrap(), kind, size, meta, target: None }
+    }
+
+    #[test]
+    fn a_file_of_which_nothing_is_here_has_blocks_so_that_tar_does_not_take_it_for_a_hole() {
+        let file = resolved(NodeKind::File, 1 << 30, Metadata::default());
+        assert_eq!(OWNER.content(20, &file, 0, false).blocks, 8);
+        assert_eq!(OWNER.content(20, &file, 1 << 30, true).blocks, 1 << 21);
+        let empty = resolved(NodeKind::File, 0, Metadata::default());
+        assert_eq!(OWNER.content(20, &empty, 0, true).blocks, 0);
+    }
+
+    #[test]
+    fn attributes_are_kept_for_long_only_when_they_cannot_change() {
+        let file = resolved(NodeKind::File, 5, Metadata::default());
+        assert_eq!(OWNER.content(20, &file, 0, false).ttl, SECOND);
+        assert_eq!(OWNER.content(20, &file, 4096, true).ttl, FOREVER);
+        assert_eq!(OWNER.placeholder(20, Shape::Directory).ttl, Duration::ZERO);
+    }
+
+    #[test]
+    fn mode_and_mtime_of_the_dag_are_shown() {
+        let meta = Metadata { mode: Some(0o100_755), mtime: Some((1_700_000_000, 5)) };
+        let attr = OWNER.content(20, &resolved(NodeKind::File, 1, meta), 0, true);
+        assert_eq!(attr.perm, 0o755);
+        assert_eq!(attr.mtime, UNIX_EPOCH + Duration::new(1_700_000_000, 5));
+        let old = Metadata { mode: None, mtime: Some((-10, 5)) };
+        let attr = OWNER.content(20, &resolved(NodeKind::Directory, 1, old), 0, true);
+        assert_eq!((attr.perm, attr.mtime), (0o555, UNIX_EPOCH - Duration::from_secs(10)));
+        let absurd = Metadata { mode: None, mtime: Some((i64::MAX, 0)) };
+        let _ = OWNER.content(20, &resolved(NodeKind::File, 1, absurd), 0, true);
+    }
+}

@@ -1,0 +1,221 @@
+//! Listings.
+
+use std::{
+    ffi::OsString,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use nix::errno::Errno;
+
+use super::{
+    answer::{Answer, Outcome},
+    control,
+    errno::{During, of_node},
+    handles::Handle,
+    lookup::of_directory,
+    names,
+    semantics::{Fs, published},
+    tree::{self, Content, Ino, Shape, What},
+};
+use crate::{
+    content::{ContentId, Entry, EntryKind},
+    node::{Node, UploadIno, UploadKind},
+};
+
+/// Longest wait for what the children of a listed directory are. The FUSE library cannot say "unknown" of an entry;
+/// one whose block does not come in time is listed as what a lookup of it would give, a directory.
+const KINDS_WAIT: Duration = Duration::from_millis(250);
+/// Children whose root blocks one listing asks for ahead; programs that list do go on to look at them.
+const PREFETCH: usize = 1024;
+/// How many of them at once.
+const PREFETCH_AT_ONCE: usize = 32;
+/// Longest time that a listing goes on asking in the background.
+const PREFETCH_TIME: Duration = Duration::from_secs(30);
+/// Entries between which a long listing lets other work of the thread run.
+const YIELD_EVERY: usize = 64;
+
+/// One name of a listing.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    pub(super) ino: Ino,
+    pub(super) shape: Shape,
+    pub(super) name: OsString,
+}
+
+/// All names of a directory, `.` and `..` first.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) entries: Vec<Listed>,
+    /// Whether the kernel may keep it: it cannot change, and every kind in it is known.
+    pub(super) lasting: bool,
+}
+
+/// A directory that is open. What was listed stays while it is read on, so that removing what was read skips nothing.
+#[derive(Debug)]
+pub(super) struct OpenDirectory {
+    ino: Ino,
+    listing: Mutex<Arc<Listing>>,
+}
+
+impl Listing {
+    fn new(ino: Ino, parent: Ino) -> Self {
+        let dot = |ino, name: &str| Listed { ino, shape: Shape::Directory, name: name.into() };
+        Self { entries: vec![dot(ino, "."), dot(parent, "..")], lasting: false }
+    }
+
+    fn add(&mut self, ino: Ino, shape: Shape, name: impl Into<OsString>) {
+        self.entries.push(Listed { ino, shape, name: name.into() });
+    }
+}
+
+impl Fs {
+    pub(super) fn opendir(self: &Arc<Self>, ino: Ino) -> Answer<Listing> {
+        let fs = self.clone();
+        match self.what(ino) {
+            Err(errno) => Answer::error(errno),
+            Ok(What::Root | What::Ipfs) => Answer::blocking(move || fs.list_roots(ino)),
+            Ok(What::Control) => Answer::ok(list_control()),
+            Ok(What::ControlFile(_)) => Answer::error(Errno::ENOTDIR),
+            Ok(What::Upload(dir)) => Answer::Now(self.list_upload(ino, dir)),
+            Ok(What::Content(dir)) => {
+                Answer::later(async move { fs.list_content(ino, &dir).await })
+            }
+        }
+    }
+
+    /// Keeps a listing for READDIR; gives its handle.
+    pub(super) fn keep_listing(&self, ino: Ino, listing: Listing) -> u64 {
+        let listing = Mutex::new(Arc::new(listing));
+        self.handles.insert(|_| Handle::Directory(OpenDirectory { ino, listing }))
+    }
+
+    /// The listing of an open directory. Reading from the start again (rewinddir) shows what is new in `upload`.
+    pub(super) fn readdir(&self, fh: u64, offset: u64) -> Outcome<Arc<Listing>> {
+        let handle = self.handles.get(fh)?;
+        let Handle::Directory(open) = &*handle else {
+            return Err(Errno::EBADF);
+        };
+        let mut listing = open.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset == 0
+            && let What::Upload(dir) = self.what(open.ino)?
+        {
+            *listing = Arc::new(self.list_upload(open.ino, dir)?);
+        }
+        Ok(listing.clone())
+    }
+
+    fn list_roots(&self, ino: Ino) -> Outcome<Listing> {
+        let mut listing = Listing::new(ino, tree::ROOT);
+        if ino == tree::ROOT {
+            listing.add(tree::UPLOAD_ROOT, Shape::Directory, names::UPLOAD);
+            listing.add(tree::IPFS, Shape::Directory, names::IPFS);
+            listing.add(tree::CONTROL, Shape::Directory, names::CONTROL);
+        }
+        for known in self.node.roots().map_err(|e| of_node(&e, During::Lookup))? {
+            let name = known.root.to_v1().to_string();
+            let shape = match self.node.resolve_now(&known.root) {
+                Some(Ok(resolved)) => Shape::of(resolved.kind),
+                _ if known.directory => Shape::Directory,
+                _ => Shape::File,
+            };
+            listing.add(tree::of_content(ino, &name, shape), shape, name);
+        }
+        Ok(listing)
+    }
+
+    fn list_upload(&self, ino: Ino, dir: UploadIno) -> Outcome<Listing> {
+        let uploads = self.node.uploads();
+        let parent = match dir {
+            UploadIno::ROOT => tree::ROOT,
+            dir => tree::of_upload(published(uploads.parent(dir))?),
+        };
+        let mut listing = Listing::new(ino, parent);
+        for entry in published(uploads.readdir(dir))? {
+            let shape = match entry.kind {
+                UploadKind::File => Shape::File,
+                UploadKind::Directory => Shape::Directory,
+                UploadKind::Symlink => Shape::Symlink,
+            };
+            listing.add(tree::of_upload(entry.ino), shape, entry.name);
+        }
+        Ok(listing)
+    }
+
+    async fn list_content(&self, ino: Ino, dir: &Content) -> Outcome<Listing> {
+        let entries = self
+            .node
+            .list(&dir.root, &dir.id)
+            .await
+            .map_err(|error| of_directory(&error, &dir.id))?;
+        let mut shapes = self.shapes(&entries).await;
+        if shapes.contains(&None) {
+            self.prefetch(&dir.root, &entries, &shapes).await;
+            shapes = self.shapes(&entries).await;
+        }
+        let mut listing = Listing::new(ino, dir.parent);
+        listing.lasting = !shapes.contains(&None);
+        for (entry, shape) in entries.iter().zip(shapes) {
+            let shape = shape.unwrap_or(Shape::unknown(&entry.cid));
+            listing.add(tree::of_content(ino, &entry.name, shape), shape, entry.name.clone());
+        }
+        Ok(listing)
+    }
+
+    /// What is known of the children; a broken one is listed like one that is not here, and fails when it is used.
+    async fn shapes(&self, entries: &[Entry]) -> Vec<Option<Shape>> {
+        let mut shapes = Vec::with_capacity(entries.len());
+        for (at, entry) in entries.iter().enumerate() {
+            if at % YIELD_EVERY == 0 {
+                tokio::task::yield_now().await;
+            }
+            shapes.push(match entry.kind() {
+                EntryKind::File => Some(Shape::File),
+                EntryKind::Unknown => match self.node.resolve_now(&entry.cid) {
+                    Some(Ok(resolved)) => Some(Shape::of(resolved.kind)),
+                    Some(Err(_)) => Some(Shape::unknown(&entry.cid)),
+                    None => None,
+                },
+            });
+        }
+        shapes
+    }
+
+    /// Fetches the root blocks of children of which nothing is known, in the background; waits a moment for them.
+    async fn prefetch(&self, root: &ContentId, entries: &[Entry], shapes: &[Option<Shape>]) {
+        let missing = entries.iter().zip(shapes).filter(|(_, shape)| shape.is_none());
+        let missing: Vec<ContentId> = missing.take(PREFETCH).map(|(entry, _)| entry.cid).collect();
+        let fetched = fetch_all(self.node.clone(), *root, missing);
+        let cancelled = self.node.tasks().cancelled();
+        let task = self.node.tasks().spawn("prefetch of a listing", async move {
+            tokio::select! {
+                _ = tokio::time::timeout(PREFETCH_TIME, fetched) => {}
+                () = cancelled => {}
+            }
+        });
+        // What is late is listed as a directory; nothing is lost by not knowing.
+        let _ = tokio::time::timeout(KINDS_WAIT, task).await;
+    }
+}
+
+async fn fetch_all(node: Node, root: ContentId, ids: Vec<ContentId>) {
+    futures::stream::iter(ids)
+        .for_each_concurrent(PREFETCH_AT_ONCE, |id| {
+            let node = &node;
+            async move {
+                if let Err(error) = node.resolve(&root, &id).await {
+                    tracing::debug!(%id, %error, "a listed child is not here yet");
+                }
+            }
+        })
+        .await;
+}
+
+fn list_control() -> Listing {
+    let mut listing = Listing::new(tree::CONTROL, tree::ROOT);
+    for file in control::File::ALL {
+        listing.add(file.ino(), Shape::File, file.name());
+    }
+    listing
+}

@@ -1,0 +1,144 @@
+//! From a name to an inode.
+//!
+//! A LOOKUP that waits holds its directory's lock, and one `touch` beside it makes every further lookup there wait in
+//! a state that no signal ends. So a name of content whose block is not here is answered at once, with a directory of
+//! which nothing may be kept; GETATTR, OPENDIR and lookups below it wait, while the lock of its parent is free. If it
+//! turns out to be a file, they answer ESTALE: the kernel walks the path again by itself, and this time the name
+//! leads to a file, under another inode number. Programs notice nothing.
+
+use std::{ffi::OsStr, sync::Arc, time::Duration};
+
+use nix::errno::Errno;
+
+use super::{
+    answer::{Answer, Outcome},
+    attr::{Attr, FOREVER, HOUR, SECOND, upload},
+    control,
+    errno::{During, of_node, of_publish},
+    names::{RootName, content_name, root_name},
+    semantics::Fs,
+    tree::{self, Content, Ino, Shape, What},
+};
+use crate::{
+    content::{ContentId, Entry},
+    node::{NodeError, PublishError, UploadIno},
+};
+
+/// What a name leads to.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// An inode; the kernel may keep the name for `ttl`.
+    Entry { attr: Attr, ttl: Duration },
+    /// Nothing, and the kernel may keep that for so long.
+    Absent(Duration),
+}
+
+impl Fs {
+    pub(super) fn lookup(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Answer<Found> {
+        match self.what(parent) {
+            Err(errno) => Answer::error(errno),
+            Ok(What::Root) => Answer::Now(self.lookup_root(name)),
+            Ok(What::Ipfs) => Answer::Now(match name.to_str().and_then(content_name) {
+                Some(id) => self.enter(parent, id, id, name),
+                None => Ok(Found::Absent(HOUR)),
+            }),
+            Ok(What::Control) => Answer::Now(self.lookup_control(name)),
+            Ok(What::ControlFile(_)) => Answer::error(Errno::ENOTDIR),
+            Ok(What::Upload(dir)) => Answer::Now(self.lookup_upload(dir, name)),
+            Ok(What::Content(dir)) => self.lookup_child(parent, &dir, name),
+        }
+    }
+
+    fn lookup_root(&self, name: &OsStr) -> Outcome<Found> {
+        let directory = |ino| Ok(Found::Entry { attr: self.owner.directory(ino), ttl: FOREVER });
+        match root_name(name) {
+            RootName::Upload => {
+                let attr =
+                    self.node.uploads().getattr(UploadIno::ROOT).map_err(|e| of_publish(&e))?;
+                Ok(Found::Entry { attr: upload(&attr), ttl: FOREVER })
+            }
+            RootName::Ipfs => directory(tree::IPFS),
+            RootName::Control => directory(tree::CONTROL),
+            RootName::Content(id) => self.enter(tree::ROOT, id, id, name),
+            RootName::Nothing => Ok(Found::Absent(HOUR)),
+        }
+    }
+
+    fn lookup_control(&self, name: &OsStr) -> Outcome<Found> {
+        let Some(file) = control::File::named(name) else {
+            return Ok(Found::Absent(HOUR));
+        };
+        // The size is what the next GETATTR says; rendering it here as well would be done for nothing.
+        Ok(Found::Entry { attr: self.owner.control(file.ino(), 0), ttl: FOREVER })
+    }
+
+    fn lookup_upload(&self, dir: UploadIno, name: &OsStr) -> Outcome<Found> {
+        match self.node.uploads().lookup(dir, name) {
+            Ok(attr) => Ok(Found::Entry { attr: upload(&attr), ttl: HOUR }),
+            // Entries also come from `chiral add`, past the kernel.
+            Err(PublishError::NotFound) => Ok(Found::Absent(SECOND)),
+            Err(error) => Err(of_publish(&error)),
+        }
+    }
+
+    fn lookup_child(
+        self: &Arc<Self>,
+        parent: Ino,
+        dir: &Arc<Content>,
+        name: &OsStr,
+    ) -> Answer<Found> {
+        // Names in UnixFS directories are text.
+        let Some(text) = name.to_str() else {
+            return Answer::ok(Found::Absent(FOREVER));
+        };
+        match self.node.child_now(&dir.id, text) {
+            Some(child) => Answer::Now(self.child(parent, dir, name, child)),
+            None => {
+                let (fs, dir, name) = (self.clone(), dir.clone(), name.to_owned());
+                Answer::later(async move {
+                    let text = name.to_str().ok_or(Errno::ENOENT)?;
+                    let child = fs.node.child(&dir.root, &dir.id, text).await;
+                    fs.child(parent, &dir, &name, child)
+                })
+            }
+        }
+    }
+
+    fn child(
+        &self,
+        parent: Ino,
+        dir: &Content,
+        name: &OsStr,
+        child: Result<Option<Entry>, NodeError>,
+    ) -> Outcome<Found> {
+        match child.map_err(|error| of_directory(&error, &dir.id))? {
+            Some(entry) => self.enter(parent, dir.root, entry.cid, name),
+            None => Ok(Found::Absent(FOREVER)),
+        }
+    }
+
+    /// Makes content known to the kernel under a name.
+    fn enter(&self, parent: Ino, root: ContentId, id: ContentId, name: &OsStr) -> Outcome<Found> {
+        let text = name.to_str().ok_or(Errno::ENOENT)?;
+        let resolved =
+            self.node.resolve_now(&id).transpose().map_err(|e| of_node(&e, During::Lookup))?;
+        let shape =
+            resolved.as_ref().map_or(Shape::unknown(&id), |resolved| Shape::of(resolved.kind));
+        let ino = tree::of_content(parent, text, shape);
+        let (attr, ttl) = match resolved {
+            Some(resolved) => (self.content_attr(ino, shape, &resolved)?, FOREVER),
+            // Also a raw block's name is asked for again: with it the kernel would keep the file's size of 0.
+            None => (self.owner.placeholder(ino, shape), Duration::ZERO),
+        };
+        self.tree.enter(ino, Content { parent, root, id, shape });
+        Ok(Found::Entry { attr, ttl })
+    }
+}
+
+/// The errno of a directory operation on `dir`: one that is no directory after all was a placeholder.
+pub(super) fn of_directory(error: &NodeError, dir: &ContentId) -> Errno {
+    match error {
+        NodeError::NotADirectory(id) if id == dir => Errno::ESTALE,
+        error => of_node(error, During::Lookup),
+    }
+}

@@ -1,0 +1,102 @@
+//! What a name in the root of the mount means. Decided by its syntax alone: file managers and indexers probe for
+//! dozens of names (`.Trash`, `autorun.inf`, `.git`), and none of them may cost a search in the network.
+
+use std::ffi::OsStr;
+
+use crate::content::ContentId;
+
+pub(super) const UPLOAD: &str = "upload";
+pub(super) const IPFS: &str = "ipfs";
+pub(super) const CONTROL: &str = ".chiral";
+
+/// Longest text that can be a CID: an identity CID of 128 bytes in base 2 is absurd, one in base 16 has 270 digits,
+/// but a file name ends at 255.
+const MAX_NAME: usize = 255;
+
+/// A name in the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RootName {
+    Upload,
+    Ipfs,
+    Control,
+    Content(ContentId),
+    /// Nothing, now and for ever.
+    Nothing,
+}
+
+pub(super) fn root_name(name: &OsStr) -> RootName {
+    match name.to_str() {
+        Some(UPLOAD) => RootName::Upload,
+        Some(IPFS) => RootName::Ipfs,
+        Some(CONTROL) => RootName::Control,
+        Some(text) => content_name(text).map_or(RootName::Nothing, RootName::Content),
+        None => RootName::Nothing,
+    }
+}
+
+/// The content that a name in the root or in `ipfs` stands for.
+pub(super) fn content_name(text: &str) -> Option<ContentId> {
+    if text.len() > MAX_NAME {
+        return None;
+    }
+    text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::os::unix::ffi::OsStrExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const V1: &str = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi";
+
+    #[test]
+    fn ids_of_both_versions_and_any_base_are_content() {
+        let id: ContentId = V1.parse().unwrap();
+        assert_eq!(root_name(V1.as_ref()), RootName::Content(id));
+        let hex =
+            format!("f{}", id.to_bytes().iter().map(|b| format!("{b:02x}")).collect::<String>());
+        assert_eq!(root_name(hex.as_ref()), RootName::Content(id));
+        let v0 = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG";
+        assert!(matches!(root_name(v0.as_ref()), RootName::Content(_)));
+    }
+
+    #[test]
+    fn what_file_managers_probe_for_is_nothing() {
+        for name in [
+            ".Trash",
+            ".Trash-1000",
+            ".hidden",
+            "autorun.inf",
+            ".git",
+            ".DS_Store",
+            ".xdg-volume-info",
+            "Qm",
+            "b",
+            "",
+            "upload ",
+            "IPFS",
+            "lost+found",
+            "HEAD",
+            "desktop.ini",
+            "magnet",
+            "ipns",
+            "torrents",
+        ] {
+            assert_eq!(root_name(name.as_ref()), RootName::Nothing, "{name}");
+        }
+        assert_eq!(root_name(OsStr::from_bytes(b"\xff\xfe")), RootName::Nothing);
+        assert_eq!(root_name("b".repeat(300).as_ref()), RootName::Nothing);
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_makes_it_panic(name in prop::collection::vec(any::<u8>(), 0..300)) {
+            root_name(OsStr::from_bytes(&name));
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Open files: opening, reading, writing, closing.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use nix::errno::Errno;
+
+use super::{
+    answer::{Answer, Outcome},
+    backing::{Candidate, Opener},
+    control::{self, EventStream},
+    errno::{During, of_download, of_node},
+    handles::Handle,
+    iomode::Mode,
+    semantics::{Fs, published},
+    tree::{Content, Ino, Shape, What},
+};
+use crate::{
+    content::ByteRange,
+    node::{FileHandle, OpenFlags, ReaderId, UploadHandle, UploadIno},
+};
+
+/// A file that was opened below and is waiting for the mode that the kernel is to use.
+#[derive(Debug)]
+pub(super) enum Opened {
+    Content(FileHandle),
+    Upload { upload: UploadIno, handle: UploadHandle, writes: bool },
+    Text(Bytes),
+    Events(EventStream),
+}
+
+/// What open(2) asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted(pub(super) i32);
+
+impl Wanted {
+    pub(super) fn writes(self) -> bool {
+        self.0 & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    pub(super) fn flags(self) -> OpenFlags {
+        OpenFlags {
+            write: self.writes(),
+            truncate: self.0 & libc::O_TRUNC != 0,
+            append: self.0 & libc::O_APPEND != 0,
+        }
+    }
+
+    pub(super) fn exclusive(self) -> bool {
+        self.0 & libc::O_EXCL != 0
+    }
+}
+
+impl Opened {
+    /// Who opens, as the choice of the mode sees it; none where no file could back it.
+    pub(super) fn opener(&self) -> Option<Opener> {
+        match self {
+            Self::Content(_) => Some(Opener::Content),
+            Self::Upload { writes: true, .. } => Some(Opener::UploadWriter),
+            Self::Upload { writes: false, .. } => Some(Opener::UploadReader),
+            Self::Text(_) | Self::Events(_) => None,
+        }
+    }
+}
+
+impl Fs {
+    pub(super) fn open(self: &Arc<Self>, ino: Ino, wanted: Wanted) -> Answer<Opened> {
+        let what = match self.what(ino) {
+            Ok(what) => what,
+            Err(errno) => return Answer::error(errno),
+        };
+        if !matches!(what, What::Upload(_)) && (wanted.writes() || wanted.flags().truncate) {
+            return Answer::error(Errno::EROFS);
+        }
+        match what {
+            What::Root | What::Ipfs | What::Control => Answer::error(Errno::EISDIR),
+            What::ControlFile(file) => Answer::Now(self.open_control(file)),
+            What::Content(content) => self.open_content(&content),
+            What::Upload(upload) => self.open_upload(upload, wanted),
+        }
+    }
+
+    fn open_control(&self, file: Ino) -> Outcome<Opened> {
+        let file = control::File::of(file).ok_or(Errno::ENOENT)?;
+        Ok(match file.render(&self.node)? {
+            Some(text) => Opened::Text(text),
+            None => Opened::Events(EventStream::new(self.node.events())),
+        })
+    }
+
+    fn open_content(&self, content: &Arc<Content>) -> Answer<Opened> {
+        if content.shape != Shape::File {
+            return Answer::error(Errno::ESTALE);
+        }
+        match self.node.open_now(&content.id) {
+            Some(opened) => {
+                Answer::Now(opened.map(Opened::Content).map_err(|e| of_node(&e, During::Lookup)))
+            }
+            None => {
+                let (node, content) = (self.node.clone(), content.clone());
+                Answer::later(async move {
+                    let opened = node.open(&content.root, &content.id).await;
+                    opened.map(Opened::Content).map_err(|e| of_node(&e, During::Lookup))
+                })
+            }
+        }
+    }
+
+    fn open_upload(&self, upload: UploadIno, wanted: Wanted) -> Answer<Opened> {
+        let (uploads, flags) = (self.node.uploads().clone(), wanted.flags());
+        let work = move || {
+            let handle = published(uploads.open_file(upload, flags))?;
+            Ok(Opened::Upload { upload, handle, writes: flags.write })
+        };
+        // The first writer of a published file clones it or lays an overlay over it.
+        if flags.write || flags.truncate { Answer::blocking(work) } else { Answer::Now(work()) }
+    }
+
+    /// The file that may back an open; none when it is not whole or cannot be had.
+    pub(super) fn candidate(&self, opened: &Opened) -> Option<Candidate> {
+        match opened {
+            Opened::Content(file) => {
+                let object = file.object();
+                let backing = object.backing().unwrap_or_else(|error| {
+                    tracing::warn!(id = %file.id(), %error, "a complete file cannot be opened; it is copied");
+                    None
+                });
+                backing.map(|file| Candidate { file, version: object.id().0, whole: true })
+            }
+            Opened::Upload { upload, .. } => match self.node.uploads().backing(*upload) {
+                Ok(backing) => Some(Candidate {
+                    file: backing.file,
+                    version: backing.version,
+                    whole: backing.whole,
+                }),
+                Err(error) => {
+                    tracing::warn!(%error, "an upload cannot be passed through; it is copied");
+                    None
+                }
+            },
+            Opened::Text(_) | Opened::Events(_) => None,
+        }
+    }
+
+    /// Keeps an open file under a handle.
+    pub(super) fn keep_open(&self, ino: Ino, opened: Opened, mode: Mode) -> u64 {
+        self.handles.insert(|fh| match opened {
+            Opened::Content(file) => Handle::Content { ino, file, reader: ReaderId(fh), mode },
+            Opened::Upload { upload, handle, .. } => Handle::Upload { ino, upload, handle, mode },
+            Opened::Text(text) => Handle::Text(text),
+            Opened::Events(events) => Handle::Events(events),
+        })
+    }
+
+    /// Forgets a handle. `released` gets inode and mode before the layers below hear of it, so that the kernel's own
+    /// reference to the backing file is gone when they look for writers.
+    pub(super) fn close(&self, fh: u64, released: impl FnOnce(Ino, Mode)) {
+        let Some(handle) = self.handles.remove(fh) else { return };
+        match &*handle {
+            Handle::Content { ino, file, reader, mode } => {
+                released(*ino, *mode);
+                file.close_reader(*reader);
+            }
+            Handle::Upload { ino, handle, mode, .. } => {
+                released(*ino, *mode);
+                self.node.uploads().release(*handle);
+            }
+            Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => {}
+        }
+    }
+
+    pub(super) fn read(&self, fh: u64, offset: u64, size: u32) -> Answer<Bytes> {
+        let handle = match self.handles.get(fh) {
+            Ok(handle) => handle,
+            Err(errno) => return Answer::error(errno),
+        };
+        match &*handle {
+            Handle::Content { file, reader, .. } => read_content(file, *reader, offset, size),
+            Handle::Upload { handle, .. } => {
+                let (uploads, handle) = (self.node.uploads().clone(), *handle);
+                Answer::blocking(move || published(uploads.read(handle, offset, size as usize)))
+            }
+            Handle::Text(text) => Answer::ok(slice(text, offset, size)),
+            Handle::Events(_) => Answer::later(async move {
+                match &*handle {
+                    Handle::Events(events) => events.read(size as usize).await,
+                    _ => Err(Errno::EBADF),
+                }
+            }),
+            Handle::Directory(_) => Answer::error(Errno::EISDIR),
+        }
+    }
+
+    pub(super) fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Answer<usize> {
+        match self.upload_handle(fh) {
+            Ok((_, handle)) => {
+                // The library's buffer is the next request's as soon as this returns.
+                let (uploads, data) = (self.node.uploads().clone(), Bytes::copy_from_slice(data));
+                Answer::blocking(move || published(uploads.write(handle, offset, &data)))
+            }
+            Err(errno) => Answer::error(errno),
+        }
+    }
+
+    pub(super) fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
+        match self.upload_handle(fh) {
+            Ok((_, handle)) => {
+                let uploads = self.node.uploads().clone();
+                Answer::blocking(move || published(uploads.fallocate(handle, mode, offset, len)))
+            }
+            Err(errno) => Answer::error(errno),
+        }
+    }
+
+    /// Data of a file, or names of a directory, on disk.
+    pub(super) fn fsync(&self, ino: Ino) -> Answer<()> {
+        match self.what(ino) {
+            Ok(What::Upload(upload)) => {
+                let uploads = self.node.uploads().clone();
+                Answer::blocking(move || published(uploads.fsync(upload)))
+            }
+            Ok(
+                What::Root | What::Ipfs | What::Control | What::ControlFile(_) | What::Content(_),
+            ) => Answer::ok(()),
+            Err(errno) => Answer::error(errno),
+        }
+    }
+
+    /// SEEK_DATA and SEEK_HOLE. Content has no holes: what is not here yet is data all the same, and a program that
+    /// was told of a hole would copy zeros.
+    pub(super) fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Outcome<i64> {
+        match &*self.handles.get(fh)? {
+            Handle::Content { file, .. } => {
+                let size = i64::try_from(file.size()).map_err(|_| Errno::EOVERFLOW)?;
+                match whence {
+                    _ if offset < 0 || offset >= size => Err(Errno::ENXIO),
+                    libc::SEEK_DATA => Ok(offset),
+                    libc::SEEK_HOLE => Ok(size),
+                    _ => Err(Errno::EINVAL),
+                }
+            }
+            Handle::Upload { handle, .. } => {
+                published(self.node.uploads().lseek(*handle, offset, whence))
+            }
+            Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    fn upload_handle(&self, fh: u64) -> Outcome<(UploadIno, UploadHandle)> {
+        match &*self.handles.get(fh)? {
+            Handle::Upload { upload, handle, .. } => Ok((*upload, *handle)),
+            Handle::Content { .. } | Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => {
+                Err(Errno::EBADF)
+            }
+        }
+    }
+}
+
+fn read_content(file: &FileHandle, reader: ReaderId, offset: u64, size: u32) -> Answer<Bytes> {
+    let range = ByteRange::at(offset, u64::from(size)).intersect(ByteRange::new(0, file.size()));
+    if range.is_empty() {
+        return Answer::ok(Bytes::new());
+    }
+    match file.read_now(range) {
+        Some(bytes) => Answer::Now(bytes.map_err(|e| of_download(&e, During::Read))),
+        None => {
+            let file = file.clone();
+            Answer::later(async move {
+                file.read(reader, range).await.map_err(|e| of_download(&e, During::Read))
+            })
+        }
+    }
+}
+
+fn slice(text: &Bytes, offset: u64, size: u32) -> Bytes {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+    let end = start.saturating_add(size as usize).min(text.len());
+    text.slice(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_end_with_the_text() {
+        let text = Bytes::from_static(b"hello");
+        assert_eq!(slice(&text, 0, 100), "hello");
+        assert_eq!(slice(&text, 3, 1), "l");
+        assert_eq!(slice(&text, 5, 1), "");
+        assert_eq!(slice(&text, u64::MAX, u32::MAX), "");
+    }
+
+    #[test]
+    fn flags_of_open_are_read_as_the_kernel_writes_them() {
+        assert!(!Wanted(libc::O_RDONLY | libc::O_CREAT).writes());
+        assert!(Wanted(libc::O_WRONLY).writes() && Wanted(libc::O_RDWR).writes());
+        let wanted = Wanted(libc::O_WRONLY | libc::O_APPEND | libc::O_TRUNC);
+        assert_eq!(wanted.flags(), OpenFlags { write: true, truncate: true, append: true });
+    }
+}

@@ -1,0 +1,168 @@
+//! What the tree means, in terms of the node; knows no FUSE type. The operations are split by what they are about.
+
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::{
+    answer::{Answer, Outcome},
+    attr::{Attr, Owner, upload},
+    control,
+    errno::{During, of_node, of_publish},
+    handles::Handles,
+    tree::{Content, Ino, Shape, Tree, What},
+};
+use crate::node::{Node, PublishError, Resolved, SetAttr, UploadIno};
+
+/// Figures of statfs(2), in blocks of [`STATFS_BLOCK`] bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Space {
+    pub(super) blocks: u64,
+    pub(super) free: u64,
+    pub(super) files: u64,
+}
+
+/// Unit of [`Space`]; what every Linux filesystem uses.
+pub(super) const STATFS_BLOCK: u32 = 4096;
+
+/// The filesystem.
+#[derive(Debug)]
+pub(super) struct Fs {
+    pub(super) node: Node,
+    pub(super) tree: Tree,
+    pub(super) handles: Handles,
+    pub(super) owner: Owner,
+}
+
+impl Fs {
+    pub(super) fn new(node: Node, owner: Owner) -> Self {
+        Self { node, tree: Tree::default(), handles: Handles::default(), owner }
+    }
+
+    pub(super) fn what(&self, ino: Ino) -> Outcome<What> {
+        self.tree.get(ino).ok_or(Errno::ESTALE)
+    }
+
+    /// The upload that `ino` is; everything else is read-only.
+    pub(super) fn writable(&self, ino: Ino) -> Outcome<UploadIno> {
+        match self.what(ino)? {
+            What::Upload(upload) => Ok(upload),
+            What::Root | What::Ipfs | What::Control | What::ControlFile(_) | What::Content(_) => {
+                Err(Errno::EROFS)
+            }
+        }
+    }
+
+    pub(super) fn getattr(self: &Arc<Self>, ino: Ino) -> Answer<Attr> {
+        match self.what(ino) {
+            Err(errno) => Answer::error(errno),
+            Ok(What::Root | What::Ipfs | What::Control) => Answer::ok(self.owner.directory(ino)),
+            Ok(What::ControlFile(file)) => Answer::Now(self.control_attr(file)),
+            Ok(What::Upload(upload_ino)) => Answer::Now(
+                published(self.node.uploads().getattr(upload_ino)).map(|attr| upload(&attr)),
+            ),
+            Ok(What::Content(content)) => {
+                let fs = self.clone();
+                self.resolved(&content, move |content, resolved| {
+                    fs.content_attr(ino, content.shape, resolved)
+                })
+            }
+        }
+    }
+
+    pub(super) fn setattr(self: &Arc<Self>, ino: Ino, changes: SetAttr) -> Answer<Attr> {
+        let upload_ino = match self.writable(ino) {
+            Ok(upload_ino) => upload_ino,
+            Err(errno) => return Answer::error(errno),
+        };
+        let fs = self.clone();
+        let resizes = changes.size.is_some();
+        let work = move || {
+            published(fs.node.uploads().setattr(upload_ino, &changes)).map(|attr| upload(&attr))
+        };
+        // Truncating what lies over a published file copies the chunk that is cut.
+        if resizes { Answer::blocking(work) } else { Answer::Now(work()) }
+    }
+
+    pub(super) fn readlink(self: &Arc<Self>, ino: Ino) -> Answer<Vec<u8>> {
+        match self.what(ino) {
+            Err(errno) => Answer::error(errno),
+            Ok(What::Upload(upload_ino)) => Answer::Now(
+                published(self.node.uploads().readlink(upload_ino))
+                    .map(std::ffi::OsString::into_encoded_bytes),
+            ),
+            Ok(What::Content(content)) => self.resolved(&content, |_, resolved| {
+                resolved.target.clone().map(String::into_bytes).ok_or(Errno::EINVAL)
+            }),
+            Ok(What::Root | What::Ipfs | What::Control | What::ControlFile(_)) => {
+                Answer::error(Errno::EINVAL)
+            }
+        }
+    }
+
+    /// Figures of the disk; never waits for anybody.
+    pub(super) fn statfs(&self) -> Outcome<Space> {
+        let stats = self.node.store().stats().map_err(|e| super::errno::of_store(&e))?;
+        let block = u64::from(STATFS_BLOCK);
+        Ok(Space {
+            blocks: stats.capacity / block,
+            free: stats.available / block,
+            files: stats.objects,
+        })
+    }
+
+    /// Gives `answer` what a content node is, waiting for its block if need be. A node that is of another kind than
+    /// its inode shows is stale: the kernel walks the path again and gets an inode of the right kind.
+    pub(super) fn resolved<T: Send + 'static>(
+        &self,
+        content: &Arc<Content>,
+        answer: impl FnOnce(&Content, &Resolved) -> Outcome<T> + Send + 'static,
+    ) -> Answer<T> {
+        let answer = move |content: &Content, resolved: &Resolved| {
+            if Shape::of(resolved.kind) == content.shape {
+                answer(content, resolved)
+            } else {
+                Err(Errno::ESTALE)
+            }
+        };
+        match self.node.resolve_now(&content.id) {
+            Some(Ok(resolved)) => Answer::Now(answer(content, &resolved)),
+            Some(Err(error)) => Answer::error(of_node(&error, During::Lookup)),
+            None => {
+                let (node, content) = (self.node.clone(), content.clone());
+                Answer::later(async move {
+                    let resolved = node.resolve(&content.root, &content.id).await;
+                    answer(&content, &*resolved.map_err(|e| of_node(&e, During::Lookup))?)
+                })
+            }
+        }
+    }
+
+    pub(super) fn content_attr(
+        &self,
+        ino: Ino,
+        shape: Shape,
+        resolved: &Resolved,
+    ) -> Outcome<Attr> {
+        let (mut allocated, mut complete) = (0, resolved.id.inline_content().is_some());
+        if shape == Shape::File
+            && let Some(object) =
+                self.node.store().object(&resolved.id).map_err(|e| super::errno::of_store(&e))?
+        {
+            allocated = object.allocated();
+            complete = object.is_complete();
+        }
+        Ok(self.owner.content(ino, resolved, allocated, complete))
+    }
+
+    fn control_attr(&self, file: Ino) -> Outcome<Attr> {
+        let file = control::File::of(file).ok_or(Errno::ENOENT)?;
+        let text = file.render(&self.node)?;
+        Ok(self.owner.control(file.ino(), text.map_or(0, |text| text.len() as u64)))
+    }
+}
+
+/// The outcome of an operation on the upload tree.
+pub(super) fn published<T>(result: Result<T, PublishError>) -> Outcome<T> {
+    result.map_err(|e| of_publish(&e))
+}

@@ -1,0 +1,206 @@
+//! Inode numbers and what they stand for.
+//!
+//! | range | what |
+//! |---|---|
+//! | 1..16 | root, `ipfs`, `.chiral` and its files |
+//! | 2^32..2^62 | inodes of the upload tree, by their own number |
+//! | 2^62..2^63 | content, hashed from path and shape, so that it is the same after a restart |
+//!
+//! Content is numbered by path, not by id: a directory that appears in two places must be two inodes, because the
+//! kernel allows a directory only one place.
+
+use std::{
+    collections::{HashMap, hash_map},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{
+    content::{Codec, ContentId, NodeKind, sha2_256},
+    node::UploadIno,
+};
+
+/// An inode number of the mount; it is the kernel's node id too.
+pub(super) type Ino = u64;
+
+pub(super) const ROOT: Ino = 1;
+pub(super) const IPFS: Ino = 2;
+pub(super) const CONTROL: Ino = 3;
+/// Files below `.chiral` have the numbers from here on.
+pub(super) const CONTROL_FILES: Ino = 4;
+const UPLOADS: Ino = 1 << 32;
+const CONTENT: Ino = 1 << 62;
+/// `upload` itself.
+pub(super) const UPLOAD_ROOT: Ino = UPLOADS + UploadIno::ROOT.0;
+
+/// What a content inode shows itself as. It never changes for an inode number: the kernel takes an inode whose type
+/// changes for broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Shape {
+    /// A directory, or content of which only its own block will tell what it is.
+    Directory,
+    File,
+    Symlink,
+}
+
+impl Shape {
+    pub(super) fn of(kind: NodeKind) -> Self {
+        match kind {
+            NodeKind::File => Self::File,
+            NodeKind::Directory | NodeKind::Shard => Self::Directory,
+            NodeKind::Symlink => Self::Symlink,
+        }
+    }
+
+    /// What is shown as long as the block is not here: a raw block can only be a file.
+    pub(super) fn unknown(id: &ContentId) -> Self {
+        match id.codec() {
+            Codec::Raw => Self::File,
+            Codec::DagPb | Codec::Other(_) => Self::Directory,
+        }
+    }
+}
+
+/// One place in the tree where content is shown.
+#[derive(Clone, Debug)]
+pub(super) struct Content {
+    /// The inode that holds its name.
+    pub(super) parent: Ino,
+    /// The id at the top of its path, whose providers are asked.
+    pub(super) root: ContentId,
+    pub(super) id: ContentId,
+    pub(super) shape: Shape,
+}
+
+/// What an inode number stands for.
+#[derive(Clone, Debug)]
+pub(super) enum What {
+    Root,
+    Ipfs,
+    Control,
+    ControlFile(Ino),
+    Upload(UploadIno),
+    Content(Arc<Content>),
+}
+
+/// Content inodes that the kernel knows, each with the number of lookups that it will take back with FORGET.
+/// Bounded by the kernel's own inode cache.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    content: Mutex<HashMap<Ino, (Arc<Content>, u64)>>,
+}
+
+pub(super) fn of_upload(ino: UploadIno) -> Ino {
+    UPLOADS + ino.0
+}
+
+/// The number of content `name` in `parent`. 62 bits of SHA-256 over the parent's number, which stands for the path
+/// above: two of a million names meet once in ten million mounts.
+pub(super) fn of_content(parent: Ino, name: &str, shape: Shape) -> Ino {
+    let mut key = parent.to_be_bytes().to_vec();
+    key.push(match shape {
+        Shape::Directory => b'd',
+        Shape::File => b'f',
+        Shape::Symlink => b'l',
+    });
+    key.extend_from_slice(name.as_bytes());
+    let hash = sha2_256(&key);
+    let head =
+        hash.digest().iter().take(8).fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+    CONTENT | head & (CONTENT - 1)
+}
+
+impl Tree {
+    /// What the kernel means by `ino`; none when it was forgotten.
+    pub(super) fn get(&self, ino: Ino) -> Option<What> {
+        Some(match ino {
+            ROOT => What::Root,
+            IPFS => What::Ipfs,
+            CONTROL => What::Control,
+            CONTROL_FILES..UPLOADS => What::ControlFile(ino),
+            UPLOADS..CONTENT => What::Upload(UploadIno(ino - UPLOADS)),
+            _ => What::Content(self.lock().get(&ino)?.0.clone()),
+        })
+    }
+
+    /// Remembers content that a LOOKUP is answered with and counts the lookup.
+    pub(super) fn enter(&self, ino: Ino, content: Content) -> Arc<Content> {
+        match self.lock().entry(ino) {
+            hash_map::Entry::Occupied(mut known) => {
+                let (node, lookups) = known.get_mut();
+                *lookups += 1;
+                // The same name below a directory always has the same id; the root of the path can be another one.
+                node.clone()
+            }
+            hash_map::Entry::Vacant(free) => free.insert((Arc::new(content), 1)).0.clone(),
+        }
+    }
+
+    /// Takes lookups back.
+    pub(super) fn forget(&self, ino: Ino, lookups: u64) {
+        if let hash_map::Entry::Occupied(mut known) = self.lock().entry(ino) {
+            let left = known.get().1.saturating_sub(lookups);
+            if left == 0 {
+                known.remove();
+            } else {
+                known.get_mut().1 = left;
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ino, (Arc<Content>, u64)>> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn content() -> Content {
+        let id: ContentId = "bafkqaaa".parse().unwrap();
+        Content { parent: ROOT, root: id, id, shape: Shape::File }
+    }
+
+    #[test]
+    fn numbers_of_content_are_the_same_in_every_process_and_differ_by_place_and_shape() {
+        let file = of_content(ROOT, "a", Shape::File);
+        assert_eq!(
+            file, 0x7281_0fee_dc50_8e83,
+            "changing this changes inode numbers over restarts"
+        );
+        let others = [
+            of_content(ROOT, "a", Shape::Directory),
+            of_content(ROOT, "a", Shape::Symlink),
+            of_content(IPFS, "a", Shape::File),
+            of_content(ROOT, "b", Shape::File),
+        ];
+        assert!(others.iter().all(|other| *other != file));
+        assert!(others.iter().all(|ino| (CONTENT..1 << 63).contains(ino)));
+    }
+
+    #[test]
+    fn content_is_known_until_every_lookup_is_taken_back() {
+        let tree = Tree::default();
+        let ino = of_content(ROOT, "a", Shape::File);
+        assert!(tree.get(ino).is_none());
+        tree.enter(ino, content());
+        tree.enter(ino, content());
+        tree.forget(ino, 1);
+        assert!(matches!(tree.get(ino), Some(What::Content(_))));
+        tree.forget(ino, 1);
+        assert!(tree.get(ino).is_none());
+        tree.forget(ino, 5);
+    }
+
+    #[test]
+    fn ranges_do_not_meet() {
+        let tree = Tree::default();
+        assert!(matches!(tree.get(UPLOAD_ROOT), Some(What::Upload(UploadIno::ROOT))));
+        assert!(
+            matches!(tree.get(of_upload(UploadIno(1 << 40))), Some(What::Upload(UploadIno(n))) if n == 1 << 40)
+        );
+        assert!(matches!(tree.get(CONTROL_FILES), Some(What::ControlFile(CONTROL_FILES))));
+    }
+}

@@ -1,0 +1,156 @@
+//! Extended attributes: what chiral knows of an inode, and on uploads also what programs set.
+
+use std::{ffi::OsStr, sync::Arc};
+
+use nix::errno::Errno;
+
+use super::{
+    answer::{Answer, Outcome},
+    errno::of_publish,
+    semantics::{Fs, published},
+    tree::{Content, Ino, Shape, What},
+};
+use crate::{
+    content::ContentId,
+    node::{Node, Resolved, UploadIno, UploadKind, UploadState},
+};
+
+/// One of chiral's own attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attribute {
+    Cid,
+    Size,
+    /// Bytes that are on disk.
+    Cached,
+    /// Content: `remote`, `partial`, `complete`. Uploads: as [`UploadState`].
+    State,
+}
+
+/// Names that are listed; Kubo's `ipfs.cid` is answered too.
+const NAMES: [&str; 5] =
+    ["user.chiral.cid", "user.chiral.size", "user.chiral.cached", "user.chiral.state", "ipfs.cid"];
+
+impl Attribute {
+    fn named(name: &OsStr) -> Option<Self> {
+        Some(match name.to_str()? {
+            "user.chiral.cid" | "ipfs.cid" => Self::Cid,
+            "user.chiral.size" => Self::Size,
+            "user.chiral.cached" => Self::Cached,
+            "user.chiral.state" => Self::State,
+            _ => return None,
+        })
+    }
+}
+
+impl Fs {
+    /// The value of an attribute. Asking for the id of an upload waits until it is known.
+    pub(super) fn getxattr(self: &Arc<Self>, ino: Ino, name: &OsStr) -> Answer<Vec<u8>> {
+        match (self.what(ino), Attribute::named(name)) {
+            (Err(errno), _) => Answer::error(errno),
+            (Ok(What::Content(content)), Some(attribute)) => {
+                self.content_xattr(&content, attribute)
+            }
+            (Ok(What::Upload(upload)), Some(attribute)) => self.upload_xattr(upload, attribute),
+            // The kernel asks for security.capability before every write; that must cost nothing.
+            (Ok(What::Upload(upload)), None) => Answer::Now(match name.to_str() {
+                Some(name) if name.starts_with("user.") => {
+                    published(self.node.uploads().getxattr(upload, name))
+                }
+                _ => Err(Errno::ENODATA),
+            }),
+            (Ok(_), _) => Answer::error(Errno::ENODATA),
+        }
+    }
+
+    /// All names, each ended by a NUL byte.
+    pub(super) fn listxattr(&self, ino: Ino) -> Outcome<Vec<u8>> {
+        let own = NAMES.map(str::to_owned);
+        let names: Vec<String> = match self.what(ino)? {
+            What::Upload(upload) => {
+                let set = published(self.node.uploads().listxattr(upload))?;
+                own.into_iter().chain(set).collect()
+            }
+            What::Content(_) => own.into(),
+            What::Root | What::Ipfs | What::Control | What::ControlFile(_) => Vec::new(),
+        };
+        Ok(names.into_iter().flat_map(|name| name.into_bytes().into_iter().chain([0])).collect())
+    }
+
+    fn content_xattr(
+        self: &Arc<Self>,
+        content: &Arc<Content>,
+        attribute: Attribute,
+    ) -> Answer<Vec<u8>> {
+        match attribute {
+            Attribute::Cid => Answer::ok(text(&content.id)),
+            Attribute::Size => {
+                self.resolved(content, |_, resolved| Ok(resolved.size.to_string().into()))
+            }
+            Attribute::Cached => {
+                let cached = cached(&self.node, &content.id);
+                Answer::Now(cached.map(|cached| cached.to_string().into()))
+            }
+            Attribute::State => {
+                let resolved = self.node.resolve_now(&content.id).and_then(Result::ok);
+                Answer::Now(state(&self.node, content, resolved.as_deref()).map(Into::into))
+            }
+        }
+    }
+
+    fn upload_xattr(self: &Arc<Self>, upload: UploadIno, attribute: Attribute) -> Answer<Vec<u8>> {
+        let uploads = self.node.uploads();
+        match attribute {
+            Attribute::Cid => match uploads.cid_now(upload) {
+                Some(id) => Answer::ok(text(&id)),
+                None => {
+                    let uploads = uploads.clone();
+                    Answer::later(async move {
+                        uploads.cid(upload).await.map(|id| text(&id)).map_err(|e| of_publish(&e))
+                    })
+                }
+            },
+            Attribute::Size => {
+                Answer::Now(published(uploads.getattr(upload)).map(|a| a.size.to_string().into()))
+            }
+            // What is uploaded is all here; a directory takes no bytes of its own.
+            Attribute::Cached => Answer::Now(published(uploads.getattr(upload)).map(|attr| {
+                let bytes = if attr.kind == UploadKind::File { attr.size } else { 0 };
+                bytes.to_string().into()
+            })),
+            Attribute::State => Answer::Now(published(uploads.state(upload)).map(|state| {
+                let name = match state {
+                    UploadState::Writing => "writing",
+                    UploadState::Hashing => "hashing",
+                    UploadState::Published => "published",
+                    UploadState::Interrupted => "interrupted",
+                };
+                name.into()
+            })),
+        }
+    }
+}
+
+fn text(id: &ContentId) -> Vec<u8> {
+    id.to_v1().to_string().into_bytes()
+}
+
+fn cached(node: &Node, id: &ContentId) -> Outcome<u64> {
+    if let Some(content) = id.inline_content() {
+        return Ok(content.len() as u64);
+    }
+    let object = node.store().object(id).map_err(|e| super::errno::of_store(&e))?;
+    Ok(object.map_or(0, |object| object.present().bytes()))
+}
+
+fn state(node: &Node, content: &Content, resolved: Option<&Resolved>) -> Outcome<&'static str> {
+    let Some(resolved) = resolved else { return Ok("remote") };
+    if content.shape != Shape::File || resolved.size == 0 {
+        return Ok("complete");
+    }
+    let cached = cached(node, &content.id)?;
+    Ok(match cached {
+        0 => "remote",
+        _ if cached < resolved.size => "partial",
+        _ => "complete",
+    })
+}

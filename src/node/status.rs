@@ -1,0 +1,72 @@
+//! The state of the node in one glance.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Node, NodeError};
+
+/// What `chiral status` and `.chiral/status.json` tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Own peer id.
+    pub peer_id: String,
+    /// Addresses that are listened on, with the peer id at their end.
+    pub addresses: Vec<String>,
+    /// Where the tree is mounted.
+    pub mountpoint: Option<PathBuf>,
+    /// Base URL of the HTTP gateway, when there is one.
+    pub gateway: Option<String>,
+    /// Port on which torrent peers are accepted, when there is one.
+    pub torrent_port: Option<u16>,
+    /// What is on disk.
+    pub store: StoreStatus,
+    /// Connected peers.
+    pub peers: usize,
+    /// Downloads that run.
+    pub downloads: usize,
+    /// Entries of the upload directory that are published.
+    pub uploads: usize,
+}
+
+/// What is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Bytes of disk that content takes.
+    pub bytes: u64,
+    /// Files of content.
+    pub objects: u64,
+    /// Blocks that can be served.
+    pub blocks: u64,
+    /// Bytes of disk that may still be written.
+    pub available: u64,
+}
+
+impl Node {
+    /// The state of the node; never waits for the network.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn status(&self) -> Result<Status, NodeError> {
+        let stats = self.store().stats()?;
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            peer_id: self.net().peer_id().to_string(),
+            addresses: self.net().addresses().iter().map(ToString::to_string).collect(),
+            mountpoint: self.mountpoint(),
+            gateway: None,
+            torrent_port: None,
+            store: StoreStatus {
+                bytes: stats.bytes,
+                objects: stats.objects,
+                blocks: stats.blocks,
+                available: stats.available,
+            },
+            peers: self.net().peers().len(),
+            downloads: self.engine().transfers().len(),
+            uploads: self.uploads().published().len(),
+        })
+    }
+}
