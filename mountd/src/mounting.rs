@@ -2,28 +2,35 @@
 
 use std::path::Path;
 
-use anyhow::bail;
-use chiral::{config::Settings, node::Node};
+pub use chiral::fs::Mount;
+use chiral::{
+    config::Settings,
+    fs::{self, MountOptions},
+    node::Node,
+};
 
-#[derive(Debug)]
-pub struct Mount;
-
-pub async fn start(_settings: &Settings, _at: &Path, _node: &Node) -> anyhow::Result<Mount> {
-    bail!("the filesystem is not part of this build yet")
+pub async fn start(settings: &Settings, at: &Path, node: &Node) -> anyhow::Result<Mount> {
+    let options = MountOptions {
+        mountpoint: at.to_owned(),
+        allow_other: settings.mount.allow_other,
+        passthrough: settings.mount.passthrough,
+        read_only: settings.upload.read_only,
+    };
+    Ok(Mount::start(options, node.clone())?)
 }
 
-pub async fn ended(_mount: &Mount) {
-    std::future::pending().await
+pub async fn ended(mount: &Mount) {
+    mount.ended().await;
 }
 
-pub fn detach(_mount: Mount) -> anyhow::Result<()> {
-    Ok(())
+pub fn detach(mount: Mount) -> anyhow::Result<()> {
+    Ok(mount.unmount()?)
 }
 
-pub fn detach_stale(_mountpoint: &Path) -> anyhow::Result<bool> {
-    Ok(false)
+pub fn detach_stale(mountpoint: &Path) -> anyhow::Result<bool> {
+    Ok(fs::detach_stale(mountpoint)?)
 }
 
-pub fn unmount_path(_mountpoint: &Path) -> anyhow::Result<bool> {
-    Ok(false)
+pub fn unmount_path(mountpoint: &Path) -> anyhow::Result<bool> {
+    Ok(fs::unmount_path(mountpoint)?)
 }
