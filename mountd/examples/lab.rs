@@ -1,0 +1,93 @@
+//! Tools that `scripts/bench` measures with: a raw TCP transfer to compare with, and a proxy that adds delay.
+#![allow(clippy::print_stdout, reason = "a program of the command line")]
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// What one read or write moves.
+const CHUNK: usize = 256 << 10;
+/// Chunks that a direction of the proxy holds: 256 MiB, more than any window, so that it adds delay and nothing else.
+const QUEUE: usize = 1024;
+
+/// Sends `bytes` over one loopback connection between two threads; seconds from connect to the last byte.
+fn raw_tcp(bytes: usize) -> Result<f64> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    let sender = thread::spawn(move || -> std::io::Result<()> {
+        let (mut to, _) = listener.accept()?;
+        let chunk = vec![7; CHUNK];
+        let mut left = bytes;
+        while left > 0 {
+            let len = left.min(CHUNK);
+            to.write_all(&chunk[..len])?;
+            left -= len;
+        }
+        Ok(())
+    });
+    let start = Instant::now();
+    let mut from = TcpStream::connect(address)?;
+    let mut chunk = vec![0; CHUNK];
+    while from.read(&mut chunk)? > 0 {}
+    let seconds = start.elapsed().as_secs_f64();
+    match sender.join() {
+        Ok(sent) => sent?,
+        Err(_) => bail!("the sender panicked"),
+    }
+    Ok(seconds)
+}
+
+/// Moves bytes from one socket to the other, each chunk `delay` after it came.
+fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
+    let (queue, due) = mpsc::sync_channel::<(Instant, Vec<u8>)>(QUEUE);
+    thread::spawn(move || {
+        for (at, chunk) in due {
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            if to.write_all(&chunk).is_err() {
+                return;
+            }
+        }
+        // The other side may be gone already; there is nobody to tell.
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    });
+    let mut chunk = vec![0; CHUNK];
+    while let Ok(len @ 1..) = from.read(&mut chunk) {
+        if queue.send((Instant::now() + delay, chunk[..len].to_vec())).is_err() {
+            return;
+        }
+    }
+}
+
+/// Listens on a free port, prints it, and forwards every connection to `target` until it is killed.
+fn proxy(target: &str, delay: Duration) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    println!("{}", listener.local_addr()?.port());
+    for client in listener.incoming() {
+        let client = client?;
+        let server = TcpStream::connect(target).with_context(|| format!("connect to {target}"))?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let (client2, server2) = (client.try_clone()?, server.try_clone()?);
+        thread::spawn(move || forward(client, server, delay));
+        thread::spawn(move || forward(server2, client2, delay));
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["rawtcp", bytes] => println!("{}", raw_tcp(bytes.parse()?)?),
+        ["proxy", target, delay_ms] => {
+            proxy(target, Duration::from_millis(delay_ms.parse()?))?;
+        }
+        _ => bail!("usage: lab rawtcp BYTES | lab proxy HOST:PORT DELAY_MS"),
+    }
+    Ok(())
+}

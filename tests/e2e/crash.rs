@@ -1,0 +1,116 @@
+//! `kill -9` at any moment: what was acknowledged is there after the next start.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::harness::{Daemon, Setup, noise, xattr};
+
+/// Rounds of a normal run; `CHIRAL_KILL_ROUNDS` sets more.
+const ROUNDS: u64 = 6;
+
+/// What a program was told: this id is published, and these are its bytes (as length and seed of the noise).
+#[derive(Clone, Copy)]
+struct Acknowledged {
+    len: usize,
+    seed: u64,
+}
+
+/// Copies files in, asks for their ids, renames some and reads some from the peer until the daemon dies under it.
+fn workload(
+    mnt: &PathBuf,
+    round: u64,
+    remote: &str,
+    acknowledged: &Mutex<BTreeMap<String, Acknowledged>>,
+    dead: &AtomicBool,
+) {
+    for n in 0.. {
+        if dead.load(Ordering::Acquire) {
+            return;
+        }
+        let seed = round * 10_000 + n;
+        let len = usize::try_from(noise_number(seed) % 900_000).unwrap();
+        let path = mnt.join(format!("upload/{round}-{n}"));
+        if fs::write(&path, noise(len, seed)).is_err() {
+            return;
+        }
+        let Some(cid) = xattr(&path, "user.chiral.cid") else { return };
+        acknowledged.lock().unwrap().insert(cid, Acknowledged { len, seed });
+        if n % 3 == 0 && fs::rename(&path, mnt.join(format!("upload/{round}-{n}-renamed"))).is_err()
+        {
+            return;
+        }
+        if n % 4 == 0 && fs::read(mnt.join(remote)).is_err() {
+            return;
+        }
+    }
+}
+
+fn noise_number(seed: u64) -> u64 {
+    u64::from_le_bytes(noise(8, seed).try_into().unwrap())
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
+    let rounds = std::env::var("CHIRAL_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap());
+    let peer = Daemon::start(&Setup::default());
+    let remote_content = noise(30_000_000, 99);
+    fs::write(peer.path("upload/remote"), &remote_content).unwrap();
+    let remote = peer.cid("upload/remote");
+
+    let setup = Setup {
+        args: peer.addresses().into_iter().flat_map(|a| ["--peer".to_owned(), a]).collect(),
+        ..Setup::default()
+    };
+    let mut daemon = Daemon::start(&setup);
+    let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
+    let mut slowest_start = Duration::ZERO;
+    for round in 0..rounds {
+        let dead = Arc::new(AtomicBool::new(false));
+        let worker = {
+            let (mnt, remote, acknowledged, dead) =
+                (daemon.path(""), remote.clone(), acknowledged.clone(), dead.clone());
+            thread::spawn(move || workload(&mnt, round, &remote, &acknowledged, &dead))
+        };
+        // The moment of death is the input of this test, not a synchronisation.
+        thread::sleep(Duration::from_millis(20 + noise_number(round + 7) % 700));
+        dead.store(true, Ordering::Release);
+        let scratch = daemon.kill();
+        worker.join().unwrap();
+        let start = Instant::now();
+        daemon = Daemon::start_in(scratch, &setup);
+        slowest_start = slowest_start.max(start.elapsed());
+
+        let known = acknowledged.lock().unwrap().clone();
+        let names: BTreeMap<_, _> = fs::read_dir(daemon.path("upload"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter_map(|path| Some((xattr(&path, "user.chiral.cid")?, path)))
+            .collect();
+        for (cid, Acknowledged { len, seed }) in known {
+            let path =
+                names.get(&cid).unwrap_or_else(|| panic!("round {round}: {cid} has no name"));
+            assert!(fs::read(path).unwrap() == noise(len, seed), "round {round}: {path:?}");
+            assert!(
+                fs::read(daemon.path(&cid)).unwrap() == noise(len, seed),
+                "round {round}: {cid}"
+            );
+        }
+    }
+    let verify = daemon.chiral(&["store", "verify"]);
+    assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stdout));
+    assert!(fs::read(daemon.path(&remote)).unwrap() == remote_content);
+    eprintln!(
+        "{rounds} kills, {} acknowledged files, slowest start {slowest_start:?}",
+        acknowledged.lock().unwrap().len()
+    );
+    daemon.stop();
+}

@@ -1,0 +1,318 @@
+//! Starts and ends daemons; everything lives in one scratch folder that vanishes with the test.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+/// Longest wait for anything that should be quick; only a hang is ever this slow.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a daemon is started with besides its folders.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// More arguments of `chiral mount`.
+    pub args: Vec<String>,
+    /// Text of its configuration file.
+    pub config: String,
+}
+
+/// A running daemon with its mount.
+pub struct Daemon {
+    child: Child,
+    scratch: TempDir,
+}
+
+/// Waits until `done` gives something; fails the test when it never does.
+pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what} did not happen within {PATIENCE:?}");
+        thread::yield_now();
+        // A poll, not a synchronisation: what is waited for has no handle to wait on.
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs a command to its end, killing it after [`PATIENCE`].
+pub fn run(command: &mut Command) -> Output {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let drain = |mut from: Box<dyn Read + Send>| {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    let stdout = drain(Box::new(child.stdout.take().unwrap()));
+    let stderr = drain(Box::new(child.stderr.take().unwrap()));
+    let status = wait(&mut child, command);
+    Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+fn wait(child: &mut Child, command: &Command) -> ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("{command:?} did not end within {PATIENCE:?}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs a command that must succeed and gives what it prints.
+pub fn sh(script: &str, dir: &Path) -> String {
+    let output = run(Command::new("bash")
+        .arg("-euo")
+        .arg("pipefail")
+        .arg("-c")
+        .arg(script)
+        .current_dir(dir));
+    assert!(
+        output.status.success(),
+        "`{script}` failed: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Daemon {
+    /// A daemon of its own private network, mounted.
+    pub fn start(setup: &Setup) -> Self {
+        Self::start_in(tempfile::Builder::new().prefix("chiral-e2e-").tempdir().unwrap(), setup)
+    }
+
+    /// The same that knows and keeps a connection to `peer`.
+    pub fn start_beside(peer: &Daemon, setup: &Setup) -> Self {
+        let mut setup = setup.clone();
+        for address in peer.addresses() {
+            setup.args.extend(["--peer".to_owned(), address]);
+        }
+        let daemon = Self::start(&setup);
+        eventually("the connection", || (!daemon.peers().is_empty()).then_some(()));
+        daemon
+    }
+
+    /// A daemon in a scratch folder that an earlier one left.
+    pub fn start_in(scratch: TempDir, setup: &Setup) -> Self {
+        let mountpoint = scratch.path().join("mnt");
+        // After a crash the mountpoint is a dead mount, which is there but cannot be looked at.
+        if fs::symlink_metadata(&mountpoint)
+            .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        {
+            fs::create_dir(&mountpoint).unwrap();
+        }
+        let config = scratch.path().join("chiral.toml");
+        fs::write(&config, &setup.config).unwrap();
+        let log =
+            fs::File::options().create(true).append(true).open(scratch.path().join("log")).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_chiral"))
+            .args(["mount", "--private", "--listen", "/ip4/127.0.0.1/tcp/0"])
+            .arg("--data-dir")
+            .arg(scratch.path().join("data"))
+            .arg("--config")
+            .arg(&config)
+            .args(&setup.args)
+            .arg(&mountpoint)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (ready, started) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                // The receiver is gone once the daemon is up; its later output has no reader.
+                let _ = ready.send(line);
+            }
+        });
+        let daemon = Self { child, scratch };
+        let line = started
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|_| panic!("no start:\n{}", daemon.log()));
+        assert_eq!(line, format!("mounted {}", mountpoint.display()), "{}", daemon.log());
+        daemon
+    }
+
+    /// The mountpoint, or a path below it.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.scratch.path().join("mnt").join(below)
+    }
+
+    /// A scratch folder beside data and mount.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> PathBuf {
+        self.scratch.path().join("data")
+    }
+
+    /// What the daemon logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default()
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Runs a client command against this daemon.
+    pub fn chiral(&self, args: &[&str]) -> Output {
+        run(Command::new(env!("CARGO_BIN_EXE_chiral"))
+            .args(args)
+            .env("CHIRAL_DATA_DIR", self.data()))
+    }
+
+    /// The same, parsed from `--json`; it must succeed.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let output = self.chiral(&[args, &["--json"]].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Addresses with the peer id at their end.
+    pub fn addresses(&self) -> Vec<String> {
+        let id = self.json(&["id"]);
+        id["addresses"].as_array().unwrap().iter().map(|a| a.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Connected peers.
+    pub fn peers(&self) -> Vec<serde_json::Value> {
+        self.json(&["peers"]).as_array().unwrap().clone()
+    }
+
+    /// Value of an extended attribute of a path below the mountpoint.
+    pub fn xattr(&self, below: &str, name: &str) -> String {
+        sh(
+            &format!("getfattr --only-values -n {name} '{}'", self.path(below).display()),
+            Path::new("/"),
+        )
+    }
+
+    /// The id of a published path.
+    pub fn cid(&self, below: &str) -> String {
+        self.xattr(below, "user.chiral.cid")
+    }
+
+    /// The same, with the data folder on a small filesystem of its own, so that the disk can be full.
+    pub fn start_on_small_disk(mib: u64, setup: &Setup) -> Self {
+        let scratch = tempfile::Builder::new().prefix("chiral-e2e-").tempdir().unwrap();
+        fs::create_dir(scratch.path().join("data")).unwrap();
+        sh(
+            &format!(
+                "truncate -s {mib}M disk.img && mkfs.ext4 -q -m 0 disk.img && mount -o loop disk.img data && rmdir data/lost+found"
+            ),
+            scratch.path(),
+        );
+        Self::start_in(scratch, setup)
+    }
+
+    /// SIGKILL, as the kernel's memory killer would; gives the scratch folder for the next start.
+    pub fn kill(mut self) -> TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.take_scratch()
+    }
+
+    /// SIGTERM, and the exit that must follow.
+    pub fn stop(mut self) -> TempDir {
+        kill(self.pid(), Signal::SIGTERM).unwrap();
+        let status = eventually("the exit", || self.child.try_wait().unwrap());
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+        assert!(!is_mounted(&self.path("")), "the mount is still there");
+        self.take_scratch()
+    }
+
+    /// Waits for an exit that something else caused.
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the exit", || self.child.try_wait().unwrap())
+    }
+
+    fn take_scratch(&mut self) -> TempDir {
+        // What is left behind for `drop` is an empty folder of its own.
+        std::mem::replace(&mut self.scratch, tempfile::tempdir().unwrap())
+    }
+}
+
+/// Whether the kernel lists a mount there.
+pub fn is_mounted(path: &Path) -> bool {
+    let path = path.to_str().unwrap().trim_end_matches('/');
+    fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .any(|l| l.split(' ').nth(4) == Some(path))
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.try_wait().unwrap().is_none() {
+            let _ = kill(self.pid(), Signal::SIGTERM);
+            let start = Instant::now();
+            while self.child.try_wait().unwrap().is_none() {
+                if start.elapsed() > Duration::from_secs(20) {
+                    let _ = self.child.kill();
+                    let _ = self.child.wait();
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        if is_mounted(&self.path("")) {
+            let _ = run(Command::new("fusermount3").arg("-uz").arg(self.path("")));
+        }
+        if is_mounted(&self.data()) {
+            let _ = run(Command::new("umount").arg("-l").arg(self.data()));
+        }
+        if thread::panicking() {
+            eprintln!("--- log of {} ---\n{}", self.scratch.path().display(), self.log());
+        }
+    }
+}
+
+/// Value of an extended attribute, unless the file or the mount is gone.
+pub fn xattr(path: &Path, name: &str) -> Option<String> {
+    let output = Command::new("getfattr")
+        .args(["--only-values", "--absolute-names", "-n", name])
+        .arg(path)
+        .output()
+        .unwrap();
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+}
+
+/// Bytes that do not repeat and are the same in every run.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        // xorshift64*: fast, and no two blocks are alike.
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
