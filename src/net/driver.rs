@@ -34,6 +34,7 @@ use super::{
     address::{Scope, dial_order, peer_of},
     announce::{Announcer, Key, Outcome},
     behaviour::Behaviour,
+    bitswap,
     redial::Redial,
     shared::Shared,
     udp,
@@ -74,6 +75,7 @@ pub(super) struct Driver {
     dials: Dials,
     searches: Searches,
     redial: Redial,
+    bitswap: bitswap::Handle,
     bans: HashMap<PeerId, Instant>,
     book: LruCache<PeerId, Vec<Multiaddr>>,
     next_sweep: Instant,
@@ -98,6 +100,7 @@ impl Driver {
         shared: Arc<Shared>,
         announcer: Arc<Announcer>,
         redial: Redial,
+        bitswap: bitswap::Handle,
     ) -> Self {
         Self {
             swarm,
@@ -108,6 +111,7 @@ impl Driver {
             dials: Dials::default(),
             searches: Searches::default(),
             redial,
+            bitswap,
             bans: HashMap::new(),
             book: LruCache::new(ADDRESS_BOOK),
             next_sweep: Instant::now() + SWEEP,
