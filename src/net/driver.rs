@@ -37,7 +37,6 @@ use super::{
     bitswap,
     redial::Redial,
     shared::Shared,
-    udp,
 };
 use crate::content::ContentId;
 
@@ -122,7 +121,6 @@ impl Driver {
     /// Runs until `token` is cancelled, then closes connections and answers everybody who waits.
     pub(super) async fn run(mut self, token: CancellationToken) {
         self.restore_provided();
-        udp::raise_and_report();
         let announcer = self.announcer.clone();
         loop {
             let wake = self.advance(Instant::now());

@@ -79,6 +79,9 @@ pub(super) async fn start(
     if options.offline {
         return Ok(Net { inner: Arc::new(Inner { own, shared, announcer, online: None }) });
     }
+    if !options.serve_cached {
+        tracing::warn!("serve_cached = false has no effect: every block in the store is served");
+    }
     let [lan, wan] =
         Scope::ALL.map(|scope| records(own, rows.providers[scope as usize].clone(), tasks));
     let (exchange, bitswap) = bitswap::new(bitswap::Config::default(), blocks, tasks);

@@ -217,13 +217,52 @@ async fn a_banned_peer_is_cut_off_and_refused_until_its_time_is_over() {
     a.until("b is gone", <[PeerInfo]>::is_empty).await;
     let error = a.net.connect(b.address()).await.unwrap_err();
     assert!(error.to_string().contains("block list"), "{error}");
-    // A ban of no time at all ends the longer one only when that is over, so lift it by hand of the clock: another node
-    // that was never banned still gets in.
+    // Others are not touched by it.
     let c = Node::start(&[TCP], |_| {}).await;
     c.net.connect(a.address()).await.unwrap();
     for node in [a, b, c] {
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ban_ends_with_its_time() {
+    let a = Node::start(&[TCP], |_| {}).await;
+    let b = Node::start(&[TCP], |_| {}).await;
+    b.net.connect(a.address()).await.unwrap();
+    a.until("b is there", |peers| peers.len() == 1).await;
+    a.net.ban(b.id(), Duration::from_millis(1));
+    b.until("a is gone", <[PeerInfo]>::is_empty).await;
+    let again = async { while b.net.connect(a.address()).await.is_err() {} };
+    timeout(PATIENCE, again).await.unwrap();
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nearby_node_is_dialled_over_tcp_although_it_offers_quic_as_well() {
+    let a = Node::start(&[QUIC, TCP], |_| {}).await;
+    let b = Node::start(&[TCP], |_| {}).await;
+    let both = Provider { peer: a.id(), addresses: a.net.addresses() };
+    assert_eq!(both.addresses.len(), 2);
+    b.net.dial(both).await.unwrap();
+    let address = b.net.peers()[0].address.to_string();
+    assert!(address.contains("/tcp/"), "{address}");
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_dead_does_not_keep_a_peer_from_being_reached_by_another() {
+    let a = Node::start(&[QUIC], |_| {}).await;
+    let b = Node::start(&[TCP], |_| {}).await;
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dead = format!("/ip4/127.0.0.1/tcp/{free}").parse().unwrap();
+    let addresses = vec![dead, a.address()];
+    b.net.dial(Provider { peer: a.id(), addresses }).await.unwrap();
+    assert_eq!(b.net.connect(a.address()).await.unwrap(), a.id());
+    a.stop().await;
+    b.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,9 @@ impl Driver {
                 tracing::trace!(peer = %peer_id, ?cause, "connection closed");
                 self.shared.disconnected(&peer_id, connection_id);
                 if num_established == 0 {
+                    if !self.redial.keeps(&peer_id) {
+                        self.swarm.behaviour_mut().keep.remove(&peer_id);
+                    }
                     let alone = self.swarm.connected_peers().next().is_none();
                     self.redial.closed(peer_id, alone, Instant::now());
                     self.dials.lost(peer_id, "the connection closed");
