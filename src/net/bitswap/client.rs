@@ -347,3 +347,182 @@ impl Recent {
         self.known.remove(&Self::key(hash))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::content::Block;
+
+    fn id(n: usize) -> ContentId {
+        *Block::raw(n.to_le_bytes().to_vec().into()).cid()
+    }
+
+    type Replies = mpsc::UnboundedReceiver<BlockReply>;
+
+    fn wanting(ids: impl IntoIterator<Item = usize>) -> (Client, Replies) {
+        let mut client = Client::new(PeerId::random());
+        let (sender, replies) = mpsc::unbounded_channel();
+        for n in ids {
+            client.want_block(id(n), sender.clone());
+        }
+        (client, replies)
+    }
+
+    fn told(message: Option<Outgoing>) -> Vec<(ContentId, bool)> {
+        let entries = message.map(|message| message.entries).unwrap_or_default();
+        entries.iter().map(|entry| (entry.id, entry.action != Action::Cancel)).collect()
+    }
+
+    fn tell(client: &mut Client) -> Vec<(ContentId, bool)> {
+        told(client.next_message(Version::V120))
+    }
+
+    #[test]
+    fn a_group_is_one_message_and_only_the_first_is_full() {
+        let (mut client, _replies) = wanting(0..10);
+        let message = client.next_message(Version::V120).unwrap();
+        assert!(message.full);
+        assert_eq!(message.entries.len(), 10);
+        assert_eq!(client.next_message(Version::V120), None);
+        let (sender, _) = mpsc::unbounded_channel();
+        client.want_block(id(11), sender);
+        assert!(!client.next_message(Version::V120).unwrap().full);
+    }
+
+    #[test]
+    fn a_peer_is_told_of_no_more_than_it_keeps_and_of_the_rest_in_groups() {
+        let (mut client, _replies) = wanting(0..3000);
+        assert_eq!(tell(&mut client).len(), MAX_TOLD);
+        for n in 0..REFILL {
+            assert!(!client.has_work());
+            client.on_block(id(n).hash()).unwrap();
+        }
+        assert_eq!(tell(&mut client).len(), REFILL);
+        for n in REFILL..3000 {
+            client.on_block(id(n).hash()).unwrap();
+            client.next_message(Version::V120);
+        }
+        assert!(client.is_empty() && !client.has_work());
+    }
+
+    #[test]
+    fn only_what_was_told_and_not_delivered_is_cancelled() {
+        let (mut client, _replies) = wanting(0..3);
+        tell(&mut client);
+        client.on_block(id(0).hash()).unwrap();
+        let (sender, _) = mpsc::unbounded_channel();
+        client.want_block(id(3), sender);
+        client.cancel(&[id(0), id(1), id(3), id(9)]);
+        assert_eq!(tell(&mut client), [(id(1), false)]);
+    }
+
+    #[test]
+    fn dont_have_answers_and_is_cancelled_at_the_peer() {
+        let (mut client, mut replies) = wanting([1]);
+        tell(&mut client);
+        client.on_presence(&id(1), false);
+        assert_eq!(replies.try_recv().unwrap().result, Err(WantError::DontHave));
+        assert_eq!(tell(&mut client), [(id(1), false)]);
+        assert!(client.is_empty());
+    }
+
+    #[test]
+    fn a_new_stream_is_told_everything_again_in_order() {
+        let (mut client, _replies) = wanting(0..5);
+        tell(&mut client);
+        client.on_block(id(2).hash()).unwrap();
+        client.cancel(&[id(3)]);
+        client.restart();
+        let message = client.next_message(Version::V120).unwrap();
+        assert!(message.full);
+        assert_eq!(told(Some(message)), [(id(0), true), (id(1), true), (id(4), true)]);
+    }
+
+    #[test]
+    fn a_block_wins_over_a_have_for_the_same_id() {
+        let mut client = Client::new(PeerId::random());
+        let (haves, mut has) = mpsc::unbounded_channel();
+        client.want_have(id(1), haves);
+        assert_eq!(tell(&mut client).len(), 1);
+        let (sender, _replies) = mpsc::unbounded_channel();
+        client.want_block(id(1), sender);
+        let message = client.next_message(Version::V120).unwrap();
+        assert_eq!(message.entries[0].action, Action::Want { block: true, send_dont_have: true });
+        assert_eq!(client.on_block(id(1).hash()).unwrap().len(), 1);
+        assert_eq!(has.try_recv().unwrap(), (*id(1).hash(), true));
+    }
+
+    #[test]
+    fn old_versions_are_not_asked_about_presence() {
+        let mut client = Client::new(PeerId::random());
+        let (haves, mut has) = mpsc::unbounded_channel();
+        client.want_have(id(1), haves);
+        assert_eq!(client.next_message(Version::V110), None);
+        assert_eq!(has.try_recv().unwrap(), (*id(1).hash(), false));
+        assert!(client.is_empty());
+    }
+
+    #[test]
+    fn one_block_never_asked_for_is_a_lie_where_one_is_owed() {
+        let (mut client, _replies) = wanting([1]);
+        tell(&mut client);
+        assert!(client.on_unwanted(id(2).hash()));
+    }
+
+    #[test]
+    fn sixteen_in_a_row_are_a_lie_and_a_wanted_block_between_them_makes_good() {
+        let (mut client, _replies) = wanting(0..100);
+        tell(&mut client);
+        for n in 1000..1015 {
+            assert!(!client.on_unwanted(id(n).hash()));
+        }
+        client.on_block(id(0).hash()).unwrap();
+        for n in 2000..2015 {
+            assert!(!client.on_unwanted(id(n).hash()));
+        }
+        assert!(client.on_unwanted(id(2015).hash()));
+    }
+
+    #[test]
+    fn a_block_that_was_given_up_is_forgiven_once() {
+        let (mut client, _replies) = wanting([1, 2]);
+        tell(&mut client);
+        client.cancel(&[id(1)]);
+        assert!(!client.on_unwanted(id(1).hash()));
+        assert!(client.on_unwanted(id(1).hash()));
+    }
+
+    #[test]
+    fn who_owes_nothing_may_send_some_blocks_but_not_thousands() {
+        let (mut client, _replies) = wanting([]);
+        for n in 1..UNWANTED_FLOOD {
+            assert!(!client.on_unwanted(id(n).hash()));
+        }
+        assert!(client.on_unwanted(id(0).hash()));
+    }
+
+    #[test]
+    fn wants_that_come_and_go_leave_nothing_behind() {
+        let (mut client, _replies) = wanting([]);
+        for n in 0..20_000 {
+            let (sender, _) = mpsc::unbounded_channel();
+            client.want_block(id(n), sender);
+            client.cancel(&[id(n)]);
+        }
+        assert!(client.is_empty());
+        assert!(client.untold.len() <= 2 * MAX_ENTRIES);
+        assert_eq!(client.next_message(Version::V120), None);
+    }
+
+    #[test]
+    fn the_memory_of_answers_is_bounded() {
+        let (mut client, _replies) = wanting(0..10_000);
+        for n in 0..10_000 {
+            client.next_message(Version::V120);
+            client.on_block(id(n).hash()).unwrap();
+        }
+        assert!(client.recent.order.len() <= RECENT && client.recent.known.len() <= RECENT);
+    }
+}

@@ -149,3 +149,66 @@ pub(super) async fn flush<S: AsyncWrite + Unpin>(stream: &mut S) -> Result<(), F
     timeout(deadline(MAX_FRAME_LEN), stream.flush()).await.map_err(|_| FrameError::Stalled)??;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use futures::io::Cursor;
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use super::*;
+
+    async fn read_all(bytes: &[u8]) -> Result<Option<Bytes>, FrameError> {
+        let budget = Budget::new(MAX_FRAME_LEN);
+        Ok(read(&mut Cursor::new(bytes), &budget, || ()).await?.map(|(frame, ())| frame))
+    }
+
+    #[tokio::test]
+    async fn a_frame_is_read_back_and_the_end_is_no_error() {
+        let mut stream = Cursor::new(Vec::new());
+        let data = vec![7; 100_000];
+        write_with(&mut stream, vec![0xa0, 0x8d, 0x06], &data).await.unwrap();
+        assert_eq!(read_all(stream.get_ref()).await.unwrap().unwrap(), data);
+        assert!(read_all(&[]).await.unwrap().is_none());
+        assert_eq!(read_all(&[0]).await.unwrap().unwrap(), Bytes::new());
+    }
+
+    #[tokio::test]
+    async fn lengths_over_the_limit_and_endless_ones_are_refused() {
+        // 4 MiB and one byte.
+        let over = read_all(&[0x81, 0x80, 0x80, 0x02]).await;
+        assert!(matches!(over, Err(FrameError::TooLong)));
+        let endless = read_all(&[0x80; 20]).await;
+        assert!(matches!(endless, Err(FrameError::TooLong)));
+        let short = read_all(&[5, 1, 2]).await;
+        assert!(matches!(short, Err(FrameError::Io(_))));
+    }
+
+    #[tokio::test]
+    async fn frames_under_way_share_a_budget_and_give_it_back() {
+        let budget = Budget::new(100 << 10);
+        let held = budget.take(60 << 10).unwrap();
+        // A frame of 50 KiB.
+        let bytes = [&[0x80, 0x90, 0x03][..], &[1; 50 << 10]].concat();
+        let refused = read(&mut Cursor::new(&bytes), &budget, || ()).await;
+        assert!(matches!(refused, Err(FrameError::Budget)));
+        drop(held);
+        assert!(read(&mut Cursor::new(&bytes), &budget, || ()).await.unwrap().is_some());
+        assert!(budget.take(100 << 10).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_that_stalls_is_given_up_and_an_idle_stream_is_not() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut near = near.compat();
+        let budget = Budget::new(MAX_FRAME_LEN);
+        let idle = timeout(Duration::from_secs(3600), read(&mut near, &budget, || ())).await;
+        assert!(idle.is_err(), "waits for the first byte for ever");
+        tokio::io::AsyncWriteExt::write_all(&mut far, &[200]).await.unwrap();
+        let stalled = read(&mut near, &budget, || ()).await;
+        assert!(matches!(stalled, Err(FrameError::Stalled)));
+        let stalled = write(&mut near, &[0; 1000]).await;
+        assert!(matches!(stalled, Err(FrameError::Stalled)));
+    }
+}

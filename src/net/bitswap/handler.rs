@@ -77,7 +77,7 @@ impl Handler {
         self.shared.speaks(&self.peer);
         self.offer = vec![version];
         stream.ignore_for_keep_alive();
-        let session = self.peer.state().stream_opened(&self.link, version);
+        let Some(session) = self.peer.state().stream_opened(&self.link, version) else { return };
         let write = writer::run(self.shared.clone(), self.peer.clone(), session, stream);
         self.shared.tasks.spawn("bitswap-writer", write);
     }
@@ -153,7 +153,7 @@ impl ConnectionHandler for Handler {
 
 /// Versions to agree on, best first; gives the stream and the one that was agreed on.
 #[derive(Clone, Debug)]
-pub(crate) struct Offer(Vec<Version>);
+pub(crate) struct Offer(pub(super) Vec<Version>);
 
 /// A version with the name it is negotiated by.
 #[derive(Clone, Debug)]

@@ -199,10 +199,13 @@ impl State {
         false
     }
 
-    /// A stream that was asked for is there: what is to be written goes to it from now on.
-    pub(super) fn stream_opened(&mut self, link: &Arc<Link>, version: Version) -> Session {
+    /// A stream that was asked for is there: what is to be written goes to it from now on. None when a newer
+    /// connection was faster.
+    pub(super) fn stream_opened(&mut self, link: &Arc<Link>, version: Version) -> Option<Session> {
         if self.opening == Some(link.connection) {
             self.opening = None;
+        } else if self.writer.is_some() {
+            return None;
         }
         self.end_writer();
         self.client.restart();
@@ -210,7 +213,7 @@ impl State {
         let (generation, notify) = (self.next_generation, Arc::new(Notify::new()));
         let connection = link.connection;
         self.writer = Some(Writer { generation, connection, notify: notify.clone() });
-        Session { generation, version, link: link.clone(), notify }
+        Some(Session { generation, version, link: link.clone(), notify })
     }
 
     /// A stream could not be opened; `never` when the peer does not speak Bitswap.

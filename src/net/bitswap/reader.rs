@@ -57,6 +57,9 @@ fn receive(peer: &Peer, frame_len: usize, message: Message) -> Result<(), &'stat
         receive_block(peer, frame_len, payload)?;
     }
     let mut state = peer.state();
+    if state.banned {
+        return Ok(());
+    }
     for (id, has) in &message.presences {
         state.client.on_presence(id, *has);
     }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod exchange;
+mod fake;
 mod node;
+mod strangers;
 
-pub(super) use node::{Node, block, blocks, ids};
+use node::{Node, block, blocks, collect, ids};

@@ -367,3 +367,169 @@ fn put_delimited(into: &mut Vec<u8>, key: u8, len: usize) {
     into.push(key);
     prost::encoding::encode_varint(len as u64, into);
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::content::Block;
+
+    /// The message in a frame.
+    fn body(frame: &[u8]) -> Bytes {
+        let mut bytes = Bytes::copy_from_slice(frame);
+        let len = decode_varint(&mut bytes).unwrap();
+        assert_eq!(len, bytes.len() as u64);
+        bytes
+    }
+
+    fn sample() -> proto::Message {
+        let block = Block::raw(vec![7; 100].into());
+        let entry = |n: u8, cancel| proto::Entry {
+            block: Block::raw(vec![n].into()).cid().to_bytes().into(),
+            priority: i32::from(n) - 3,
+            cancel,
+            want_type: i32::from(n % 2),
+            send_dont_have: n > 2,
+        };
+        proto::Message {
+            wantlist: Some(proto::Wantlist {
+                entries: vec![entry(1, false), entry(2, true), entry(4, false)],
+                full: true,
+            }),
+            blocks: vec![vec![1, 2, 3].into()],
+            payload: vec![proto::Payload {
+                prefix: block.cid().prefix().into(),
+                data: block.data().clone(),
+            }],
+            presences: vec![
+                proto::Presence { cid: block.cid().to_bytes().into(), kind: 0 },
+                proto::Presence { cid: block.cid().to_bytes().into(), kind: 1 },
+            ],
+            pending_bytes: 9,
+        }
+    }
+
+    #[test]
+    fn a_message_is_read_as_it_was_meant() {
+        let message = Message::decode(sample().encode_to_vec().into()).unwrap();
+        assert!(message.full);
+        let actions: Vec<_> =
+            message.entries.iter().map(|entry| (entry.priority, entry.action)).collect();
+        let want = |block, send_dont_have| Action::Want { block, send_dont_have };
+        assert_eq!(
+            actions,
+            [(-2, want(false, false)), (-1, Action::Cancel), (1, want(true, true))]
+        );
+        assert_eq!(message.blocks.len(), 2);
+        assert_eq!(message.blocks[0].data, [1, 2, 3][..]);
+        assert_eq!((message.blocks[1].hash_code, message.blocks[1].digest_len), (0x12, 32));
+        let id = *Block::raw(vec![7; 100].into()).cid();
+        assert_eq!(message.presences, [(id, true), (id, false)]);
+    }
+
+    #[test]
+    fn blocks_are_slices_of_the_frame() {
+        let frame = Bytes::from(sample().encode_to_vec());
+        let range = frame.as_ptr_range();
+        let message = Message::decode(frame).unwrap();
+        assert!(message.blocks.iter().all(|block| range.contains(&block.data.as_ptr())));
+    }
+
+    #[test]
+    fn a_block_written_by_hand_is_what_prost_writes() {
+        let id_v0 = "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn".parse::<ContentId>().unwrap();
+        for (id, len) in [(*Block::raw(vec![0; 5].into()).cid(), 5), (id_v0, 300_000), (id_v0, 0)] {
+            let data = Bytes::from(vec![3; len]);
+            for version in Version::ALL {
+                let mut frame = block_header(version, &id, len);
+                frame.extend(&data);
+                let packed = encode_packed(version, [], [(&id, &data)]);
+                // An empty field is left out by prost; it means the same.
+                if len > 0 {
+                    assert_eq!(frame, packed);
+                }
+                let block = Message::decode(body(&frame)).unwrap().blocks.remove(0);
+                assert_eq!((block.hash_code, block.data), (0x12, data.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn old_versions_are_told_nothing_that_they_do_not_know() {
+        let id = *Block::raw(vec![1].into()).cid();
+        let action = Action::Want { block: true, send_dont_have: true };
+        let entry = Entry { id, priority: 1, action };
+        let sent =
+            proto::Message::decode(body(&encode_wants(Version::V100, true, &[entry]))).unwrap();
+        let sent = sent.wantlist.unwrap();
+        assert!(sent.full && !sent.entries[0].send_dont_have);
+        assert_eq!(body(&encode_packed(Version::V110, [(&id, true)], [])), Bytes::new());
+    }
+
+    #[test]
+    fn bad_prefixes_ids_and_sizes_are_named() {
+        let decode = |change: &dyn Fn(&mut proto::Message)| {
+            let mut message = sample();
+            change(&mut message);
+            Message::decode(message.encode_to_vec().into())
+        };
+        for prefix in [&[][..], &[1, 0x55, 0x12], &[1, 0x55, 0x12, 20], &[1, 0x55, 0x12, 32, 0]] {
+            let bad = decode(&|m| m.payload[0].prefix = prefix.into());
+            assert_eq!(bad, Err(WireError::Prefix(Bytes::copy_from_slice(prefix))));
+        }
+        let long = decode(&|m| m.payload[0].data = vec![0; MAX_BLOCK_LEN + 1].into());
+        assert_eq!(long, Err(WireError::Block(MAX_BLOCK_LEN + 1)));
+        let id = decode(&|m| m.presences[0].cid = vec![1, 2].into());
+        assert!(matches!(id, Err(WireError::Id(_))));
+        let empty = decode(&|m| m.wantlist.as_mut().unwrap().entries[0].block = Bytes::new());
+        assert!(matches!(empty, Err(WireError::Id(_))));
+    }
+
+    #[test]
+    fn millions_of_empty_entries_cost_nothing() {
+        let entries = vec![[0x0a, 0x00]; 1 << 20].concat();
+        let mut frame = Vec::new();
+        put_delimited(&mut frame, 0x0a, entries.len());
+        frame.extend(entries);
+        assert!(matches!(Message::decode(frame.into()), Err(WireError::Id(_))));
+        let blocks = vec![[0x12, 0x00]; 1 << 20].concat();
+        assert_eq!(Message::decode(blocks.into()), Err(WireError::Items));
+    }
+
+    proptest! {
+        #[test]
+        fn mutated_messages_are_read_or_refused_and_never_grow(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            cut in any::<prop::sample::Index>(),
+            shorten in any::<bool>(),
+        ) {
+            let mut bytes = sample().encode_to_vec();
+            for (at, to) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = to;
+            }
+            if shorten {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            let len = bytes.len();
+            if let Ok(message) = Message::decode(bytes.into()) {
+                let data: usize = message.blocks.iter().map(|block| block.data.len()).sum();
+                prop_assert!(data <= len);
+                prop_assert!(message.entries.len() + message.presences.len() <= len / 4);
+            }
+        }
+
+        #[test]
+        fn what_is_read_agrees_with_prost(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let read = Message::decode(bytes.clone().into());
+            // Known fields of an unexpected kind are skipped here and refused there.
+            if let (Ok(message), Ok(oracle)) = (read, proto::Message::decode(Bytes::from(bytes))) {
+                prop_assert_eq!(message.presences.len(), oracle.presences.len());
+                prop_assert_eq!(message.blocks.len(), oracle.blocks.len() + oracle.payload.len());
+            }
+        }
+    }
+}

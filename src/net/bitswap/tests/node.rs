@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,24 +26,34 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Blocks in memory.
+/// Blocks in memory, and how many were read.
 #[derive(Default)]
-pub(crate) struct Memory(Mutex<HashMap<Multihash, Bytes>>);
+pub(crate) struct Memory {
+    blocks: Mutex<HashMap<Multihash, Bytes>>,
+    reads: AtomicUsize,
+}
 
 impl Memory {
     pub(crate) fn put(&self, blocks: &[Block]) {
-        let mut map = self.0.lock().unwrap();
+        let mut map = self.blocks.lock().unwrap();
         map.extend(blocks.iter().map(|block| (*block.cid().hash(), block.data().clone())));
+    }
+}
+
+impl Memory {
+    pub(crate) fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
     }
 }
 
 impl BlockStore for Memory {
     fn block_len(&self, id: &ContentId) -> Option<usize> {
-        self.0.lock().unwrap().get(id.hash()).map(Bytes::len)
+        self.blocks.lock().unwrap().get(id.hash()).map(Bytes::len)
     }
 
     fn block(&self, id: &ContentId) -> Option<Block> {
-        let data = self.0.lock().unwrap().get(id.hash()).cloned()?;
+        let data = self.blocks.lock().unwrap().get(id.hash()).cloned()?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
         Some(Block::from_store(*id, data))
     }
 }
@@ -97,7 +110,9 @@ impl Node {
         let (commands, receiver) = mpsc::unbounded_channel();
         let (count, connections) = watch::channel(0);
         let (forward, events) = mpsc::unbounded_channel();
-        tasks.spawn("swarm", drive(swarm, receiver, count, forward));
+        let token = tasks.token().clone();
+        let drive = drive(swarm, receiver, count, forward);
+        tasks.spawn("swarm", async move { token.run_until_cancelled(drive).await });
         Self { id, address, handle, store, tasks, connections, events, commands }
     }
 
