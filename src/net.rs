@@ -3,6 +3,7 @@
 mod address;
 mod announce;
 mod behaviour;
+mod bitswap;
 mod driver;
 mod identity;
 mod keep;
@@ -176,7 +177,13 @@ struct Inner {
     shared: Arc<Shared>,
     announcer: Arc<Announcer>,
     /// None: offline.
-    commands: Option<mpsc::UnboundedSender<Command>>,
+    online: Option<Online>,
+}
+
+#[derive(Debug)]
+struct Online {
+    commands: mpsc::UnboundedSender<Command>,
+    bitswap: bitswap::Handle,
 }
 
 impl Net {
@@ -188,7 +195,7 @@ impl Net {
     /// this machine, [`NetError::Store`] when the working state cannot be read.
     pub async fn start(options: NetOptions, store: Store, tasks: &Tasks) -> Result<Self, NetError> {
         let rows = start::NetRows::of(&store)?;
-        start::start(options, rows, tasks).await
+        start::start(options, rows, Arc::new(store), tasks).await
     }
 
     /// Own id.
@@ -207,6 +214,7 @@ impl Net {
     /// # Errors
     /// [`NetError::Connect`] with the reason, [`NetError::Offline`], [`NetError::Closed`].
     pub async fn connect(&self, address: Multiaddr) -> Result<PeerId, NetError> {
+        self.refuse_own(address::peer_of(&address), &address)?;
         let (reply, answer) = oneshot::channel();
         self.command(Command::Connect(address.clone(), reply))?;
         wait_for(address, answer).await
@@ -220,6 +228,7 @@ impl Net {
     pub async fn dial(&self, provider: Provider) -> Result<(), NetError> {
         let first = provider.addresses.first().cloned().unwrap_or_else(Multiaddr::empty);
         let address = address::with_peer(&first, provider.peer);
+        self.refuse_own(Some(provider.peer), &address)?;
         let (reply, answer) = oneshot::channel();
         self.command(Command::Dial(provider, reply))?;
         wait_for(address, answer).await
@@ -228,20 +237,22 @@ impl Net {
     /// Connected peers, by their ids.
     pub fn peers(&self) -> Vec<PeerInfo> {
         let peers = self.inner.shared.peers();
-        let info = |(peer, known): (PeerId, shared::Connected)| PeerInfo {
-            peer,
-            address: known.address(),
-            agent: known.agent(),
-            rtt: known.rtt(),
-            received: 0,
-            sent: 0,
+        let info = |(peer, known): (PeerId, shared::Connected)| {
+            let (received, sent) = self.bitswap().map_or((0, 0), |bitswap| bitswap.ledger(peer));
+            let (address, agent, rtt) = (known.address(), known.agent(), known.rtt());
+            PeerInfo { peer, address, agent, rtt, received, sent }
         };
         peers.into_iter().map(info).collect()
     }
 
     /// Connected peers that speak Bitswap (with whether they are chiral nodes), and every change from then on.
+    /// A peer comes up once more when it turns out to be a chiral node.
     pub fn bitswap_peers(&self) -> (Vec<(PeerId, bool)>, broadcast::Receiver<PeerEvent>) {
-        todo!()
+        match self.bitswap() {
+            Some(bitswap) => bitswap.peers(),
+            // Nobody ever comes: the sender is gone.
+            None => (Vec::new(), broadcast::channel(1).1),
+        }
     }
 
     /// Asks both DHTs; providers come as they are found, at most 20, for at most 30 s. Dropping the receiver ends the
@@ -280,26 +291,41 @@ impl Net {
     /// Asks `peer` for blocks, in this order, as one group; answers come to `replies` as they arrive. Never waits.
     pub fn want_blocks(
         &self,
-        _peer: PeerId,
-        _ids: &[ContentId],
-        _replies: &mpsc::UnboundedSender<BlockReply>,
+        peer: PeerId,
+        ids: &[ContentId],
+        replies: &mpsc::UnboundedSender<BlockReply>,
     ) {
-        todo!()
+        if let Some(bitswap) = self.bitswap() {
+            bitswap.want_blocks(peer, ids, replies);
+            return;
+        }
+        for id in ids {
+            let reply = BlockReply { peer, id: *id, result: Err(WantError::Disconnected) };
+            // Whoever dropped the receiver does not care.
+            let _ = replies.send(reply);
+        }
     }
 
     /// Gives up wants; no answer comes for them any more.
-    pub fn cancel(&self, _peer: PeerId, _ids: &[ContentId]) {
-        todo!()
+    pub fn cancel(&self, peer: PeerId, ids: &[ContentId]) {
+        if let Some(bitswap) = self.bitswap() {
+            bitswap.cancel(peer, ids);
+        }
     }
 
     /// Asks `peer` which of `ids` it has; silent peers count as having none after `within`.
-    pub async fn want_haves(
-        &self,
-        _peer: PeerId,
-        _ids: &[ContentId],
-        _within: Duration,
-    ) -> Vec<bool> {
-        todo!()
+    pub async fn want_haves(&self, peer: PeerId, ids: &[ContentId], within: Duration) -> Vec<bool> {
+        match self.bitswap() {
+            Some(bitswap) => bitswap.want_haves(peer, ids, within).await,
+            None => vec![false; ids.len()],
+        }
+    }
+
+    /// Says that a block can be served from now on: peers that wait for it get it.
+    pub fn block_arrived(&self, id: &ContentId) {
+        if let Some(bitswap) = self.bitswap() {
+            bitswap.block_arrived(id);
+        }
     }
 
     /// Closes the connection to a peer and refuses it for a while.
@@ -308,9 +334,22 @@ impl Net {
         let _ = self.command(Command::Ban(peer, for_time));
     }
 
+    /// A dial to one's own port from that port meets itself half way and fails in a way that tells nothing.
+    fn refuse_own(&self, peer: Option<PeerId>, address: &Multiaddr) -> Result<(), NetError> {
+        if peer != Some(self.inner.own) {
+            return Ok(());
+        }
+        let reason = "that is this node itself".to_owned();
+        Err(NetError::Connect { address: address.clone(), reason })
+    }
+
+    fn bitswap(&self) -> Option<&bitswap::Handle> {
+        self.inner.online.as_ref().map(|online| &online.bitswap)
+    }
+
     fn command(&self, command: Command) -> Result<(), NetError> {
-        let commands = self.inner.commands.as_ref().ok_or(NetError::Offline)?;
-        commands.send(command).map_err(|_| NetError::Closed)
+        let online = self.inner.online.as_ref().ok_or(NetError::Offline)?;
+        online.commands.send(command).map_err(|_| NetError::Closed)
     }
 }
 

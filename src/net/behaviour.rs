@@ -7,7 +7,7 @@ use libp2p::{
     memory_connection_limits, ping, swarm::NetworkBehaviour,
 };
 
-use super::{address::Scope, keep::Keep, limits, records::Records, scoped_kad::ScopedKad};
+use super::{address::Scope, bitswap, keep::Keep, limits, records::Records, scoped_kad::ScopedKad};
 
 /// What every agent version of a chiral node begins with.
 const AGENT_PREFIX: &str = "chiral/";
@@ -23,11 +23,17 @@ pub(super) struct Behaviour {
     ping: ping::Behaviour,
     pub(super) lan: ScopedKad,
     pub(super) wan: ScopedKad,
+    bitswap: bitswap::Behaviour,
 }
 
 impl Behaviour {
     /// The behaviour of the node with this key.
-    pub(super) fn new(key: &Keypair, lan: Records, wan: Records) -> Self {
+    pub(super) fn new(
+        key: &Keypair,
+        bitswap: bitswap::Behaviour,
+        lan: Records,
+        wan: Records,
+    ) -> Self {
         let own = PeerId::from(key.public());
         let identify = identify::Config::new("ipfs/0.1.0".to_owned(), key.public())
             .with_agent_version(format!("{AGENT_PREFIX}{}", env!("CARGO_PKG_VERSION")))
@@ -44,6 +50,7 @@ impl Behaviour {
             ping: ping::Behaviour::new(ping),
             lan: ScopedKad::new(Scope::Lan, own, lan),
             wan: ScopedKad::new(Scope::Wan, own, wan),
+            bitswap,
         }
     }
 

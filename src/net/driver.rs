@@ -34,9 +34,9 @@ use super::{
     address::{Scope, dial_order, peer_of},
     announce::{Announcer, Key, Outcome},
     behaviour::Behaviour,
+    bitswap,
     redial::Redial,
     shared::Shared,
-    udp,
 };
 use crate::content::ContentId;
 
@@ -74,6 +74,7 @@ pub(super) struct Driver {
     dials: Dials,
     searches: Searches,
     redial: Redial,
+    bitswap: bitswap::Handle,
     bans: HashMap<PeerId, Instant>,
     book: LruCache<PeerId, Vec<Multiaddr>>,
     next_sweep: Instant,
@@ -98,6 +99,7 @@ impl Driver {
         shared: Arc<Shared>,
         announcer: Arc<Announcer>,
         redial: Redial,
+        bitswap: bitswap::Handle,
     ) -> Self {
         Self {
             swarm,
@@ -108,6 +110,7 @@ impl Driver {
             dials: Dials::default(),
             searches: Searches::default(),
             redial,
+            bitswap,
             bans: HashMap::new(),
             book: LruCache::new(ADDRESS_BOOK),
             next_sweep: Instant::now() + SWEEP,
@@ -118,7 +121,6 @@ impl Driver {
     /// Runs until `token` is cancelled, then closes connections and answers everybody who waits.
     pub(super) async fn run(mut self, token: CancellationToken) {
         self.restore_provided();
-        udp::raise_and_report();
         let announcer = self.announcer.clone();
         loop {
             let wake = self.advance(Instant::now());

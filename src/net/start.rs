@@ -16,10 +16,11 @@ use tokio::{
 };
 
 use super::{
-    Inner, Net, NetError, NetOptions,
-    address::Scope,
+    Inner, Net, NetError, NetOptions, Online,
+    address::{Scope, peer_of},
     announce::Announcer,
     behaviour::{Behaviour, BehaviourEvent},
+    bitswap::{self, BlockStore},
     driver::Driver,
     identity,
     records::{Change, Records},
@@ -68,6 +69,7 @@ impl NetRows {
 pub(super) async fn start(
     options: NetOptions,
     rows: NetRows,
+    blocks: Arc<dyn BlockStore>,
     tasks: &Tasks,
 ) -> Result<Net, NetError> {
     let key = identity::load_or_create(&options.key_file)?;
@@ -75,11 +77,15 @@ pub(super) async fn start(
     let shared = Arc::new(Shared::default());
     let announcer = Arc::new(Announcer::open(rows.announce.clone())?);
     if options.offline {
-        return Ok(Net { inner: Arc::new(Inner { own, shared, announcer, commands: None }) });
+        return Ok(Net { inner: Arc::new(Inner { own, shared, announcer, online: None }) });
+    }
+    if !options.serve_cached {
+        tracing::warn!("serve_cached = false has no effect: every block in the store is served");
     }
     let [lan, wan] =
         Scope::ALL.map(|scope| records(own, rows.providers[scope as usize].clone(), tasks));
-    let behaviour = Behaviour::new(&key, lan?, wan?);
+    let (exchange, bitswap) = bitswap::new(bitswap::Config::default(), blocks, tasks);
+    let behaviour = Behaviour::new(&key, exchange, lan?, wan?);
     let mut swarm = build(&key, behaviour, tasks).map_err(|error| NetError::Key {
         path: options.key_file.clone(),
         reason: error.to_string(),
@@ -87,13 +93,20 @@ pub(super) async fn start(
     let early = listen(&mut swarm, &options.listen).await?;
 
     let (to_driver, commands) = mpsc::unbounded_channel();
-    let redial = Redial::new(&options.peers, &options.bootstrap, Instant::now());
-    let mut driver = Driver::new(swarm, commands, shared.clone(), announcer.clone(), redial);
+    let [peers, bootstrap] = [&options.peers, &options.bootstrap].map(|addresses| {
+        // One list is often given to all nodes of a network, each of which finds itself in it.
+        let others = addresses.iter().filter(|address| peer_of(address) != Some(own));
+        others.cloned().collect::<Vec<_>>()
+    });
+    let redial = Redial::new(&peers, &bootstrap, Instant::now());
+    let mut driver =
+        Driver::new(swarm, commands, shared.clone(), announcer.clone(), redial, bitswap.clone());
     for event in early {
         driver.on_swarm_event(event);
     }
     tasks.spawn("net driver", driver.run(tasks.token().clone()));
-    Ok(Net { inner: Arc::new(Inner { own, shared, announcer, commands: Some(to_driver) }) })
+    let online = Some(Online { commands: to_driver, bitswap });
+    Ok(Net { inner: Arc::new(Inner { own, shared, announcer, online }) })
 }
 
 /// The record store of one DHT, and the task that writes its changes behind it.

@@ -60,7 +60,7 @@ pub(super) fn raise_and_report() {
              net.core.wmem_max to {BUFFER}"
         ),
         Ok(raised) => {
-            tracing::debug!(sockets = raised.sockets, smallest = raised.smallest, "UDP buffers")
+            tracing::debug!(sockets = raised.sockets, smallest = raised.smallest, "UDP buffers");
         }
         Err(error) => tracing::warn!(%error, "UDP buffers stay as they are, which slows QUIC down"),
     }

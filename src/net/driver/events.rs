@@ -1,5 +1,7 @@
 //! What the driver does on events of the swarm.
 
+use std::time::Duration;
+
 use libp2p::{
     Multiaddr, PeerId,
     core::ConnectedPoint,
@@ -14,12 +16,15 @@ use crate::net::{
     address::{Scope, is_quic, trusted},
     announce::Outcome,
     behaviour::{BehaviourEvent, is_chiral},
-    udp,
+    bitswap, udp,
 };
 
 /// Chiral peers whose connections stay open although nothing happens on them: they serve at full rate at once, but a
 /// name is easily claimed, so most of the inbound connections are left to others.
 const MAX_KEPT: usize = 128;
+
+/// How long a peer is refused that sent wrong bytes: long enough to make lying useless, and it may have been repaired.
+const MISBEHAVED: Duration = Duration::from_secs(3_600);
 
 impl Driver {
     pub(in crate::net) fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -34,6 +39,9 @@ impl Driver {
                 tracing::trace!(peer = %peer_id, ?cause, "connection closed");
                 self.shared.disconnected(&peer_id, connection_id);
                 if num_established == 0 {
+                    if !self.redial.keeps(&peer_id) {
+                        self.swarm.behaviour_mut().keep.remove(&peer_id);
+                    }
                     let alone = self.swarm.connected_peers().next().is_none();
                     self.redial.closed(peer_id, alone, Instant::now());
                     self.dials.lost(peer_id, "the connection closed");
@@ -75,6 +83,10 @@ impl Driver {
             }
             BehaviourEvent::Ping(ping::Event { peer, result: Ok(rtt), .. }) => {
                 self.shared.measured(&peer, rtt);
+            }
+            BehaviourEvent::Bitswap(bitswap::Event::Misbehaved { peer, reason }) => {
+                tracing::warn!(%peer, reason, "a peer misbehaves");
+                self.ban(peer, MISBEHAVED, Instant::now());
             }
             BehaviourEvent::Lan(event) => self.on_dht_event(Scope::Lan, event),
             BehaviourEvent::Wan(event) => self.on_dht_event(Scope::Wan, event),
@@ -119,6 +131,7 @@ impl Driver {
         if is_chiral(&info.agent_version) && keep.len() < MAX_KEPT {
             keep.insert(peer);
         }
+        self.bitswap.set_chiral(peer, is_chiral(&info.agent_version));
         self.redial.identified(peer);
         if self.dials.identified(peer) {
             // Somebody asked for this peer by name.

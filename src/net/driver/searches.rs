@@ -172,3 +172,113 @@ impl Searches {
         self.ends.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use libp2p::kad::{Behaviour, RecordKey, store::MemoryStore};
+
+    use super::*;
+    use crate::content::Block;
+
+    struct Fixture {
+        searches: Searches,
+        kad: Behaviour<MemoryStore>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let own = PeerId::random();
+            let kad = Behaviour::new(own, MemoryStore::new(own));
+            Self { searches: Searches::default(), kad }
+        }
+
+        fn search(&mut self, text: &'static str) -> mpsc::Receiver<Result<Provider, NetError>> {
+            let (to, found) = mpsc::channel(MAX_PROVIDERS + 1);
+            self.searches.add(*Block::raw(text.into()).cid(), to);
+            self.searches.admit();
+            found
+        }
+
+        /// Begins what waits in `scope`; kad alone can name queries.
+        fn begin(&mut self, scope: Scope) -> QueryId {
+            let query = self.kad.get_providers(RecordKey::from(vec![1]));
+            let (search, _) = self.searches.waiting(scope)[0];
+            self.searches.running(search, scope, query);
+            query
+        }
+    }
+
+    fn provider(peer: PeerId) -> Provider {
+        Provider { peer, addresses: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn a_provider_comes_once_though_both_dhts_name_it_and_the_end_closes_the_channel() {
+        let mut fixture = Fixture::new();
+        let mut found = fixture.search("content");
+        let (lan, wan) = (fixture.begin(Scope::Lan), fixture.begin(Scope::Wan));
+        let peer = PeerId::random();
+        fixture.searches.found(Scope::Lan, lan, provider(peer));
+        fixture.searches.found(Scope::Wan, wan, provider(peer));
+        fixture.searches.finished(Scope::Lan, lan);
+        assert!(fixture.searches.conclude(false).is_empty());
+        fixture.searches.finished(Scope::Wan, wan);
+        assert!(fixture.searches.conclude(false).is_empty());
+        let _ = fixture.searches.next_end().await;
+        assert_eq!(found.recv().await.unwrap().unwrap().peer, peer);
+        assert!(found.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn it_stops_asking_at_twenty() {
+        let mut fixture = Fixture::new();
+        let mut found = fixture.search("popular");
+        let lan = fixture.begin(Scope::Lan);
+        for _ in 0..MAX_PROVIDERS + 5 {
+            fixture.searches.found(Scope::Lan, lan, provider(PeerId::random()));
+        }
+        assert_eq!(fixture.searches.conclude(true), [(Scope::Lan, lan)]);
+        let _ = fixture.searches.next_end().await;
+        let mut count = 0;
+        while let Some(item) = found.recv().await {
+            item.unwrap();
+            count += 1;
+        }
+        assert_eq!(count, MAX_PROVIDERS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_search_waits_for_peers_that_are_expected_and_for_its_time_at_most() {
+        let mut fixture = Fixture::new();
+        let mut found = fixture.search("later");
+        assert!(fixture.searches.conclude(true).is_empty());
+        assert!(found.try_recv().is_err());
+        let begun = tokio::time::Instant::now();
+        let search = fixture.searches.next_end().await;
+        assert_eq!(begun.elapsed(), TIMEOUT);
+        fixture.searches.end(search);
+        assert!(matches!(found.recv().await, Some(Err(NetError::Bootstrap))));
+    }
+
+    #[tokio::test]
+    async fn a_search_nobody_listens_to_ends_its_queries() {
+        let mut fixture = Fixture::new();
+        drop(fixture.search("abandoned"));
+        let lan = fixture.begin(Scope::Lan);
+        let search = fixture.searches.next_end().await;
+        assert_eq!(fixture.searches.end(search), [(Scope::Lan, lan)]);
+    }
+
+    #[tokio::test]
+    async fn more_searches_than_there_is_room_for_wait_their_turn() {
+        let mut fixture = Fixture::new();
+        let all: Vec<_> = (0..=MAX_ACTIVE).map(|_| fixture.search("many")).collect();
+        assert_eq!(fixture.searches.waiting(Scope::Lan).len(), MAX_ACTIVE);
+        fixture.searches.conclude(false);
+        fixture.searches.admit();
+        assert_eq!(fixture.searches.waiting(Scope::Lan).len(), 1);
+        drop(all);
+    }
+}
