@@ -22,11 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    cli::MountArgs,
-    exit::Usage,
-    mounting, output, system,
-};
+use crate::{cli::MountArgs, exit::Usage, mounting, output, system};
 
 /// Time from the first signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
