@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Batch, Inner, Object, ObjectId, Seal, StoreError,
-    codec::{self, Leaf, ObjectRow},
+    codec::{self, Envelope, Leaf, ObjectRow},
     index::{self, Rows},
     now_secs,
 };
@@ -375,10 +375,12 @@ impl Inner {
         row.owners = 1;
         row.allocated = self.allocated(seal.object);
         rows.put_object(seal.object, &row)?;
-        for (id, range) in seal.leaves.iter().filter(|(_, range)| !range.is_empty()) {
-            let leaf = Leaf { object: seal.object, range: *range, envelope: Default::default() };
-            rows.put_leaf(id.hash(), &leaf)?;
-        }
+        let leaves =
+            seal.leaves.iter().filter(|(_, range)| !range.is_empty()).map(|(id, range)| {
+                let envelope = Envelope::default();
+                (id.hash(), Leaf { object: seal.object, range: *range, envelope })
+            });
+        rows.put_leaves(leaves.collect())?;
         for block in &seal.nodes {
             rows.put_node(block)?;
         }
@@ -399,14 +401,15 @@ impl Inner {
             row.allocated = self.allocated(*id);
             rows.put_object(*id, &row)?;
         }
-        for (hash, leaves) in &pending.leaves {
-            for leaf in leaves {
-                let object = pending.dirty.get(&leaf.object);
-                if object.is_some_and(|object| object.has(leaf.range)) {
-                    rows.put_leaf(hash, leaf)?;
-                }
-            }
-        }
+        let leaves = pending
+            .leaves
+            .iter()
+            .flat_map(|(hash, leaves)| leaves.iter().map(move |leaf| (hash, leaf.clone())));
+        // What was withdrawn since is not written.
+        let leaves = leaves.filter(|(_, leaf)| {
+            pending.dirty.get(&leaf.object).is_some_and(|object| object.has(leaf.range))
+        });
+        rows.put_leaves(leaves.collect())?;
         for block in pending.nodes.values() {
             rows.put_node(block)?;
         }

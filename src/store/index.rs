@@ -451,11 +451,23 @@ impl Rows<'_> {
         Ok(Some(row))
     }
 
-    pub(super) fn put_leaf(&mut self, hash: &Multihash, leaf: &Leaf) -> Result<(), StoreError> {
-        let (object, offset) = (leaf.object, leaf.range.start);
-        let key = codec::leaf_key(hash, object, offset);
-        self.put(BLOCKS, &key, &leaf.encode())?;
-        self.txn.open_table(LEAVES)?.insert((object.0, offset), hash.to_bytes().as_slice())?;
+    /// Writes leaves, each table in the order of its keys: neighbours then share pages that are written once.
+    pub(super) fn put_leaves(
+        &mut self,
+        mut all: Vec<(&Multihash, Leaf)>,
+    ) -> Result<(), StoreError> {
+        let mut blocks = self.txn.open_table(BLOCKS)?;
+        all.sort_unstable_by_key(|(hash, leaf)| (hash.digest(), leaf.object, leaf.range.start));
+        for (hash, leaf) in &all {
+            let key = codec::leaf_key(hash, leaf.object, leaf.range.start);
+            blocks.insert(key.as_slice(), leaf.encode().as_slice())?;
+        }
+        let mut leaves = self.txn.open_table(LEAVES)?;
+        all.sort_unstable_by_key(|(_, leaf)| (leaf.object, leaf.range.start));
+        for (hash, leaf) in &all {
+            let key = (leaf.object.0, leaf.range.start);
+            leaves.insert(key, hash.to_bytes().as_slice())?;
+        }
         Ok(())
     }
 
