@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod files;
+mod merge;
 mod restart;
 mod trees;
 
