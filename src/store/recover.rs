@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     fs::{self, DirBuilder, File, TryLockError},
     io,
-    num::NonZeroUsize,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicU64},
@@ -29,9 +28,15 @@ pub(super) fn open(
     tasks: &Tasks,
     disk: Arc<dyn Disk>,
 ) -> Result<Store, StoreError> {
+    let store = open_idle(options, disk)?;
+    super::evict::start(&store.inner, tasks);
+    Ok(store)
+}
+
+/// Opens the store without the tasks that flush and evict by themselves.
+pub(super) fn open_idle(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Store, StoreError> {
     let inner = Arc::new(open_inner(options, disk)?);
     inner.clean_up()?;
-    super::evict::start(&inner, tasks);
     Ok(Store { inner })
 }
 
@@ -146,10 +151,7 @@ impl Inner {
             Err(StoreError::Closed) => return Ok(()),
             other => other,
         };
-        // Handles drop under no lock.
-        let recent =
-            std::mem::replace(&mut *super::guard(&self.recent), LruCache::new(NonZeroUsize::MIN));
-        drop(recent);
+        self.close_recent();
         self.write_reads()?;
         self.state.flush()?;
         self.index.close();
