@@ -6,6 +6,7 @@ mod announce;
 mod attr;
 mod dirs;
 mod file;
+mod fill;
 mod flush;
 mod handle;
 mod hash;

@@ -175,7 +175,7 @@ impl Inner {
     }
 
     fn take(&self, round: &mut Round, done: Finished, existing: Option<ObjectId>) {
-        let Finished { cell, generation, object: work, stamp, hashed } = done;
+        let Finished { cell, generation, object: work, spare, stamp, hashed } = done;
         let ino = cell.ino;
         let name = self.names().name(ino);
         round.batch.files.push(FileInfo {
@@ -199,16 +199,13 @@ impl Inner {
                     leaves: hashed.leaves,
                     nodes: hashed.nodes,
                 });
-                if let Some(work) = &mut cell.state().work
-                    && let Ok(file) = work.reader()
-                {
-                    round.batch.sync.push(file);
-                }
                 work
             }
         };
         let sealed = Sealed { object, root: hashed.root, size: stamp.size, tsize: hashed.tsize };
-        if let Some(old) = self.names().tree.sealed(ino) {
+        round.batch.release.extend(spare);
+        // An overlay that was merged into the old version has made it the new one.
+        if let Some(old) = self.names().tree.sealed(ino).filter(|old| old.object != work) {
             round.batch.release.push(old.object);
         }
         round.dirty.insert(ino);

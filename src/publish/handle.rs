@@ -296,7 +296,7 @@ impl Inner {
 
     pub(super) fn backing(&self, ino: UploadIno) -> Result<Backing> {
         let cell = self.names().cell(ino)?;
-        let mut state = cell.state();
+        let mut state = cell.quiet_state();
         let (file, object, whole) = self.current(&cell, &mut state)?;
         Ok(Backing { file, version: object.0, whole })
     }

@@ -42,7 +42,7 @@ impl Inner {
 
     pub(super) fn read(&self, handle: UploadHandle, offset: u64, len: usize) -> Result<Bytes> {
         let cell = self.handle(handle)?.cell;
-        let mut state = cell.state();
+        let mut state = cell.quiet_state();
         let (file, _, whole) = self.current(&cell, &mut state)?;
         let mut buf = vec![0; len];
         let read = match state.work.as_ref().and_then(|work| work.overlay.as_ref()) {
@@ -59,7 +59,7 @@ impl Inner {
     pub(super) fn write(&self, handle: UploadHandle, offset: u64, data: &[u8]) -> Result<usize> {
         let handle = self.handle(handle)?;
         let cell = &handle.cell;
-        let mut state = cell.state();
+        let mut state = cell.quiet_state();
         let work = writing(&handle, &mut state)?;
         let writer = work.writer()?;
         let offset = match handle.append {
@@ -85,7 +85,7 @@ impl Inner {
         len: u64,
     ) -> Result<()> {
         let handle = self.handle(handle)?;
-        let mut state = handle.cell.state();
+        let mut state = handle.cell.quiet_state();
         let work = writing(&handle, &mut state)?;
         let writer = work.writer()?;
         let flags =
@@ -113,7 +113,7 @@ impl Inner {
 
     pub(super) fn lseek(&self, handle: UploadHandle, offset: i64, whence: i32) -> Result<i64> {
         let cell = self.handle(handle)?.cell;
-        let mut state = cell.state();
+        let mut state = cell.quiet_state();
         let (file, _, whole) = self.current(&cell, &mut state)?;
         drop(state);
         let whence = match whence {
