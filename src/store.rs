@@ -22,8 +22,10 @@ mod gc;
 mod index;
 mod keep;
 mod object;
+mod pending;
 mod recover;
 mod report;
+mod rows;
 mod state;
 mod unseal;
 mod verify;
@@ -54,10 +56,12 @@ pub use self::{
     working::WorkingFile,
 };
 use self::{
-    commit::{PendingSets, Request},
+    commit::Request,
     disk::{Disk, RealDisk},
-    index::{Delta, Index},
+    index::Index,
     object::Registry,
+    pending::PendingSets,
+    rows::Delta,
 };
 use crate::{
     content::{Block, ByteRange, ContentId, FileInfo},
@@ -158,7 +162,7 @@ pub struct Store {
 }
 
 /// Objects that are kept open for serving blocks of content that nobody reads: descriptors, 64 of 1,024.
-const RECENT_OBJECTS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+const RECENT_OBJECTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63);
 
 /// What the clones of a store share.
 #[derive(Debug)]
@@ -303,11 +307,13 @@ impl Store {
     pub fn working_file(&self) -> Result<WorkingFile, StoreError> {
         self.inner.working_file()
     }
-    /// Whether anyone has the file of an object open or mapped, to write or at all (`any`).
-    /// Other handles of this process count, too.
-    pub fn is_held(&self, id: ObjectId, any: bool) -> Result<bool, StoreError> {
-        let holder = if any { Holder::Anyone } else { Holder::Writer };
-        self.inner.object_is_held(id, holder)
+    /// Whether anyone, this process too, has the file of an object open or mapped so that it can write.
+    pub fn has_writer(&self, id: ObjectId) -> Result<bool, StoreError> {
+        self.inner.object_is_held(id, Holder::Writer)
+    }
+    /// Whether anyone, this process too, has the file of an object open or mapped at all.
+    pub fn is_held(&self, id: ObjectId) -> Result<bool, StoreError> {
+        self.inner.object_is_held(id, Holder::Anyone)
     }
     /// Opens a working file that an earlier process kept.
     pub fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {

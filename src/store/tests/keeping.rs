@@ -154,10 +154,10 @@ fn a_working_file_shows_its_writers() {
     let store = open(dir.path(), 0);
     let working = store.working_file().unwrap();
     let writer = working.open(true).unwrap();
-    assert!(working.has_writer().unwrap() && store.is_held(working.id(), true).unwrap());
+    assert!(working.has_writer().unwrap() && store.is_held(working.id()).unwrap());
     drop(writer);
     let reader = working.open(false).unwrap();
-    assert!(!working.has_writer().unwrap() && working.is_held().unwrap());
+    assert!(!store.has_writer(working.id()).unwrap() && working.is_held().unwrap());
     drop(reader);
     assert!(!working.is_held().unwrap());
 }
