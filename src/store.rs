@@ -22,8 +22,10 @@ mod gc;
 mod index;
 mod keep;
 mod object;
+mod pending;
 mod recover;
 mod report;
+mod rows;
 mod state;
 mod unseal;
 mod verify;
@@ -54,10 +56,12 @@ pub use self::{
     working::WorkingFile,
 };
 use self::{
-    commit::{PendingSets, Request},
+    commit::Request,
     disk::{Disk, RealDisk},
-    index::{Delta, Index},
+    index::Index,
     object::Registry,
+    pending::PendingSets,
+    rows::Delta,
 };
 use crate::{
     content::{Block, ByteRange, ContentId, FileInfo},

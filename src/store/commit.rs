@@ -1,7 +1,7 @@
 //! The group committer: data, then names, then one durable transaction, and only then unlinks.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs::File,
     io,
     os::unix::fs::MetadataExt,
@@ -9,107 +9,16 @@ use std::{
 };
 
 use super::{
-    Batch, Inner, Object, ObjectId, Seal, StoreError,
-    codec::{self, Leaf, ObjectRow},
-    index::{self, Rows},
-    now_secs,
+    Batch, Inner, ObjectId, Seal, StoreError,
+    codec::{self, Envelope, Leaf, ObjectRow},
+    index, now_secs,
+    pending::Pending,
+    rows::Rows,
 };
-use crate::content::{Block, ByteRange, Multihash, RangeSet};
+use crate::content::{ByteRange, RangeSet};
 
 /// Above this many files one syncfs is cheaper than their fdatasyncs, although it writes what others wrote, too.
 const MAX_SINGLE_SYNCS: usize = 8;
-/// Downloaded bytes that are at most lost by a power failure, and nodes held in memory until their commit.
-const FULL_BYTES: u64 = 64 << 20;
-
-/// What was downloaded and is not in the index yet.
-#[derive(Debug, Default)]
-pub(super) struct Pending {
-    leaves: HashMap<Multihash, Vec<Leaf>>,
-    nodes: HashMap<Multihash, Block>,
-    /// The handles keep presence that is only in memory from being lost.
-    dirty: HashMap<ObjectId, Arc<Object>>,
-    bytes: u64,
-}
-
-/// The pending set, and the part of it that is being committed; lookups see both.
-#[derive(Debug, Default)]
-pub(super) struct PendingSets {
-    open: Pending,
-    committing: Arc<Pending>,
-}
-
-impl PendingSets {
-    pub(super) fn put_leaf(&mut self, object: &Arc<Object>, hash: &Multihash, leaf: Leaf) {
-        self.open.bytes += leaf.range.len();
-        self.open.leaves.entry(*hash).or_default().push(leaf);
-        self.mark_dirty(object);
-    }
-
-    pub(super) fn put_node(&mut self, block: &Block) {
-        self.open.bytes += block.data().len() as u64;
-        self.open.nodes.insert(*block.cid().hash(), block.clone());
-    }
-
-    pub(super) fn mark_dirty(&mut self, object: &Arc<Object>) {
-        self.open.dirty.entry(object.id()).or_insert_with(|| object.clone());
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.open.bytes >= FULL_BYTES
-    }
-
-    fn is_empty(&self) -> bool {
-        [&self.open, &*self.committing]
-            .iter()
-            .all(|set| set.dirty.is_empty() && set.nodes.is_empty())
-    }
-
-    pub(super) fn node(&self, hash: &Multihash) -> Option<Block> {
-        self.open.nodes.get(hash).or_else(|| self.committing.nodes.get(hash)).cloned()
-    }
-
-    /// Places of a block, with the handles of their objects.
-    pub(super) fn leaves(&self, hash: &Multihash) -> Vec<(Arc<Object>, Leaf)> {
-        let sets = [&self.open, &*self.committing];
-        let places = sets.into_iter().flat_map(|set| {
-            set.leaves.get(hash).into_iter().flatten().filter_map(|leaf| {
-                set.dirty.get(&leaf.object).map(|object| (object.clone(), leaf.clone()))
-            })
-        });
-        places.collect()
-    }
-
-    /// Forgets a block, so that the next commit does not bring it back.
-    pub(super) fn forget(&mut self, hash: &Multihash) {
-        self.open.nodes.remove(hash);
-        self.open.leaves.remove(hash);
-    }
-
-    /// Puts a set back whose commit failed.
-    fn restore(&mut self, failed: &Pending) {
-        for (hash, leaves) in &failed.leaves {
-            self.open.leaves.entry(*hash).or_default().extend(leaves.iter().cloned());
-        }
-        for (hash, node) in &failed.nodes {
-            self.open.nodes.entry(*hash).or_insert_with(|| node.clone());
-        }
-        for (id, object) in &failed.dirty {
-            self.open.dirty.entry(*id).or_insert_with(|| object.clone());
-        }
-        self.open.bytes += failed.bytes;
-    }
-}
-
-impl Pending {
-    /// Ranges of an object that were written.
-    fn ranges(&self) -> HashMap<ObjectId, Vec<ByteRange>> {
-        let mut ranges: HashMap<ObjectId, Vec<ByteRange>> = HashMap::new();
-        for leaf in self.leaves.values().flatten() {
-            ranges.entry(leaf.object).or_default().push(leaf.range);
-        }
-        ranges
-    }
-}
 
 type Outcome = Arc<Mutex<Option<Result<(), StoreError>>>>;
 
@@ -375,10 +284,12 @@ impl Inner {
         row.owners = 1;
         row.allocated = self.allocated(seal.object);
         rows.put_object(seal.object, &row)?;
-        for (id, range) in seal.leaves.iter().filter(|(_, range)| !range.is_empty()) {
-            let leaf = Leaf { object: seal.object, range: *range, envelope: Default::default() };
-            rows.put_leaf(id.hash(), &leaf)?;
-        }
+        let leaves =
+            seal.leaves.iter().filter(|(_, range)| !range.is_empty()).map(|(id, range)| {
+                let envelope = Envelope::default();
+                (id.hash(), Leaf { object: seal.object, range: *range, envelope })
+            });
+        rows.put_leaves(leaves.collect())?;
         for block in &seal.nodes {
             rows.put_node(block)?;
         }
@@ -399,14 +310,15 @@ impl Inner {
             row.allocated = self.allocated(*id);
             rows.put_object(*id, &row)?;
         }
-        for (hash, leaves) in &pending.leaves {
-            for leaf in leaves {
-                let object = pending.dirty.get(&leaf.object);
-                if object.is_some_and(|object| object.has(leaf.range)) {
-                    rows.put_leaf(hash, leaf)?;
-                }
-            }
-        }
+        let leaves = pending
+            .leaves
+            .iter()
+            .flat_map(|(hash, leaves)| leaves.iter().map(move |leaf| (hash, leaf.clone())));
+        // What was withdrawn since is not written.
+        let leaves = leaves.filter(|(_, leaf)| {
+            pending.dirty.get(&leaf.object).is_some_and(|object| object.has(leaf.range))
+        });
+        rows.put_leaves(leaves.collect())?;
         for block in pending.nodes.values() {
             rows.put_node(block)?;
         }

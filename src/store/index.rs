@@ -20,15 +20,16 @@ use std::{
 
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, TableDefinition, TableError, WriteTransaction,
+    ReadableTableMetadata, TableDefinition, TableError,
 };
 
 use super::{
     ObjectId, StoreError,
     codec::{self, Leaf, ObjectRow},
     disk::{Disk, IndexFile},
+    rows::{Delta, Rows},
 };
-use crate::content::{Block, ByteRange, Codec, ContentId, Multihash};
+use crate::content::{Block, Codec, ContentId, Multihash};
 
 pub(super) type Bytes2 = TableDefinition<'static, &'static [u8], &'static [u8]>;
 pub(super) const OBJECTS: TableDefinition<u64, &[u8]> = TableDefinition::new("objects");
@@ -50,7 +51,7 @@ const FORMAT: u64 = 1;
 const CACHE_BYTES: usize = 32 << 20;
 
 /// Name in `meta` under which commits are counted.
-const COMMITS: &str = "commits";
+pub(super) const COMMITS: &str = "commits";
 
 /// How a transaction failed.
 enum Failure<T> {
@@ -78,28 +79,6 @@ pub(super) struct Index {
 impl std::fmt::Debug for Index {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Index").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-/// How a change moves the figures of the store; applied once the commit stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Delta {
-    /// Objects.
-    pub(super) objects: i64,
-    /// Bytes of disk of all objects.
-    pub(super) bytes: i64,
-    /// Bytes of disk of content that nobody published.
-    pub(super) cache: i64,
-}
-
-impl Delta {
-    pub(super) fn add(&mut self, row: &ObjectRow, sign: i64) {
-        let allocated = i64::try_from(row.allocated).unwrap_or(i64::MAX).saturating_mul(sign);
-        self.objects += sign;
-        self.bytes += allocated;
-        if row.is_cache() {
-            self.cache += allocated;
-        }
     }
 }
 
@@ -403,117 +382,6 @@ pub(super) fn values<T>(
 /// Leaves, and nodes, that have a row.
 pub(super) fn block_count(txn: &ReadTransaction) -> Result<u64, StoreError> {
     Ok(txn.open_table(BLOCKS)?.len()? + txn.open_table(NODES)?.len()?)
-}
-
-/// Changes inside one transaction.
-pub(super) struct Rows<'t> {
-    pub(super) txn: &'t WriteTransaction,
-    pub(super) delta: Delta,
-}
-
-impl Rows<'_> {
-    /// Gives the transaction its number.
-    fn count_commit(&self) -> Result<u64, StoreError> {
-        let mut meta = self.txn.open_table(META)?;
-        let number = meta.get(COMMITS)?.map_or(0, |row| row.value()) + 1;
-        meta.insert(COMMITS, number)?;
-        Ok(number)
-    }
-
-    pub(super) fn object(&self, id: ObjectId) -> Result<Option<ObjectRow>, StoreError> {
-        let table = self.txn.open_table(OBJECTS)?;
-        let row = table.get(id.0)?;
-        Ok(row.map(|row| ObjectRow::decode(row.value())).transpose()?)
-    }
-
-    pub(super) fn put_object(&mut self, id: ObjectId, row: &ObjectRow) -> Result<(), StoreError> {
-        if let Some(old) = self.object(id)? {
-            self.delta.add(&old, -1);
-        }
-        self.delta.add(row, 1);
-        self.txn.open_table(OBJECTS)?.insert(id.0, row.encode().as_slice())?;
-        if let Some(root) = &row.root {
-            let key = codec::root_key(root.hash(), id);
-            self.put(ROOTS, &key, &[])?;
-        }
-        Ok(())
-    }
-
-    /// Takes out an object with its root and all its leaves.
-    pub(super) fn remove_object(&mut self, id: ObjectId) -> Result<Option<ObjectRow>, StoreError> {
-        let Some(row) = self.object(id)? else { return Ok(None) };
-        self.delta.add(&row, -1);
-        self.txn.open_table(OBJECTS)?.remove(id.0)?;
-        if let Some(root) = &row.root {
-            self.remove(ROOTS, &codec::root_key(root.hash(), id))?;
-        }
-        self.remove_leaves(id, ByteRange::new(0, u64::MAX))?;
-        Ok(Some(row))
-    }
-
-    pub(super) fn put_leaf(&mut self, hash: &Multihash, leaf: &Leaf) -> Result<(), StoreError> {
-        let (object, offset) = (leaf.object, leaf.range.start);
-        let key = codec::leaf_key(hash, object, offset);
-        self.put(BLOCKS, &key, &leaf.encode())?;
-        self.txn.open_table(LEAVES)?.insert((object.0, offset), hash.to_bytes().as_slice())?;
-        Ok(())
-    }
-
-    /// Takes out the leaves of an object that begin in `range`.
-    pub(super) fn remove_leaves(
-        &mut self,
-        object: ObjectId,
-        range: ByteRange,
-    ) -> Result<(), StoreError> {
-        let mut leaves = self.txn.open_table(LEAVES)?;
-        let mut blocks = self.txn.open_table(BLOCKS)?;
-        let keys = (object.0, range.start)..(object.0, range.end);
-        for entry in leaves.extract_from_if(keys, |_, _| true)? {
-            let (key, hash) = entry?;
-            let hash = Multihash::from_bytes(hash.value()).map_err(|_| codec::Damaged)?;
-            blocks.remove(codec::leaf_key(&hash, object, key.value().1).as_slice())?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn put_node(&mut self, block: &Block) -> Result<(), StoreError> {
-        // Identity ids carry their content; a row would only repeat it.
-        if block.cid().inline_content().is_some() {
-            return Ok(());
-        }
-        let key = block.cid().hash().to_bytes();
-        self.put(NODES, &key, &codec::encode_node(block.cid(), block.data()))
-    }
-
-    pub(super) fn put(
-        &mut self,
-        table: Bytes2,
-        key: &[u8],
-        value: &[u8],
-    ) -> Result<(), StoreError> {
-        self.txn.open_table(table)?.insert(key, value)?;
-        Ok(())
-    }
-
-    /// Forgets that a root was opened, once no object has it any more.
-    pub(super) fn forget_known(&mut self, root: &ContentId) -> Result<(), StoreError> {
-        let first = codec::root_key(root.hash(), ObjectId(0));
-        let last = codec::root_key(root.hash(), ObjectId(u64::MAX));
-        let roots = self.txn.open_table(ROOTS)?;
-        let left = roots.range(first.as_slice()..=last.as_slice())?.next().is_some();
-        drop(roots);
-        if !left {
-            self.remove(KNOWN, &root.hash().to_bytes())?;
-        }
-        Ok(())
-    }
-
-    /// Takes a row out; whether there was one.
-    pub(super) fn remove(&mut self, table: Bytes2, key: &[u8]) -> Result<bool, StoreError> {
-        let mut table = self.txn.open_table(table)?;
-        let removed = table.remove(key)?.is_some();
-        Ok(removed)
-    }
 }
 
 /// Whether a row of `known` says directory: a raw id never is one.

@@ -15,7 +15,8 @@ use super::{
     Figures, Inner, ObjectId, RECENT_OBJECTS, Store, StoreError, StoreOptions,
     disk::Disk,
     evict::Limits,
-    index::{self, Delta, Index},
+    index::{self, Index},
+    rows::Delta,
     state, working,
 };
 use crate::tasks::Tasks;

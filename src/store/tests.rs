@@ -57,8 +57,7 @@ pub(super) fn scratch() -> tempfile::TempDir {
 
 /// Content that differs from leaf to leaf.
 pub(super) fn content(seed: u8, leaves: u64) -> Vec<u8> {
-    let word = |at: u64| sha(seed, at / 32)[usize::try_from(at % 32).unwrap()];
-    (0..leaves * LEAF).map(word).collect()
+    (0..leaves * LEAF / 32).flat_map(|at| sha(seed, at)).collect()
 }
 
 fn sha(seed: u8, at: u64) -> [u8; 32] {

@@ -451,8 +451,7 @@ fn run(fault: Option<(usize, Fault)>, images: &[Image]) -> usize {
         disk.image(*image, &target);
         check(&promised, &target, &format!("{fault:?}, {image:?}"));
     }
-    let steps = disk.sim.lock().unwrap().steps;
-    steps
+    disk.sim.lock().unwrap().steps
 }
 
 const ALL: [Image; 3] = [Image::Synced, Image::NamesToo, Image::Everything];
