@@ -332,7 +332,8 @@ impl Uploads {
     ) -> Result<Self> {
         Ok(Self { inner: Inner::open(options, store, listener, tasks)? })
     }
-    /// Finishes hashing what is closed and makes everything durable, for at most the time until `deadline`.
+    /// Finishes hashing what is closed, for at most `deadline`, and makes everything durable; what is left is hashed at
+    /// the next start. To be called while the tasks still run, and before the store is closed.
     pub async fn close(&self, deadline: Duration) -> Result<()> {
         self.inner.close(deadline).await
     }

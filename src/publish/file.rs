@@ -224,6 +224,17 @@ impl FileCell {
         Self { ino, opening: Mutex::new(()), state: Mutex::new(state), committed: Condvar::new() }
     }
 
+    /// Counts the handle that the file is made with.
+    pub(super) fn with_handle(mut self, write: bool) -> Self {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if write {
+            state.progress.open_writer();
+        } else {
+            state.progress.readers += 1;
+        }
+        self
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, FileState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -79,8 +79,8 @@ impl Inner {
             let added = names.tree.add(parent, name, owner, Body::File(None), super::now());
             match added {
                 Ok(ino) => {
-                    let cell = Arc::new(FileCell::new(ino, phase, Some(work)));
-                    cell.count_first(flags.write);
+                    let cell = FileCell::new(ino, phase, Some(work)).with_handle(flags.write);
+                    let cell = Arc::new(cell);
                     names.cells.insert(ino, cell.clone());
                     Ok(cell)
                 }
@@ -118,7 +118,7 @@ impl Inner {
             return Ok(self.add_handle(cell, flags));
         }
         self.writable()?;
-        let _opening = cell.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let opening = cell.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.with_work(&cell, if flags.truncate { Some(0) } else { None })?;
         if flags.truncate {
             truncate(&mut state, 0)?;
@@ -139,7 +139,7 @@ impl Inner {
         }
         drop(names);
         drop(state);
-        drop(_opening);
+        drop(opening);
         self.flusher.later();
         Ok(self.add_handle(cell, flags))
     }
@@ -299,18 +299,6 @@ impl Inner {
         let mut state = cell.quiet_state();
         let (file, object, whole) = self.current(&cell, &mut state)?;
         Ok(Backing { file, version: object.0, whole })
-    }
-}
-
-impl FileCell {
-    /// Counts the handle that the file is made with.
-    fn count_first(&self, write: bool) {
-        let mut state = self.state();
-        if write {
-            state.progress.open_writer();
-        } else {
-            state.progress.readers += 1;
-        }
     }
 }
 

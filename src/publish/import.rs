@@ -30,6 +30,10 @@ impl Inner {
         let (inner, path, name) = (self.clone(), path.to_owned(), name.to_owned());
         let copied = self.tasks.blocking("import", move || inner.import_now(&path, &name));
         let copied = copied.await.map_err(|_| PublishError::Closed)??;
+        if let Some((root, _)) = copied.last() {
+            // Hurries all below it at once, where asking one after the other would hash one after the other.
+            self.cid(*root).await?;
+        }
         let mut published = Vec::with_capacity(copied.len());
         for (ino, path) in copied {
             published.push((self.cid(ino).await?, path.to_string_lossy().into_owned()));

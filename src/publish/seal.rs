@@ -78,16 +78,7 @@ impl Inner {
         generation: u64,
         mut work: Arc<WorkingFile>,
     ) -> Result<Outcome, PublishError> {
-        let probe = work.clone();
-        let opened = self.tasks.blocking("seal", move || -> Result<_, PublishError> {
-            if is_held(&probe) {
-                return Ok(None);
-            }
-            let file = probe.open(false)?;
-            let stamp = stamp_of(&file)?;
-            Ok(Some((Arc::new(file), stamp)))
-        });
-        let Some((mut file, before)) = opened.await.map_err(|_| PublishError::Closed)?? else {
+        let Some((mut file, before)) = self.open_quiet(&work).await? else {
             return Ok(Outcome::Held);
         };
         let mut spare = None;
@@ -136,6 +127,23 @@ impl Inner {
         let (cell, object) = (cell.clone(), work.id());
         let finished = Finished { cell, generation, object, spare, stamp: after, hashed };
         Ok(Outcome::Hashed(Box::new(finished)))
+    }
+
+    /// The file for hashing and its stamp; none when somebody can write it.
+    async fn open_quiet(
+        &self,
+        work: &Arc<WorkingFile>,
+    ) -> Result<Option<(Arc<File>, FileStamp)>, PublishError> {
+        let work = work.clone();
+        let opened = self.tasks.blocking("seal", move || {
+            if is_held(&work) {
+                return Ok(None);
+            }
+            let file = work.open(false)?;
+            let stamp = stamp_of(&file)?;
+            Ok(Some((Arc::new(file), stamp)))
+        });
+        opened.await.map_err(|_| PublishError::Closed)?
     }
 
     /// Writes a large file's data out while it is hashed; small ones are synced together by the commit.

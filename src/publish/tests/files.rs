@@ -247,3 +247,40 @@ async fn a_write_takes_the_set_user_id_bit_away() {
     bench.write(handle, 0, b"x");
     assert_eq!(bench.uploads.getattr(ino).unwrap().mode, 0o755);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_file_made_for_reading_only_is_empty_and_published() {
+    let bench = Bench::new();
+    let name = OsStr::new("touched");
+    let made = bench.uploads.create(UploadIno::ROOT, name, 0o644, 1, 2, false, READ).unwrap();
+    assert!(bench.uploads.write(made.1, 0, b"x").is_err());
+    let again = bench.uploads.create(UploadIno::ROOT, name, 0o644, 1, 2, false, READ).unwrap();
+    assert_eq!(made.0.ino, again.0.ino);
+    let taken = bench.uploads.create(UploadIno::ROOT, name, 0o644, 1, 2, true, READ);
+    assert!(matches!(taken, Err(PublishError::Exists)));
+    assert_eq!(bench.uploads.cid(made.0.ino).await.unwrap(), id_of(b""));
+    bench.uploads.release(made.1);
+    bench.uploads.release(again.1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn space_is_reserved_and_holes_are_punched_in_an_overlay() {
+    let bench = Bench::new();
+    let mut data = bytes(3 * LEAF, 8);
+    let ino = bench.put("f", &data);
+    bench.uploads.cid(ino).await.unwrap();
+    let handle = bench.uploads.open_file(ino, WRITE).unwrap();
+    let (keep, punch) = (nix::libc::FALLOC_FL_KEEP_SIZE, nix::libc::FALLOC_FL_PUNCH_HOLE);
+    bench.uploads.fallocate(handle, 0, 0, 3 * LEAF as u64 + 10).unwrap();
+    data.resize(3 * LEAF + 10, 0);
+    assert_eq!(bench.read(ino), data);
+    bench.uploads.fallocate(handle, keep | punch, LEAF as u64 - 5, 10).unwrap();
+    data[LEAF - 5..LEAF + 5].fill(0);
+    assert_eq!(bench.read(ino), data);
+    assert_eq!(bench.uploads.lseek(handle, 7, nix::libc::SEEK_DATA).unwrap(), 7);
+    let end = bench.uploads.lseek(handle, 7, nix::libc::SEEK_HOLE).unwrap();
+    assert_eq!(usize::try_from(end).unwrap(), data.len());
+    assert!(bench.uploads.lseek(handle, end, nix::libc::SEEK_DATA).is_err());
+    bench.uploads.release(handle);
+    assert_eq!(bench.uploads.cid(ino).await.unwrap(), id_of(&data));
+}
