@@ -320,7 +320,8 @@ mod tests {
             if !here.contains(&want.id) && !want.send_dont_have {
                 list.remember(want);
             } else if list.finish(want) {
-                let (block, dont_have) = owed.remove(&want.id).expect("an answer nobody waits for");
+                // Panics for an answer that nobody waits for.
+                let (block, dont_have) = owed.remove(&want.id).unwrap();
                 assert!(want.block || !block, "HAVE where the block is wanted");
                 assert!(here.contains(&want.id) || dont_have);
             }

@@ -108,6 +108,7 @@ async fn a_connection_that_breaks_in_the_middle_answers_every_want() {
     let got = collect(&mut answers, &rest).await;
     assert!(got.iter().all(|got| !matches!(got, Err(error) if *error != WantError::Disconnected)));
     assert!(got.contains(&Err(WantError::Disconnected)));
+    a.connections.clone().wait_for(|count| *count == 0).await.unwrap();
     a.connect(&b).await;
     assert!(a.fetch(b.id, &ids).await.iter().all(Result::is_ok));
 }

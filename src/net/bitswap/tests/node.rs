@@ -151,7 +151,7 @@ pub(crate) async fn collect(
     let mut got = HashMap::new();
     while got.len() < ids.len() {
         let reply = tokio::time::timeout(Duration::from_secs(60), answers.recv());
-        let reply = reply.await.expect("an answer for each want").unwrap();
+        let reply = reply.await.unwrap().unwrap();
         if let Ok(block) = &reply.result {
             assert_eq!(*block.cid(), reply.id);
             Block::verify(reply.id, block.data().clone()).unwrap();
@@ -195,20 +195,13 @@ async fn drive(
 
 /// A raw block of `len` bytes that differs for each `seed`.
 pub(crate) fn block(seed: u64, len: usize) -> Block {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut data = Vec::with_capacity(len + 8);
-    while data.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        data.extend(state.to_le_bytes());
-    }
+    let mut data = seed.to_le_bytes().repeat(len.div_ceil(8));
     data.truncate(len);
     Block::raw(data.into())
 }
 
 pub(crate) fn blocks(seed: u64, count: usize, len: usize) -> Vec<Block> {
-    (0..count as u64).map(|n| block(seed << 32 | n, len)).collect()
+    (0..count as u64).map(|n| block(n << 8 | seed, len)).collect()
 }
 
 pub(crate) fn ids(blocks: &[Block]) -> Vec<ContentId> {
