@@ -29,7 +29,7 @@ type Blocks = HashMap<ContentId, Block>;
 /// A file of `len` bytes that differ from block to block, with all blocks of its DAG.
 fn file(len: usize, seed: u8) -> (ContentId, Vec<u8>, Blocks) {
     let data: Vec<u8> = (0..len)
-        .map(|at| (at / 7 + at / CHUNK * 31) as u8 ^ (at as u8).wrapping_mul(seed))
+        .map(|at| ((at / 7 + at / CHUNK * 31) % 256) as u8 ^ ((at % 256) as u8).wrapping_mul(seed))
         .collect();
     let mut blocks = Blocks::new();
     let mut builder = FileBuilder::new(SMALL);
@@ -502,4 +502,59 @@ async fn a_read_that_goes_elsewhere_drops_what_was_planned_and_not_asked_for() {
         source.asked().len(),
         blocks.len()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_source_is_passed_over_for_one_that_speaks() {
+    let world = World::new();
+    let (root, data, blocks) = file(60_000, 4);
+    world.source("silent", Script::Silent, &blocks);
+    world.source("speaks", Script::Gives(Duration::from_millis(5)), &blocks);
+    let began = tokio::time::Instant::now();
+    let handle = world.engine.file(&root, &root).await.unwrap();
+    assert_eq!(handle.read(READER, all(&data)).await.unwrap(), data);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_source_was_like_is_known_after_a_restart() {
+    let mut world = World::new();
+    let (root, _, blocks) = file(200_000, 4);
+    let source = world.source("one", Script::Gives(Duration::from_millis(5)), &blocks);
+    world.engine.fetch(&root, Strategy::Streaming).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(130)).await;
+    world.restart();
+    let known = super::reputation::Reputations::open(&world.store).get(source.id()).unwrap();
+    assert!(known.rate.is_some() && known.latency.is_some() && known.success > 0.9, "{known:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_download_tells_its_progress() {
+    let world = World::new();
+    let (root, data, blocks) = file(1 << 20, 4);
+    world.source("one", Script::Gives(Duration::from_millis(40)), &blocks);
+    let engine = world.engine.clone();
+    let fetch = tokio::spawn(async move { engine.fetch(&root, Strategy::Sequential).await });
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let transfers = world.engine.transfers();
+    assert_eq!(transfers.len(), 1);
+    let transfer = &transfers[0];
+    assert_eq!((transfer.cid, transfer.total, transfer.sources), (root, data.len() as u64, 1));
+    assert!(transfer.bytes > 0 && transfer.bytes < transfer.total && transfer.rate > 0);
+    fetch.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_shuts_down_ends_its_reads() {
+    let world = World::new();
+    let (root, data, blocks) = file(60_000, 4);
+    world.source("dies", Script::Dies(1), &blocks);
+    let handle = world.engine.file(&root, &root).await.unwrap();
+    let read = handle.read(READER, all(&data));
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.tasks.token().cancel();
+    };
+    let (read, ()) = tokio::join!(read, stop);
+    assert!(matches!(read, Err(DownloadError::Closed)), "{read:?}");
 }
