@@ -259,7 +259,8 @@ impl Actor {
                 }
             }
             Some(Found::Searched) => {}
-            None => self.found = None,
+            // The search ended by itself; the next want starts another.
+            None => (self.found, self.searching) = (None, false),
         }
         self.link.sources.store(self.sources.len(), Ordering::Relaxed);
     }

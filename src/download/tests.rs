@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "figures of a simulation are small")]
 
 use std::{
     collections::{HashMap, HashSet},

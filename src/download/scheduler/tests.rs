@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "figures of a simulation are small")]
 
 use std::collections::VecDeque;
 
@@ -142,7 +143,6 @@ fn mixed() -> Vec<Peer> {
 fn four_mixed_sources_give_nearly_their_sum() {
     let mut peers = mixed();
     let outcome = simulate(&mut peers);
-    println!("{outcome:?}");
     let ideal = SIZE as f64 / 60e6;
     // The reader's window is what limits: 20 MB/s with 40 MB ahead.
     assert!(
@@ -157,7 +157,6 @@ fn a_fast_source_that_freezes_does_not_stop_the_reader() {
     let mut peers = vec![peer(40.0, 20.0), peer(15.0, 60.0), peer(8.0, 120.0), peer(4.0, 200.0)];
     peers[0].frozen = 2.0..8.0;
     let outcome = simulate(&mut peers);
-    println!("{outcome:?}");
     assert!(outcome.stall < 1.5, "{outcome:?}");
     assert!(outcome.duplicates < 0.05, "{outcome:?}");
 }
@@ -167,7 +166,6 @@ fn a_fast_source_that_dies_costs_little_time() {
     let mut peers = vec![peer(40.0, 20.0), peer(15.0, 60.0), peer(8.0, 120.0), peer(4.0, 200.0)];
     peers[0].frozen = 2.0..f64::MAX;
     let outcome = simulate(&mut peers);
-    println!("{outcome:?}");
     assert!(outcome.stall < 1.5, "{outcome:?}");
     assert!(outcome.duplicates < 0.05, "{outcome:?}");
 }
@@ -177,7 +175,6 @@ fn two_dozen_slow_sources_feed_a_fast_reader() {
     let mut peers: Vec<Peer> =
         (0..24).map(|n| peer(1.0 + f64::from(n % 4) * 0.5, 30.0 + 10.0 * f64::from(n))).collect();
     let outcome = simulate(&mut peers);
-    println!("{outcome:?}");
     assert!(outcome.stall < 2.0, "{outcome:?}");
     assert!(outcome.duplicates < 0.05, "{outcome:?}");
 }
