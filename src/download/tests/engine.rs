@@ -91,7 +91,8 @@ async fn what_a_source_was_like_is_known_after_a_restart() {
     world.engine.fetch(&root, Strategy::Streaming).await.unwrap();
     tokio::time::sleep(Duration::from_secs(130)).await;
     world.restart();
-    let known = crate::download::reputation::Reputations::open(&world.store).get(source.id()).unwrap();
+    let known =
+        crate::download::reputation::Reputations::open(&world.store).get(source.id()).unwrap();
     assert!(known.rate.is_some() && known.latency.is_some() && known.success > 0.9, "{known:?}");
 }
 
