@@ -40,6 +40,8 @@ const SEARCH_ON: Duration = Duration::from_secs(60);
 const LINGER: Duration = Duration::from_secs(60);
 /// How often figures are taken and what nobody needs any more is looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How often what was learnt about the sources is kept; a crash costs a slower start only.
+const REMEMBER: Duration = Duration::from_secs(30);
 /// Replies that are taken at once.
 const BATCH: usize = 64;
 
@@ -60,6 +62,8 @@ struct Entry {
     dirty: bool,
     /// Blocks that are looked up, asked for or written.
     outstanding: usize,
+    /// Length of its leaves: the longest that was seen.
+    chunk_len: u64,
     whole: Option<Whole>,
     /// Present bytes and rate at the last look, and when that was.
     measured: (u64, u64, Duration),
@@ -91,6 +95,7 @@ pub(super) struct Actor {
     accounted: u64,
     housekeeping: Duration,
     busy_at: Duration,
+    remembered: Duration,
 }
 
 impl Actor {
@@ -124,6 +129,7 @@ impl Actor {
             accounted: 0,
             housekeeping: now,
             busy_at: now,
+            remembered: now,
         }
     }
 
@@ -147,6 +153,10 @@ impl Actor {
                 Some(command) = self.commands.recv() => self.command(command),
                 news = news(&mut self.found) => self.news(news),
                 () = tokio::time::sleep_until(timer) => {}
+            }
+            // Replies go first above; a stream of them must not keep a new reader waiting.
+            while let Ok(command) = self.commands.try_recv() {
+                self.command(command);
             }
             self.work();
             if self.may_end() && self.shared.retire(&self.root, &self.commands) {
@@ -192,6 +202,7 @@ impl Actor {
             idle_since,
             dirty: true,
             outstanding: 0,
+            chunk_len: 0,
             whole: None,
         });
         entry.idle_since = idle_since;
@@ -221,8 +232,14 @@ impl Actor {
             self.found = Some(self.shared.finder.find(&self.root));
         }
         let want = Want { id: need.cid, root: self.root, range: need.range };
-        let (len, index) = plan::expected(&need);
+        let (len, index) = (plan::expected_len(&need), self.index(&file, need.range.start));
         self.scheduler.want(now, Demand { want, len, urgency, file, index });
+    }
+
+    /// Number of the chunk that starts at `start`, in a file of equal chunks.
+    fn index(&self, file: &ContentId, start: u64) -> u64 {
+        let len = self.files.get(file).map_or(0, |entry| entry.chunk_len);
+        start.checked_div(len).unwrap_or(0)
     }
 
     fn news(&mut self, news: Option<Found>) {
@@ -242,7 +259,8 @@ impl Actor {
                 }
             }
             Some(Found::Searched) => {}
-            None => self.found = None,
+            // The search ended by itself; the next want starts another.
+            None => (self.found, self.searching) = (None, false),
         }
         self.link.sources.store(self.sources.len(), Ordering::Relaxed);
     }
@@ -349,6 +367,10 @@ impl Actor {
             self.busy_at = now;
         }
         self.publish_transfers(now);
+        if now >= self.remembered + REMEMBER {
+            self.remembered = now;
+            self.remember();
+        }
     }
 
     /// Ends the fetching of a file.
@@ -373,11 +395,16 @@ impl Actor {
             && self.now() >= self.busy_at + LINGER
     }
 
-    fn end(&mut self) {
-        self.shared.account(self.accounted, 0);
+    /// Keeps what was learnt about the sources.
+    fn remember(&self) {
         for (id, reputation) in self.scheduler.reputations() {
             self.shared.reputations.put(id, reputation);
         }
+    }
+
+    fn end(&mut self) {
+        self.shared.account(self.accounted, 0);
+        self.remember();
         for entry in self.files.values() {
             entry.file.fail((0..u64::MAX).into(), &DownloadError::Closed);
         }

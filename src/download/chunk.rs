@@ -45,7 +45,7 @@ impl Engine {
             cid: *cid,
             peer: peer.clone(),
         });
-        let result = match self.from_peer(chunk).await {
+        let result = match self.ask_peer(chunk).await {
             Ok(block) => Ok(block),
             Err(error) => {
                 tracing::debug!("{cid} from {peer}: {error}");
@@ -67,7 +67,7 @@ impl Engine {
         result
     }
 
-    async fn from_peer(&self, chunk: Chunk<'_>) -> Result<Block, SourceError> {
+    async fn ask_peer(&self, chunk: Chunk<'_>) -> Result<Block, SourceError> {
         let source = self.source(chunk).await.ok_or(Transient::Timeout)?;
         let of = self.options().max_chunk_retries.max(1);
         let mut attempt = 1;

@@ -191,7 +191,21 @@ impl Engine {
         self.open(root, &block)
     }
 
-    /// Opens a file whose root node is here.
+    /// As [`Engine::file`] for a file whose root node is here; none when it is not. Never waits for the network.
+    pub fn file_now(
+        &self,
+        root: &ContentId,
+        id: &ContentId,
+    ) -> Option<Result<FileHandle, DownloadError>> {
+        if let Some(file) = self.opened(root, id) {
+            return Some(Ok(FileHandle::new(self.clone(), file)));
+        }
+        match self.shared.store.block(id) {
+            Ok(block) => Some(self.open(root, &block?)),
+            Err(error) => Some(Err(Arc::new(error).into())),
+        }
+    }
+
     fn open(&self, root: &ContentId, block: &Block) -> Result<FileHandle, DownloadError> {
         let id = block.cid();
         let mut layout = FileLayout::new(block)?;

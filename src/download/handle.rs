@@ -95,8 +95,8 @@ impl FileHandle {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let moved = file.readers().windows.read(engine.now(), reader, range);
-        if moved && !file.object.is_complete() {
+        // Nothing to plan for where all is here.
+        if !file.object.is_complete() && file.readers().windows.read(engine.now(), reader, range) {
             engine.nudge(file);
         }
         for _ in 0..READ_TRIES {

@@ -27,6 +27,8 @@ mod late;
 const TICK: Duration = Duration::from_millis(25);
 /// After this long a source that did not have a block is asked again: it may be fetching the content itself.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// A source that had none of the last blocks is asked after those that may have all; more than this says no more.
+const MOST_LACKED: u32 = 8;
 /// Shut out for wrong bytes.
 const BAN: Duration = Duration::from_secs(3600);
 
@@ -87,6 +89,8 @@ struct Peer {
     silences: u32,
     /// Failures in a row.
     failures: u32,
+    /// Blocks in a row that it said not to have.
+    lacked: u32,
     /// "Busy" answers in a row.
     busy: u32,
     /// When the last failure was counted; what was asked before it fails with it, not once more.
@@ -172,6 +176,7 @@ impl Scheduler {
             paused_until: Duration::ZERO,
             silences: 0,
             failures: 0,
+            lacked: 0,
             busy: 0,
             failed_at: None,
             heard: now,
@@ -260,7 +265,8 @@ impl Scheduler {
         len: u64,
     ) -> Option<Demand> {
         if let Some(peer) = self.peers.get_mut(source) {
-            (peer.failures, peer.silences, peer.busy, peer.heard) = (0, 0, 0, now);
+            (peer.failures, peer.silences, peer.busy, peer.lacked) = (0, 0, 0, 0);
+            peer.heard = now;
             if let Some(sent) = peer.in_flight.remove(id) {
                 peer.stats.delivered(now, sent.at, sent.ahead, sent.len);
             }
@@ -288,6 +294,9 @@ impl Scheduler {
         let Some(sent) = peer.in_flight.remove(id) else { return };
         peer.stats.lost(sent.len);
         peer.heard = now;
+        if matches!(error, SourceError::Permanent(Permanent::NotFound)) {
+            peer.lacked = (peer.lacked + 1).min(MOST_LACKED);
+        }
         self.unsent(id, source);
         match error {
             SourceError::Permanent(Permanent::NotFound) => self.lacks(now, source, id),

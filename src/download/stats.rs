@@ -42,6 +42,15 @@ impl Typical {
     }
 }
 
+/// The whole part of a figure.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "`as` saturates, and no fraction of a byte matters"
+)]
+pub(super) fn whole(figure: f64) -> u64 {
+    figure as u64
+}
+
 fn median(values: &mut [f64]) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
@@ -87,6 +96,7 @@ impl SourceStats {
         }
     }
 
+    /// What is worth keeping; none of a source that never gave a block.
     pub(super) fn reputation(&self) -> Reputation {
         Reputation { rate: self.rate, latency: self.latency, success: self.success }
     }
@@ -110,7 +120,7 @@ impl SourceStats {
             SourceKind::Bitswap => BITSWAP_BLOCKS * TYPICAL_BLOCK,
         };
         let product = match (self.rate, self.latency) {
-            (Some(rate), Some(latency)) => (rate * (latency + QUEUE_TARGET.as_secs_f64())) as u64,
+            (Some(rate), Some(latency)) => whole(rate * (latency + QUEUE_TARGET.as_secs_f64())),
             _ => most,
         };
         product.min(self.window).clamp(2 * TYPICAL_BLOCK, most)

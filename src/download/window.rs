@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::ReaderId;
+use super::{ReaderId, stats::whole};
 use crate::content::ByteRange;
 
 /// Read ahead of the first read of a sequential pattern: 1 MiB and what the kernel reads ahead by itself.
@@ -153,7 +153,7 @@ impl Window {
             self.ahead = FIRST_AHEAD;
             self.run = 1;
         } else if self.run > self.ahead / 2 {
-            let most = (self.rate.unwrap_or(0.0) * AHEAD_TIME) as u64;
+            let most = whole(self.rate.unwrap_or(0.0) * AHEAD_TIME);
             self.ahead = (self.ahead * 2).min(most.clamp(FULL_AHEAD, MOST_AHEAD));
             self.run = 1;
         }

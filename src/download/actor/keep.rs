@@ -161,7 +161,7 @@ impl Actor {
                 self.writing = false;
                 written.into_iter().for_each(|written| self.written(written));
             }
-            Done::Holders { file, needs, has } => self.ordered(now, &file, needs, has),
+            Done::Holders { file, needs, has } => self.ordered(&file, needs, &has),
             Done::Cut => (self.looking, self.writing) = (false, false),
         }
     }
@@ -195,7 +195,7 @@ impl Actor {
         match written.result {
             Ok(()) => self.emit(Event::DownloadChunkComplete {
                 file_hash: file,
-                chunk_index: start / crate::download::stats::TYPICAL_BLOCK,
+                chunk_index: self.index(&file, start),
                 path: self.shared.store.dir().join("objects"),
             }),
             Err(error) => self.store_failed(&file, &DownloadError::Store(error)),

@@ -5,7 +5,12 @@ use std::time::Duration;
 use super::{Actor, Entry};
 use crate::{
     content::{ByteRange, Codec, ContentId, MAX_BLOCK_LEN, Need},
-    download::{engine, event::Transfer, scheduler::Urgency, stats::TYPICAL_BLOCK},
+    download::{
+        engine,
+        event::Transfer,
+        scheduler::Urgency,
+        stats::{TYPICAL_BLOCK, whole},
+    },
 };
 
 /// How far behind the window interior nodes are fetched: what two nodes of 174 links of 256 KiB cover. A reader never
@@ -22,12 +27,11 @@ pub(super) struct Lookup {
     pub(super) urgency: Urgency,
 }
 
-/// Length of a needed block as far as it can be told, and its number among the chunks of its file.
-pub(super) fn expected(need: &Need) -> (u64, u64) {
+/// Length of a needed block as far as it can be told.
+pub(super) fn expected_len(need: &Need) -> u64 {
     let len = need.range.len();
     // An interior node covers more than a block can hold; its own length is small.
-    let len = if is_interior(need) || len == 0 { TYPICAL_BLOCK / 16 } else { len };
-    (len, need.range.start / TYPICAL_BLOCK)
+    if is_interior(need) || len == 0 { TYPICAL_BLOCK / 16 } else { len }
 }
 
 /// Whether it is certainly an interior node.
@@ -67,6 +71,10 @@ impl Actor {
             users.push(lookup.file);
             if let Some(entry) = self.files.get_mut(&lookup.file) {
                 entry.outstanding += 1;
+                if id.codec() == Codec::Raw {
+                    // All leaves but the last are of one length in nearly every file.
+                    entry.chunk_len = entry.chunk_len.max(lookup.need.range.len());
+                }
             }
         }
         if self.scheduler.wants(&id) {
@@ -137,7 +145,7 @@ impl Entry {
         if time > 0.0 {
             let fresh = (bytes.saturating_sub(before)) as f64 / time;
             let smooth = if rate == 0 { fresh } else { 0.7 * rate as f64 + 0.3 * fresh };
-            self.measured = (bytes, smooth as u64, now);
+            self.measured = (bytes, whole(smooth), now);
         }
         (bytes, self.measured.1)
     }

@@ -83,7 +83,7 @@ impl Actor {
             return;
         }
         if whole.pending.is_empty() && !whole.asking {
-            self.order_whole(now, id);
+            self.order_whole(id);
         }
         let Some(entry) = self.files.get_mut(id) else { return };
         let Some(whole) = &mut entry.whole else { return };
@@ -100,7 +100,7 @@ impl Actor {
     }
 
     /// Finds the next blocks of a background download and puts them in order.
-    fn order_whole(&mut self, now: Duration, id: &ContentId) {
+    fn order_whole(&mut self, id: &ContentId) {
         let Some(entry) = self.files.get_mut(id) else { return };
         let Some(whole) = &mut entry.whole else { return };
         let file = &entry.file;
@@ -136,14 +136,14 @@ impl Actor {
             return;
         }
         whole.asking = true;
-        self.ask_holders(now, *id, needs);
+        self.ask_holders(*id, needs);
     }
 
-    fn ask_holders(&mut self, now: Duration, file: ContentId, needs: Vec<Need>) {
+    fn ask_holders(&mut self, file: ContentId, needs: Vec<Need>) {
         if self.sources.is_empty() {
             // Nobody to ask yet: the first blocks start the search, the rest is ordered when there are sources.
             let needs = needs.into_iter().take(1).collect();
-            self.ordered(now, &file, needs, Vec::new());
+            self.ordered(&file, needs, &[]);
             return;
         }
         let ids: Vec<ContentId> = needs.iter().map(|need| need.cid).collect();
@@ -158,10 +158,9 @@ impl Actor {
     /// The sources said what they have.
     pub(super) fn ordered(
         &mut self,
-        now: Duration,
         id: &ContentId,
         needs: Vec<Need>,
-        has: Vec<(SourceId, Vec<bool>)>,
+        has: &[(SourceId, Vec<bool>)],
     ) {
         let Some(entry) = self.files.get_mut(id) else { return };
         let Some(whole) = &mut entry.whole else { return };
@@ -171,6 +170,5 @@ impl Actor {
             .collect();
         whole.pending.extend(order(whole.strategy, &holders).into_iter().map(|at| needs[at]));
         entry.dirty = true;
-        let _ = now;
     }
 }

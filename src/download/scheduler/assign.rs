@@ -79,19 +79,21 @@ fn choose(
     typical: Typical,
     urgent: bool,
 ) -> Choice {
-    let mut free: Option<(f64, &SourceId)> = None;
+    // Expected seconds, and the same with what speaks against the source.
+    let mut free: Option<(f64, f64, &SourceId)> = None;
     let mut full: Option<f64> = None;
     for (id, peer) in peers.iter().filter(|(id, peer)| peer.may_have(id, wanted, now)) {
         let seconds = peer.stats.completion(wanted.demand.len, typical);
         if peer.takes(now, urgent) {
-            if free.is_none_or(|(best, _)| seconds < best) {
-                free = Some((seconds, id));
+            let rank = seconds * f64::from(1 + peer.lacked);
+            if free.is_none_or(|(_, best, _)| rank < best) {
+                free = Some((seconds, rank, id));
             }
         } else if full.is_none_or(|best| seconds < best) {
             full = Some(seconds);
         }
     }
-    let Some((seconds, source)) = free else { return Choice::Nobody };
+    let Some((seconds, _, source)) = free else { return Choice::Nobody };
     let late = wanted.demand.urgency.deadline.saturating_sub(now).as_secs_f64() < seconds;
     if late && full.is_some_and(|full| full + WORTH_WAITING < seconds) {
         return Choice::Later;

@@ -22,6 +22,8 @@ const LATE_GRACE: f64 = 0.05;
 /// A source is silent when it says nothing for this many times what it was expected to take.
 const SILENT: f64 = 4.0;
 const SILENT_GRACE: f64 = 0.2;
+/// A source that delivers other blocks has skipped one that takes this many times what was expected.
+const SKIPPED: f64 = 20.0;
 /// First pause of a silent source; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause of a silent source.
@@ -131,10 +133,14 @@ impl Scheduler {
         let expired: Vec<(SourceId, ContentId)> = self
             .peers
             .iter()
-            // A source that delivers is not timed out for the length of its own queue.
-            .filter(|(_, peer)| now.saturating_sub(peer.heard) >= limit)
             .flat_map(|(source, peer)| {
-                let old = peer.in_flight.iter().filter(|(_, s)| now.saturating_sub(s.at) >= limit);
+                let silent = now.saturating_sub(peer.heard) >= limit;
+                let old = peer.in_flight.iter().filter(move |(_, sent)| {
+                    let age = now.saturating_sub(sent.at);
+                    // A source that delivers is not timed out for the length of its own queue, only for a block
+                    // that it has skipped.
+                    age >= limit && (silent || age.as_secs_f64() > SKIPPED * sent.predicted)
+                });
                 old.map(|(id, _)| (source.clone(), *id))
             })
             .collect();

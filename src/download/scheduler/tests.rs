@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "figures of a simulation are small")]
 
 use std::collections::VecDeque;
 
@@ -124,7 +125,11 @@ fn act(peers: &mut [Peer], action: Action, time: f64) {
             peers[at(&source)].queue.extend(wants.iter().map(|want| (want.id, time)));
         }
         Action::Cancel { source, ids } => {
-            peers[at(&source)].queue.retain(|(id, _)| !ids.contains(id));
+            // What is being sent comes all the same.
+            let mut sending = peers[at(&source)].rate > 0.0;
+            peers[at(&source)]
+                .queue
+                .retain(|(id, _)| std::mem::take(&mut sending) || !ids.contains(id));
         }
         Action::Ban { .. } | Action::Fail { .. } => unreachable!("{action:?}"),
     }
@@ -138,7 +143,6 @@ fn mixed() -> Vec<Peer> {
 fn four_mixed_sources_give_nearly_their_sum() {
     let mut peers = mixed();
     let outcome = simulate(&mut peers);
-    eprintln!("{outcome:?}");
     let ideal = SIZE as f64 / 60e6;
     // The reader's window is what limits: 20 MB/s with 40 MB ahead.
     assert!(
@@ -153,7 +157,6 @@ fn a_fast_source_that_freezes_does_not_stop_the_reader() {
     let mut peers = vec![peer(40.0, 20.0), peer(15.0, 60.0), peer(8.0, 120.0), peer(4.0, 200.0)];
     peers[0].frozen = 2.0..8.0;
     let outcome = simulate(&mut peers);
-    eprintln!("{outcome:?}");
     assert!(outcome.stall < 1.5, "{outcome:?}");
     assert!(outcome.duplicates < 0.05, "{outcome:?}");
 }
@@ -163,7 +166,6 @@ fn a_fast_source_that_dies_costs_little_time() {
     let mut peers = vec![peer(40.0, 20.0), peer(15.0, 60.0), peer(8.0, 120.0), peer(4.0, 200.0)];
     peers[0].frozen = 2.0..f64::MAX;
     let outcome = simulate(&mut peers);
-    eprintln!("{outcome:?}");
     assert!(outcome.stall < 1.5, "{outcome:?}");
     assert!(outcome.duplicates < 0.05, "{outcome:?}");
 }
@@ -173,7 +175,6 @@ fn two_dozen_slow_sources_feed_a_fast_reader() {
     let mut peers: Vec<Peer> =
         (0..24).map(|n| peer(1.0 + f64::from(n % 4) * 0.5, 30.0 + 10.0 * f64::from(n))).collect();
     let outcome = simulate(&mut peers);
-    eprintln!("{outcome:?}");
     assert!(outcome.stall < 2.0, "{outcome:?}");
     assert!(outcome.duplicates < 0.05, "{outcome:?}");
 }
@@ -223,7 +224,6 @@ fn capped_sources_reach_their_sum_in_the_background() {
     let mut peers = mixed();
     let (seconds, duplicates) = background(&mut peers);
     let share = SIZE as f64 / seconds / 60e6;
-    eprintln!("{share} {duplicates}");
     assert!(share >= 0.95, "{share} of the sum in {seconds} s");
     assert!(duplicates < 0.05, "{duplicates}");
 }
