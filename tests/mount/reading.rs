@@ -1,0 +1,180 @@
+//! The tree, errors and time limits of reading.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::MetadataExt,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::harness::{errno, mounted, mounted_with, noise, xattr};
+
+/// The sha2-256 of nothing that anybody has.
+const ABSENT_DIR: &str = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzda";
+const ABSENT_RAW: &str = "bafkreigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzda";
+
+#[test]
+fn the_root_lists_its_folders_and_what_is_published() {
+    let Some(m) = mounted(true) else { return };
+    let names = || m.sh("ls -A").lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(names(), BTreeSet::from([".chiral", "ipfs", "upload"].map(str::to_owned)));
+    fs::write(m.upload("a"), "a").unwrap();
+    let cid = m.cid("a");
+    assert!(names().contains(&cid));
+    assert!(m.sh("grep chiral-fs- /proc/self/mounts | tail -1").contains(" fuse.chiral "));
+}
+
+#[test]
+fn names_that_are_nothing_cost_no_search() {
+    let Some(m) = mounted(true) else { return };
+    let start = Instant::now();
+    for name in
+        [".Trash", ".Trash-1000", ".hidden", "autorun.inf", ".git", "HEAD", "ipns", "ipfs/x"]
+    {
+        assert_eq!(errno(fs::metadata(m.path(name))), libc::ENOENT, "{name}");
+    }
+    // A search would take the lookup timeout of two seconds for each.
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn what_nobody_has_times_out_and_is_not_enoent_and_holds_nobody_up() {
+    let Some(m) = mounted(true) else { return };
+    std::thread::scope(|scope| {
+        for name in [ABSENT_DIR, ABSENT_RAW] {
+            let m = &m;
+            scope.spawn(move || {
+                assert_eq!(errno(fs::metadata(m.path(name))), libc::ETIMEDOUT, "{name}");
+                assert_eq!(
+                    errno(fs::metadata(m.path(name).join("below"))),
+                    if name == ABSENT_RAW { libc::ENOTDIR } else { libc::ETIMEDOUT }
+                );
+                let opened = File::open(m.path(name)).and_then(|mut file| file.read(&mut [0; 10]));
+                assert_eq!(errno(opened), libc::ETIMEDOUT, "{name}");
+            });
+        }
+        // Beside them everything goes on, also what needs the root's lock.
+        let start = Instant::now();
+        assert_eq!(errno(File::create(m.path("touched"))), libc::EROFS);
+        fs::write(m.upload("a"), "a").unwrap();
+        fs::metadata(m.path("ipfs")).unwrap();
+        assert_eq!(fs::read(m.path(&m.cid("a"))).unwrap(), b"a");
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn a_reader_that_is_killed_ends_at_once() {
+    if !crate::harness::can_mount() {
+        return;
+    }
+    let m =
+        mounted_with(|options| options.download.lookup_timeout = Duration::from_secs(300), true);
+    for signal in ["INT", "TERM", "KILL"] {
+        let mut child = Command::new("stat")
+            .arg(m.path(ABSENT_DIR))
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        // It has to be inside the call first.
+        while !m.node.tasks().alive().contains_key("getattr") {
+            std::thread::yield_now();
+        }
+        let killed = Instant::now();
+        assert!(
+            Command::new("kill")
+                .args([&format!("-{signal}"), &child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert!(!child.wait().unwrap().success());
+        assert!(killed.elapsed() < Duration::from_secs(10), "{signal}: {:?}", killed.elapsed());
+        while m.node.tasks().alive().contains_key("getattr") {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn inline_content_and_old_ids_are_shown() {
+    let Some(m) = mounted(true) else { return };
+    // Version 1, raw, identity of 5 bytes.
+    assert_eq!(fs::read(m.path("f0155000568656c6c6f")).unwrap(), b"hello");
+    fs::write(m.upload("a"), "a").unwrap();
+    let cid = m.cid("a");
+    let id: chiral::content::ContentId = cid.parse().unwrap();
+    let hex: String = id.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(fs::read(m.path(&format!("f{hex}"))).unwrap(), b"a");
+}
+
+#[test]
+fn attributes_of_content_are_those_of_a_read_only_file() {
+    let Some(m) = mounted(true) else { return };
+    fs::write(m.upload("a"), noise(100_000)).unwrap();
+    let cid = m.cid("a");
+    let found = fs::metadata(m.path(&cid)).unwrap();
+    assert_eq!((found.mode(), found.len(), found.nlink()), (libc::S_IFREG | 0o444, 100_000, 1));
+    assert!(found.blocks() >= 8);
+    assert_eq!(found.ino(), fs::metadata(m.path(&cid)).unwrap().ino());
+    let dir = fs::metadata(m.path("ipfs")).unwrap();
+    assert_eq!(dir.mode(), libc::S_IFDIR | 0o555);
+    assert_eq!(xattr(&m.path(&cid), "user.chiral.cached").unwrap(), "100000");
+    assert_eq!(errno(xattr(&m.path(&cid), "user.none")), libc::ENODATA);
+    let file = File::open(m.path(&cid)).unwrap();
+    let seek = |from| rustix::fs::seek(&file, from);
+    assert_eq!(seek(rustix::fs::SeekFrom::Hole(5)), Ok(100_000));
+    assert_eq!(seek(rustix::fs::SeekFrom::Data(5)), Ok(5));
+    assert!(m.sh("df . | tail -1").contains(m.root.to_str().unwrap()));
+}
+
+#[test]
+fn the_files_of_the_daemon_are_json() {
+    let Some(m) = mounted(true) else { return };
+    let version = fs::read_to_string(m.path(".chiral/version")).unwrap();
+    assert_eq!(version.trim(), env!("CARGO_PKG_VERSION"));
+    for name in ["status.json", "transfers.json", "peers.json"] {
+        let text = fs::read(m.path(".chiral").join(name)).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap();
+        let shown = m.sh(&format!("cat .chiral/{name}"));
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap();
+    }
+    let mut events = File::open(m.path(".chiral/events")).unwrap();
+    fs::write(m.upload("a"), "a").unwrap();
+    let cid = m.cid("a");
+    let mut text = String::new();
+    while !text.contains("published") {
+        let mut part = [0; 4096];
+        let len = events.read(&mut part).unwrap();
+        text += std::str::from_utf8(&part[..len]).unwrap();
+    }
+    assert!(text.contains(&cid), "{text}");
+}
+
+#[test]
+fn a_detached_mount_is_gone_at_once_although_a_file_is_open() {
+    let Some(m) = mounted(true) else { return };
+    fs::write(m.upload("a"), "a").unwrap();
+    let mut open = File::open(m.upload("a")).unwrap();
+    m.mount().unmount().unwrap();
+    assert!(!m.path("upload").exists());
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "a");
+    drop(open);
+    let ended = async { tokio::time::timeout(Duration::from_secs(10), m.mount().ended()).await };
+    m.runtime.block_on(ended).unwrap();
+    m.mount().unmount().unwrap();
+}
+
+#[test]
+fn a_mount_that_is_taken_away_from_outside_ends() {
+    let Some(m) = mounted(true) else { return };
+    assert!(chiral::fs::unmount_path(&m.root).unwrap());
+    let ended = async { tokio::time::timeout(Duration::from_secs(10), m.mount().ended()).await };
+    m.runtime.block_on(ended).unwrap();
+    assert!(!chiral::fs::unmount_path(&m.root).unwrap());
+}
