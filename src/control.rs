@@ -19,6 +19,8 @@ mod error;
 mod reference;
 mod server;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 mod wire;
 

@@ -59,6 +59,31 @@ impl Bar {
     }
 }
 
+/// Shows the sum of all downloads while something that needs them is waited for.
+pub(crate) async fn over_downloads<T>(
+    client: &Client,
+    name: &str,
+    work: impl Future<Output = T>,
+) -> T {
+    let bar = Bar::new(name, 0);
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(ASK_EVERY) => {}
+        }
+        if bar.bar.is_hidden() {
+            continue;
+        }
+        if let Ok(transfers) = client.get::<Vec<TransferRow>>("/v1/transfers").await {
+            let sum = |part: fn(&TransferRow) -> u64| transfers.iter().map(part).sum();
+            bar.set(sum(|transfer| transfer.bytes), sum(|transfer| transfer.total));
+            let sources: usize = transfers.iter().map(|transfer| transfer.sources).sum();
+            bar.bar.set_message(format!("{sources} sources"));
+        }
+    }
+}
+
 impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();

@@ -160,7 +160,7 @@ fn owners_modes_times_and_attributes_are_kept() {
         assert_eq!(found.modified().unwrap(), when);
         let mut names = [0; 512];
         let len = rustix::fs::listxattr(&path, &mut names).unwrap();
-        let names = String::from_utf8(names[..len].iter().map(|c| *c as u8).collect()).unwrap();
+        let names = String::from_utf8(names[..len].to_vec()).unwrap();
         assert!(names.contains("user.note\0") && names.contains("user.chiral.cid\0"));
         rustix::fs::removexattr(&path, "user.note").unwrap();
         assert_eq!(errno(xattr(&path, "user.note")), libc::ENODATA);

@@ -3,13 +3,15 @@
 use anyhow::bail;
 use chiral::control::{Client, PinRequest, PinRow, ProvideRequest, Reference, Unpinned};
 
-use crate::{cli::PinCommand, output};
+use crate::{cli::PinCommand, output, progress::over_downloads};
 
 pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Result<()> {
     match command {
         PinCommand::Add { id, name } => {
             id.parse::<Reference>()?;
-            let pin: PinRow = client.post("/v1/pins", &PinRequest { id, name }).await?;
+            let request = PinRequest { id, name };
+            let pinned = client.post("/v1/pins", &request);
+            let pin: PinRow = over_downloads(client, "pin", pinned).await?;
             if json {
                 output::json(&pin)
             } else {

@@ -1,0 +1,122 @@
+//! A daemon from its start in the background to its end, by the commands alone.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+/// A data folder, a mountpoint and a home; a daemon that is left over is ended.
+struct Lab {
+    dir: TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("mnt")).unwrap();
+        Self { dir }
+    }
+
+    fn mountpoint(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// Runs a command; one that hangs is ended, and fails the test.
+    fn chiral(&self, args: &[&str]) -> Output {
+        Command::new("timeout")
+            .args(["60", env!("CARGO_BIN_EXE_chiral")])
+            .args(args)
+            .env("HOME", self.dir.path())
+            .env("CHIRAL_DATA_DIR", self.dir.path().join("data"))
+            .env_remove("XDG_DATA_HOME")
+            .env_remove("XDG_CONFIG_HOME")
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.chiral(args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {}: {error}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(&[args, &["--json"]].concat())).unwrap()
+    }
+
+    fn mount(&self, more: &[&str]) -> Output {
+        let mountpoint = self.mountpoint();
+        let usual = ["mount", "--background", "--private", "--listen", "/ip4/127.0.0.1/tcp/0"];
+        self.chiral(&[&usual, more, &[mountpoint.to_str().unwrap()]].concat())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.chiral(&["umount", self.mountpoint().to_str().unwrap()]);
+    }
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+}
+
+#[test]
+fn a_daemon_in_the_background_serves_its_commands_until_umount() {
+    let lab = Lab::new();
+    let mountpoint = lab.mountpoint();
+    let mounted = lab.mount(&[]);
+    assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    let said = String::from_utf8(mounted.stdout).unwrap();
+    assert_eq!(said, format!("mounted {}\n", mountpoint.display()));
+    assert!(is_mounted(&mountpoint));
+
+    let file = lab.dir.path().join("hello.txt");
+    fs::write(&file, "hello world\n").unwrap();
+    let hello = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4";
+    assert_eq!(lab.ok(&["add", file.to_str().unwrap()]), format!("{hello}  hello.txt\n"));
+    assert_eq!(lab.ok(&["cat", hello]), "hello world\n");
+    assert_eq!(lab.ok(&["cat", hello, "--offset", "6", "--length", "3"]), "wor");
+    assert_eq!(fs::read_to_string(mountpoint.join(hello)).unwrap(), "hello world\n");
+    let under = mountpoint.join("upload/hello.txt");
+    assert_eq!(lab.ok(&["add", "-Q", under.to_str().unwrap()]), format!("{hello}\n"));
+    let copy = lab.dir.path().join("copy");
+    lab.ok(&["get", hello, "-o", copy.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(copy).unwrap(), "hello world\n");
+
+    let id = lab.json(&["id"]);
+    let status = lab.json(&["status"]);
+    assert_eq!(status["peer_id"], id["peer_id"]);
+    assert_eq!(status["addresses"], id["addresses"]);
+    assert!(!id["addresses"].as_array().unwrap().is_empty());
+    assert_eq!(status["mountpoint"], mountpoint.to_str().unwrap());
+    assert_eq!(status["uploads"], 1);
+    assert_eq!(status["store"]["objects"], 1);
+    for key in ["version", "gateway", "torrent_port", "peers", "downloads"] {
+        assert!(status.get(key).is_some(), "{key}");
+    }
+
+    lab.ok(&["umount", mountpoint.to_str().unwrap()]);
+    assert!(!is_mounted(&mountpoint));
+    assert_eq!(lab.chiral(&["id"]).status.code(), Some(4));
+}
+
+#[test]
+fn a_daemon_that_cannot_start_in_the_background_says_why() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    let second = lab.dir.path().join("second");
+    fs::create_dir(&second).unwrap();
+    let refused = lab.chiral(&["mount", "--background", "--private", second.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(error.contains("in use by another chiral daemon"), "{error}");
+    assert!(!is_mounted(&second));
+}

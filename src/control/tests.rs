@@ -1,0 +1,169 @@
+//! The whole interface over a real socket, with a node of its own behind it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use futures::StreamExt;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    node::{
+        DownloadOptions, ImportParams, NetOptions, Node, NodeOptions, PublishOptions, StoreOptions,
+    },
+    tasks::Tasks,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Daemon {
+    dir: TempDir,
+    node: Node,
+    stop: CancellationToken,
+    client: Client,
+}
+
+impl Daemon {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, stop, client) = start(dir.path()).await;
+        Self { dir, node, stop, client }
+    }
+
+    async fn add(&self, name: &str, bytes: &[u8]) -> Added {
+        let path = self.dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        self.client.post("/v1/add", &AddRequest { path }).await.unwrap()
+    }
+
+    async fn cat(&self, id: &str, from: u64) -> Result<Vec<u8>, ClientError> {
+        let mut body = self.client.bytes(&Client::target("cat", id), from).await?;
+        let mut all = Vec::new();
+        while let Some(piece) = body.next().await {
+            all.extend_from_slice(&piece?);
+        }
+        Ok(all)
+    }
+
+    async fn refused(&self, target: &str) -> ErrorCode {
+        match self.client.get::<serde_json::Value>(target).await {
+            Err(ClientError::Failure(failure)) => failure.code,
+            other => unreachable!("{other:?}"),
+        }
+    }
+}
+
+async fn start(dir: &Path) -> (Node, CancellationToken, Client) {
+    // Deeper than the address of a socket may be long.
+    let data = dir.join("d".repeat(120)).join("data");
+    let options = NodeOptions {
+        store: StoreOptions { dir: data.clone(), cache_limit: Some(1 << 30), min_free: 0 },
+        net: NetOptions {
+            key_file: data.join("key"),
+            listen: Vec::new(),
+            bootstrap: Vec::new(),
+            peers: Vec::new(),
+            offline: true,
+            serve_cached: true,
+        },
+        download: DownloadOptions {
+            lookup_timeout: Duration::from_millis(200),
+            ..DownloadOptions::default()
+        },
+        publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
+    };
+    fs::create_dir_all(&data).unwrap();
+    let node = Node::start(options, Tasks::new()).await.unwrap();
+    let stop = CancellationToken::new();
+    Server::bind(node.clone(), stop.clone()).unwrap().start();
+    (node, stop, Client::new(&data, Tasks::new()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_added_is_told_read_listed_and_pinned() {
+    let daemon = Daemon::start().await;
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let added = daemon.add("a file", &bytes).await;
+    let [AddedEntry { cid, name }] = added.entries.as_slice() else { unreachable!("{added:?}") };
+    let id = cid.to_string();
+    assert_eq!(name, "a file");
+
+    assert!(daemon.cat(&id, 0).await.unwrap() == bytes);
+    assert!(daemon.cat(&id, 2_999_999).await.unwrap() == bytes[2_999_999..]);
+    let stat: Stat = daemon.client.get(&Client::target("stat", &id)).await.unwrap();
+    assert_eq!((stat.kind, stat.size), (Kind::File, 3_000_000));
+    let listed: Vec<Listed> = daemon.client.get(&Client::target("ls", &id)).await.unwrap();
+    assert_eq!(listed[0].size, Some(3_000_000));
+
+    let pin = PinRequest { id: id.clone(), name: "kept".to_owned() };
+    let _: PinRow = daemon.client.post("/v1/pins", &pin).await.unwrap();
+    let pins: Vec<PinRow> = daemon.client.get("/v1/pins").await.unwrap();
+    assert_eq!(pins, [PinRow { cid: *cid, name: "kept".to_owned() }]);
+    let target = Client::target("pins", &id);
+    assert!(daemon.client.delete::<Unpinned>(&target).await.unwrap().removed);
+    assert!(!daemon.client.delete::<Unpinned>(&target).await.unwrap().removed);
+
+    let status: Status = daemon.client.get("/v1/status").await.unwrap();
+    assert_eq!((status.uploads, status.store.objects), (1, 1));
+    let mut lines = daemon.client.lines(Method::POST, "/v1/store/verify").await.unwrap();
+    let mut last = None;
+    while let Some(line) = lines.next().await {
+        last = Some(line.unwrap());
+    }
+    assert!(
+        matches!(last, Some(VerifyLine::Report { bytes: 3_000_000.., bad, .. }) if bad.is_empty())
+    );
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_say_what_sort_they_are() {
+    let daemon = Daemon::start().await;
+    let absent = "bafybeidhkumeonuwkebh2i4fc7o7lguehauradvlk57gzake6ggjsy372a";
+    assert_eq!(daemon.refused(&Client::target("stat", "no-id")).await, ErrorCode::Invalid);
+    assert_eq!(daemon.refused(&Client::target("ls", "magnet:?xt=x")).await, ErrorCode::Unsupported);
+    assert_eq!(daemon.refused(&Client::target("stat", absent)).await, ErrorCode::NotFoundInTime);
+    let provide = ProvideRequest { id: absent.to_owned() };
+    let refused = daemon.client.post::<()>("/v1/provide", &provide).await;
+    assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::Refused));
+    let nowhere = AddRequest { path: "/nowhere/at/all".into() };
+    let refused = daemon.client.post::<Added>("/v1/add", &nowhere).await;
+    assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NoEntry));
+    let added = daemon.add("short", b"12345").await;
+    let id = added.entries[0].cid.to_string();
+    let behind = daemon.cat(&id, 5).await;
+    assert!(matches!(behind, Err(ClientError::Failure(f)) if f.code == ErrorCode::Invalid));
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_sees_what_is_published_and_its_stream_ends_with_the_daemon() {
+    let daemon = Daemon::start().await;
+    let mut events =
+        daemon.client.lines::<serde_json::Value>(Method::GET, "/v1/events").await.unwrap();
+    let added = daemon.add("news", b"something new").await;
+    let published = loop {
+        let event = events.next().await.unwrap().unwrap();
+        if event["event"] == "published" {
+            break event;
+        }
+    };
+    assert_eq!(published["cid"], added.entries[0].cid.to_string());
+    assert_eq!(published["name"], "news");
+    daemon.node.stop(PATIENCE).await.unwrap();
+    while events.next().await.is_some_and(|event| event.is_ok()) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_is_the_owners_alone_and_goes_with_the_daemon() {
+    let daemon = Daemon::start().await;
+    let socket = daemon.node.store().dir().join("control.sock");
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let () = daemon.client.post("/v1/stop", &()).await.unwrap();
+    daemon.stop.cancelled().await;
+    daemon.node.stop(PATIENCE).await.unwrap();
+    assert!(!socket.exists());
+    let gone = daemon.client.get::<Status>("/v1/status").await;
+    assert!(matches!(gone, Err(ClientError::NotRunning(_))), "{gone:?}");
+}
