@@ -1,15 +1,37 @@
 //! The libp2p swarm and its driver: connections, Kademlia, Bitswap both ways.
 
-use std::{path::PathBuf, time::Duration};
+mod address;
+mod announce;
+mod behaviour;
+mod bitswap;
+mod driver;
+mod identity;
+mod keep;
+mod limits;
+mod records;
+mod redial;
+mod rows;
+mod scoped_kad;
+mod shared;
+mod start;
+mod transport;
+mod udp;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 pub use libp2p::{Multiaddr, PeerId};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
+use self::{announce::Announcer, driver::Command, shared::Shared};
 use crate::{
     content::{Block, ContentId},
     store::{Store, StoreError},
     tasks::Tasks,
 };
+
+/// How long [`Net::connect`] and [`Net::dial`] wait: a silent address costs the transport 10 s, and a peer may have
+/// addresses of several kinds, which are tried one kind after the other.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Options of [`Net::start`].
 #[derive(Clone, Debug)]
@@ -143,81 +165,207 @@ pub struct Provider {
     pub addresses: Vec<Multiaddr>,
 }
 
-/// The network; clones share one swarm.
+/// The network; clones share one swarm, which ends with the last of them or with the tasks it runs on.
 #[derive(Clone, Debug)]
 pub struct Net {
-    _private: (),
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    own: PeerId,
+    shared: Arc<Shared>,
+    announcer: Arc<Announcer>,
+    /// None: offline.
+    online: Option<Online>,
+}
+
+#[derive(Debug)]
+struct Online {
+    commands: mpsc::UnboundedSender<Command>,
+    bitswap: bitswap::Handle,
 }
 
 impl Net {
-    /// Listens, dials the named peers and starts the driver.
-    pub async fn start(
-        _options: NetOptions,
-        _store: Store,
-        _tasks: &Tasks,
-    ) -> Result<Self, NetError> {
-        todo!()
+    /// Listens, dials the named peers and starts the driver. Returns when every address is listened on; peers are
+    /// dialled after that.
+    ///
+    /// # Errors
+    /// [`NetError::Key`] when the key file is unusable, [`NetError::Listen`] when an address is taken or no address of
+    /// this machine, [`NetError::Store`] when the working state cannot be read.
+    pub async fn start(options: NetOptions, store: Store, tasks: &Tasks) -> Result<Self, NetError> {
+        let rows = start::NetRows::of(&store)?;
+        start::start(options, rows, Arc::new(store), tasks).await
     }
+
     /// Own id.
     pub fn peer_id(&self) -> PeerId {
-        todo!()
+        self.inner.own
     }
+
     /// Addresses that are listened on, with the peer id at their end.
     pub fn addresses(&self) -> Vec<Multiaddr> {
-        todo!()
+        let listening = self.inner.shared.addresses();
+        listening.iter().map(|at| address::with_peer(at, self.inner.own)).collect()
     }
-    /// Dials and waits until the peer is identified.
-    pub async fn connect(&self, _address: Multiaddr) -> Result<PeerId, NetError> {
-        todo!()
+
+    /// Dials and waits until the peer is identified. Its connection stays open from then on.
+    ///
+    /// # Errors
+    /// [`NetError::Connect`] with the reason, [`NetError::Offline`], [`NetError::Closed`].
+    pub async fn connect(&self, address: Multiaddr) -> Result<PeerId, NetError> {
+        self.refuse_own(address::peer_of(&address), &address)?;
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Connect(address.clone(), reply))?;
+        wait_for(address, answer).await
     }
-    /// Dials a provider; addresses may be empty when the swarm knows some.
-    pub async fn dial(&self, _provider: Provider) -> Result<(), NetError> {
-        todo!()
+
+    /// Dials a provider and waits until it is connected; addresses may be empty when the swarm knows some. What is
+    /// known besides is tried as well: nearby TCP first, then nearby QUIC, distant QUIC, distant TCP.
+    ///
+    /// # Errors
+    /// As [`Net::connect`].
+    pub async fn dial(&self, provider: Provider) -> Result<(), NetError> {
+        let first = provider.addresses.first().cloned().unwrap_or_else(Multiaddr::empty);
+        let address = address::with_peer(&first, provider.peer);
+        self.refuse_own(Some(provider.peer), &address)?;
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Dial(provider, reply))?;
+        wait_for(address, answer).await
     }
-    /// Connected peers.
+
+    /// Connected peers, by their ids.
     pub fn peers(&self) -> Vec<PeerInfo> {
-        todo!()
+        let peers = self.inner.shared.peers();
+        let info = |(peer, known): (PeerId, shared::Connected)| {
+            let (received, sent) = self.bitswap().map_or((0, 0), |bitswap| bitswap.ledger(peer));
+            let (address, agent, rtt) = (known.address(), known.agent(), known.rtt());
+            PeerInfo { peer, address, agent, rtt, received, sent }
+        };
+        peers.into_iter().map(info).collect()
     }
+
     /// Connected peers that speak Bitswap (with whether they are chiral nodes), and every change from then on.
+    /// A peer comes up once more when it turns out to be a chiral node.
     pub fn bitswap_peers(&self) -> (Vec<(PeerId, bool)>, broadcast::Receiver<PeerEvent>) {
-        todo!()
+        match self.bitswap() {
+            Some(bitswap) => bitswap.peers(),
+            // Nobody ever comes: the sender is gone.
+            None => (Vec::new(), broadcast::channel(1).1),
+        }
     }
-    /// Asks both DHTs; providers come as they are found, at most 20, for at most 30 s. Dropping the receiver ends the search.
-    pub fn find_providers(&self, _id: &ContentId) -> mpsc::Receiver<Result<Provider, NetError>> {
-        todo!()
+
+    /// Asks both DHTs; providers come as they are found, at most 20, for at most 30 s. Dropping the receiver ends the
+    /// search. The last item is an error when nobody was found: [`NetError::NoProviders`] when the DHT was asked,
+    /// [`NetError::Bootstrap`] when there was no one to ask.
+    pub fn find_providers(&self, id: &ContentId) -> mpsc::Receiver<Result<Provider, NetError>> {
+        // Room for every provider and one error: the driver never waits for the receiver.
+        let (to, found) = mpsc::channel(driver::MAX_PROVIDERS + 1);
+        if let Err(error) = self.command(Command::Find(*id, to.clone())) {
+            // The channel is empty and its receiver is in hand.
+            let _ = to.try_send(Err(error));
+        }
+        found
     }
-    /// Puts a root on the persisted announce queue; it is announced soon and again in time.
-    pub fn announce(&self, _root: &ContentId) -> Result<(), NetError> {
-        todo!()
+
+    /// Puts a root on the persisted announce queue; it is announced soon and again in time. One that is on it already
+    /// is announced again at once. Offline it waits for a start with a network.
+    ///
+    /// # Errors
+    /// [`NetError::Store`] when the queue cannot be written.
+    pub fn announce(&self, root: &ContentId) -> Result<(), NetError> {
+        Ok(self.inner.announcer.add(root)?)
     }
-    /// Takes a root off the queue.
-    pub fn withdraw(&self, _root: &ContentId) -> Result<(), NetError> {
-        todo!()
+
+    /// Takes a root off the queue. Others forget it when their records expire, after two days.
+    ///
+    /// # Errors
+    /// As [`Net::announce`].
+    pub fn withdraw(&self, root: &ContentId) -> Result<(), NetError> {
+        self.inner.announcer.remove(root)?;
+        // Without a driver nobody names this node as a provider anyway.
+        let _ = self.command(Command::Withdraw(announce::key_of(root)));
+        Ok(())
     }
+
     /// Asks `peer` for blocks, in this order, as one group; answers come to `replies` as they arrive. Never waits.
     pub fn want_blocks(
         &self,
-        _peer: PeerId,
-        _ids: &[ContentId],
-        _replies: &mpsc::UnboundedSender<BlockReply>,
+        peer: PeerId,
+        ids: &[ContentId],
+        replies: &mpsc::UnboundedSender<BlockReply>,
     ) {
-        todo!()
+        if let Some(bitswap) = self.bitswap() {
+            bitswap.want_blocks(peer, ids, replies);
+            return;
+        }
+        for id in ids {
+            let reply = BlockReply { peer, id: *id, result: Err(WantError::Disconnected) };
+            // Whoever dropped the receiver does not care.
+            let _ = replies.send(reply);
+        }
     }
+
     /// Gives up wants; no answer comes for them any more.
-    pub fn cancel(&self, _peer: PeerId, _ids: &[ContentId]) {
-        todo!()
+    pub fn cancel(&self, peer: PeerId, ids: &[ContentId]) {
+        if let Some(bitswap) = self.bitswap() {
+            bitswap.cancel(peer, ids);
+        }
     }
+
     /// Asks `peer` which of `ids` it has; silent peers count as having none after `within`.
-    pub async fn want_haves(
-        &self,
-        _peer: PeerId,
-        _ids: &[ContentId],
-        _within: Duration,
-    ) -> Vec<bool> {
-        todo!()
+    pub async fn want_haves(&self, peer: PeerId, ids: &[ContentId], within: Duration) -> Vec<bool> {
+        match self.bitswap() {
+            Some(bitswap) => bitswap.want_haves(peer, ids, within).await,
+            None => vec![false; ids.len()],
+        }
     }
+
+    /// Says that a block can be served from now on: peers that wait for it get it.
+    pub fn block_arrived(&self, id: &ContentId) {
+        if let Some(bitswap) = self.bitswap() {
+            bitswap.block_arrived(id);
+        }
+    }
+
     /// Closes the connection to a peer and refuses it for a while.
-    pub fn ban(&self, _peer: PeerId, _for_time: Duration) {
-        todo!()
+    pub fn ban(&self, peer: PeerId, for_time: Duration) {
+        // Without a driver there is nobody to refuse.
+        let _ = self.command(Command::Ban(peer, for_time));
+    }
+
+    /// A dial to one's own port from that port meets itself half way and fails in a way that tells nothing.
+    fn refuse_own(&self, peer: Option<PeerId>, address: &Multiaddr) -> Result<(), NetError> {
+        if peer != Some(self.inner.own) {
+            return Ok(());
+        }
+        let reason = "that is this node itself".to_owned();
+        Err(NetError::Connect { address: address.clone(), reason })
+    }
+
+    fn bitswap(&self) -> Option<&bitswap::Handle> {
+        self.inner.online.as_ref().map(|online| &online.bitswap)
+    }
+
+    fn command(&self, command: Command) -> Result<(), NetError> {
+        let online = self.inner.online.as_ref().ok_or(NetError::Offline)?;
+        online.commands.send(command).map_err(|_| NetError::Closed)
     }
 }
+
+async fn wait_for<T>(
+    address: Multiaddr,
+    answer: oneshot::Receiver<Result<T, NetError>>,
+) -> Result<T, NetError> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(NetError::Closed),
+        Err(_) => {
+            let reason = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+            Err(NetError::Connect { address, reason })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

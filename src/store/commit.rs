@@ -59,7 +59,9 @@ impl PendingSets {
     }
 
     fn is_empty(&self) -> bool {
-        self.open.dirty.is_empty() && self.open.nodes.is_empty()
+        [&self.open, &*self.committing]
+            .iter()
+            .all(|set| set.dirty.is_empty() && set.nodes.is_empty())
     }
 
     pub(super) fn node(&self, hash: &Multihash) -> Option<Block> {

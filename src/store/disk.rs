@@ -51,6 +51,11 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
         Ok(rustix::fs::syncfs(File::open(dir)?)?)
     }
 
+    /// Gives a file another name, in place of what had it.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
     /// Takes a name out.
     fn unlink(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)

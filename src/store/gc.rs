@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{GcReport, Inner, Object, StoreError, codec, index};
-use crate::content::{ByteRange, ContentId, Node};
+use crate::content::{ByteRange, ContentId, Multihash, Node};
 
 impl Inner {
     pub(super) fn gc(self: &Arc<Self>) -> Result<GcReport, StoreError> {
@@ -34,12 +34,12 @@ impl Inner {
     /// Takes out the nodes that were not reached, and the known roots that nothing is left of.
     fn sweep_nodes(&self, reached: &super::keep::Reached) -> Result<u64, StoreError> {
         let keep_directories = self.published()?.is_empty();
-        let live: HashSet<_> = reached.hashes.iter().map(|hash| hash.to_bytes()).collect();
+        let live: HashSet<_> = reached.hashes.iter().map(Multihash::to_bytes).collect();
         self.index.write(|rows| {
             let mut swept = 0;
             let mut nodes = rows.txn.open_table(index::NODES)?;
             let dead = nodes.extract_if(|key, row| {
-                !live.contains(key) && !(keep_directories && is_directory_row(row))
+                !(live.contains(key) || keep_directories && is_directory_row(row))
             })?;
             for entry in dead {
                 entry?;

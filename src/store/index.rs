@@ -94,6 +94,13 @@ impl Delta {
 
 impl Index {
     pub(super) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
+        if !path.exists() {
+            create(path, &disk)?;
+        }
+        Self::open_existing(path, disk)
+    }
+
+    fn open_existing(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
         let db = open_database(path, &disk)?;
         let index = Self { path: path.to_owned(), disk, state: RwLock::new(State::Open(db)) };
         index.check_format()?;
@@ -195,6 +202,16 @@ impl Index {
     pub(super) fn close(&self) {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
     }
+}
+
+/// Makes the index under another name first: a crash in the middle would leave a file that redb does not know.
+fn create(path: &Path, disk: &Arc<dyn Disk>) -> Result<(), StoreError> {
+    let fresh = path.with_extension("new");
+    if fresh.exists() {
+        disk.unlink(&fresh).map_err(|e| StoreError::io("remove", &fresh, e))?;
+    }
+    Index::open_existing(&fresh, disk.clone())?.close();
+    disk.rename(&fresh, path).map_err(|e| StoreError::io("rename", &fresh, e))
 }
 
 fn open_database(path: &Path, disk: &Arc<dyn Disk>) -> Result<Database, StoreError> {

@@ -29,9 +29,15 @@ pub(super) fn open(
     tasks: &Tasks,
     disk: Arc<dyn Disk>,
 ) -> Result<Store, StoreError> {
+    let store = open_idle(options, disk)?;
+    super::evict::start(&store.inner, tasks);
+    Ok(store)
+}
+
+/// Opens the store without the tasks that flush and evict by themselves.
+pub(super) fn open_idle(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Store, StoreError> {
     let inner = Arc::new(open_inner(options, disk)?);
     inner.clean_up()?;
-    super::evict::start(&inner, tasks);
     Ok(Store { inner })
 }
 

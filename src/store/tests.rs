@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod basics;
+mod crash;
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use bytes::Bytes;
 
-use super::{Batch, FileStamp, Seal, Store, StoreOptions, disk::Disk, recover};
+use super::{Batch, FileStamp, ObjectId, Seal, Store, StoreError, StoreOptions};
 use crate::{
     content::{Block, ByteRange, Placement},
     tasks::Tasks,
@@ -44,14 +45,6 @@ impl Bench {
 
     pub(super) fn open(&self) -> Store {
         Store::open(options(self.dir.path()), &self.tasks()).unwrap()
-    }
-
-    pub(super) fn open_with(
-        &self,
-        options: &StoreOptions,
-        disk: Arc<dyn Disk>,
-    ) -> Result<Store, super::StoreError> {
-        recover::open(options, &self.tasks(), disk)
     }
 }
 
@@ -90,8 +83,12 @@ pub(super) fn whole(block: &Block, at: u64) -> Vec<Placement> {
 }
 
 /// Writes content into a working file and gives the batch that publishes it.
-pub(super) fn publish(store: &Store, content: &[u8]) -> (super::ObjectId, Batch) {
-    let working = store.working_file().unwrap();
+pub(super) fn publish(store: &Store, content: &[u8]) -> (ObjectId, Batch) {
+    try_publish(store, content).unwrap()
+}
+
+pub(super) fn try_publish(store: &Store, content: &[u8]) -> Result<(ObjectId, Batch), StoreError> {
+    let working = store.working_file()?;
     let file = working.open(true).unwrap();
     file.write_all_at(content, 0).unwrap();
     drop(file);
@@ -104,5 +101,5 @@ pub(super) fn publish(store: &Store, content: &[u8]) -> (super::ObjectId, Batch)
         leaves: leaves(content).iter().map(|(b, range)| (*b.cid(), *range)).collect(),
         nodes: vec![root],
     };
-    (working.id(), Batch { seal: vec![seal], ..Batch::default() })
+    Ok((working.id(), Batch { seal: vec![seal], ..Batch::default() }))
 }

@@ -11,12 +11,15 @@ use crate::content::{Block, BlockError, ContentId, Multihash};
 /// Leaves that are read from the index at a time: 64 MiB of content.
 const LEAF_BATCH: usize = 256;
 
+/// A wrong block, and where it lies unless it is a node.
+type Bad = (ContentId, Option<(Arc<Object>, Leaf)>);
+
 /// What the workers share.
 #[derive(Debug, Default)]
 struct Shared {
     blocks: AtomicU64,
     bytes: AtomicU64,
-    bad: Mutex<Vec<(ContentId, Option<(Arc<Object>, Leaf)>)>>,
+    bad: Mutex<Vec<Bad>>,
 }
 
 impl Inner {

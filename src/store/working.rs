@@ -156,13 +156,16 @@ impl Inner {
     ) -> Result<bool, StoreError> {
         // Extents are shared in whole filesystem blocks.
         const ALIGNED: u64 = 4096;
-        if !self.can_clone || range.start % ALIGNED != 0 || range.len() % ALIGNED != 0 {
+        if !self.can_clone
+            || !range.start.is_multiple_of(ALIGNED)
+            || !range.len().is_multiple_of(ALIGNED)
+        {
             return Ok(false);
         }
         let Some(leaf) = self.index.read(|txn| index::leaf_after(txn, hash, None))? else {
             return Ok(false);
         };
-        if leaf.range.len() != range.len() || leaf.range.start % ALIGNED != 0 {
+        if leaf.range.len() != range.len() || !leaf.range.start.is_multiple_of(ALIGNED) {
             return Ok(false);
         }
         let Some(object) = self.open_object(leaf.object)? else { return Ok(false) };

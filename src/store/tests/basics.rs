@@ -166,7 +166,7 @@ fn a_file_published_twice_is_kept_until_its_last_owner_goes() {
     for left in [1, 0] {
         assert_eq!(store.inner.remove_objects(&[id]).unwrap().objects, 0);
         store.commit(Batch { release: vec![id], ..Batch::default() }).unwrap();
-        assert_eq!(store.object_by_id(id).unwrap().is_some(), true, "{left} owners left");
+        assert!(store.object_by_id(id).unwrap().is_some(), "{left} owners left");
     }
     assert_eq!(store.inner.remove_objects(&[id]).unwrap().objects, 1);
     assert_eq!(store.stats().unwrap().objects, 0);

@@ -1,0 +1,528 @@
+//! What is wanted from one peer. Pure state: no network, no clock.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use libp2p::PeerId;
+use tokio::sync::mpsc;
+
+use super::wire::{Action, Entry, Version};
+use crate::{
+    content::{ContentId, Multihash},
+    net::{BlockReply, WantError},
+};
+
+/// Most wants that a peer is told of at a time: Kubo keeps no more of them. The rest wait here.
+const MAX_TOLD: usize = 1024;
+
+/// Wants that are told together when the list at the peer was full, so that not each block costs a message.
+const REFILL: usize = 128;
+
+/// Most entries of one message; with ids of usual length some 50 KiB.
+const MAX_ENTRIES: usize = 1024;
+
+/// Answers and cancels that are remembered: blocks may still be under way for them.
+const RECENT: usize = 4096;
+
+/// A peer that owes blocks and sends this many in a row that were never asked for is lying.
+const UNWANTED_IN_DEBT: usize = 16;
+
+/// A peer that owes nothing and sends this many blocks that were never asked for is flooding.
+const UNWANTED_FLOOD: usize = 4096;
+
+/// Where answers about presence go.
+pub(super) type HaveSender = mpsc::UnboundedSender<(Multihash, bool)>;
+
+/// The wants of one peer.
+#[derive(Debug)]
+pub(super) struct Client {
+    peer: PeerId,
+    wants: HashMap<Multihash, Want>,
+    /// In the order of asking; may hold hashes whose want is gone.
+    untold: VecDeque<Multihash>,
+    cancels: Vec<ContentId>,
+    told: usize,
+    next_order: u64,
+    /// The next message starts a stream and replaces what the peer knew.
+    fresh: bool,
+    recent: Recent,
+    unwanted: usize,
+}
+
+#[derive(Debug)]
+struct Want {
+    /// The id that the peer is asked by.
+    id: ContentId,
+    order: u64,
+    blocks: Vec<Waiter>,
+    haves: Vec<HaveSender>,
+    told: Told,
+}
+
+/// Who waits for a block, and by which id it was asked for.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    /// The id to answer with.
+    pub(super) id: ContentId,
+    /// Where the answer goes.
+    pub(super) replies: mpsc::UnboundedSender<BlockReply>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Told {
+    No,
+    Have,
+    Block,
+}
+
+/// A message to be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outgoing {
+    /// Whether it replaces what the peer knew.
+    pub(super) full: bool,
+    /// Cancels first, then wants.
+    pub(super) entries: Vec<Entry>,
+}
+
+impl Client {
+    /// Nothing is wanted from `peer` yet.
+    pub(super) fn new(peer: PeerId) -> Self {
+        Self {
+            peer,
+            wants: HashMap::new(),
+            untold: VecDeque::new(),
+            cancels: Vec::new(),
+            told: 0,
+            next_order: 0,
+            fresh: true,
+            recent: Recent::default(),
+            unwanted: 0,
+        }
+    }
+
+    /// Whether nothing is wanted.
+    pub(super) fn is_empty(&self) -> bool {
+        self.wants.is_empty()
+    }
+
+    /// Whether a message is to be sent.
+    pub(super) fn has_work(&self) -> bool {
+        !self.cancels.is_empty() || (!self.untold.is_empty() && self.room() > 0)
+    }
+
+    /// Asks for a block.
+    pub(super) fn want_block(&mut self, id: ContentId, replies: mpsc::UnboundedSender<BlockReply>) {
+        self.want(id).blocks.push(Waiter { id, replies });
+        self.tell(&id, Told::Block);
+    }
+
+    /// Asks whether the peer has a block.
+    pub(super) fn want_have(&mut self, id: ContentId, replies: HaveSender) {
+        self.want(id).haves.push(replies);
+        self.tell(&id, Told::Have);
+    }
+
+    fn want(&mut self, id: ContentId) -> &mut Want {
+        let order = self.next_order;
+        self.next_order += 1;
+        self.wants.entry(*id.hash()).or_insert(Want {
+            id,
+            order,
+            blocks: Vec::new(),
+            haves: Vec::new(),
+            told: Told::No,
+        })
+    }
+
+    fn tell(&mut self, id: &ContentId, at_least: Told) {
+        if self.wants.get(id.hash()).is_some_and(|want| want.told < at_least) {
+            // Wants that were given up leave their hashes behind; more than half of them are not kept.
+            if self.untold.len() > 2 * self.wants.len() + MAX_ENTRIES {
+                self.untold.retain(|hash| self.wants.contains_key(hash));
+            }
+            self.untold.push_back(*id.hash());
+        }
+    }
+
+    /// Gives up the wants for blocks, whoever asked.
+    pub(super) fn cancel(&mut self, ids: &[ContentId]) {
+        for id in ids {
+            if let Some(want) = self.wants.get_mut(id.hash()) {
+                want.blocks.retain(|waiter| waiter.id != *id);
+                self.drop_if_idle(id.hash());
+            }
+        }
+    }
+
+    /// Gives up asking about presence on behalf of `replies`.
+    pub(super) fn cancel_haves(&mut self, ids: &[ContentId], replies: &HaveSender) {
+        for id in ids {
+            if let Some(want) = self.wants.get_mut(id.hash()) {
+                want.haves.retain(|waiter| !waiter.same_channel(replies));
+                self.drop_if_idle(id.hash());
+            }
+        }
+    }
+
+    fn drop_if_idle(&mut self, hash: &Multihash) {
+        let idle = |want: &Want| want.blocks.is_empty() && want.haves.is_empty();
+        if self.wants.get(hash).is_some_and(idle)
+            && let Some(want) = self.remove(hash)
+            && want.told > Told::No
+        {
+            self.cancels.push(want.id);
+        }
+    }
+
+    fn remove(&mut self, hash: &Multihash) -> Option<Want> {
+        let want = self.wants.remove(hash)?;
+        if want.told > Told::No {
+            self.told -= 1;
+            self.recent.insert(hash);
+        }
+        Some(want)
+    }
+
+    fn room(&self) -> usize {
+        let room = MAX_TOLD.saturating_sub(self.told);
+        if room < REFILL.min(self.untold.len()) { 0 } else { room }
+    }
+
+    /// The next message to a peer that speaks `version`, if there is anything to say.
+    pub(super) fn next_message(&mut self, version: Version) -> Option<Outgoing> {
+        let cancels = self.cancels.len().min(MAX_ENTRIES);
+        let mut entries: Vec<_> = self
+            .cancels
+            .drain(..cancels)
+            .map(|id| Entry { id, priority: 0, action: Action::Cancel })
+            .collect();
+        let mut room = self.room();
+        while entries.len() < MAX_ENTRIES
+            && room > 0
+            && let Some(hash) = self.untold.pop_front()
+        {
+            let Some(want) = self.wants.get_mut(&hash) else { continue };
+            let block = !want.blocks.is_empty();
+            if !block && version < Version::V120 {
+                // It could not be asked, so nothing is known of it.
+                for waiter in want.haves.drain(..) {
+                    let _ = waiter.send((hash, false));
+                }
+                self.drop_if_idle(&hash);
+                continue;
+            }
+            let telling = if block { Told::Block } else { Told::Have };
+            if want.told >= telling {
+                continue;
+            }
+            if want.told == Told::No {
+                self.told += 1;
+                room -= 1;
+            }
+            want.told = telling;
+            // One priority for all: the peer serves them in the order of asking.
+            let action = Action::Want { block, send_dont_have: true };
+            entries.push(Entry { id: want.id, priority: 1, action });
+        }
+        if entries.is_empty() {
+            return None;
+        }
+        Some(Outgoing { full: std::mem::take(&mut self.fresh), entries })
+    }
+
+    /// A new stream was opened: what is still wanted has to be told again.
+    pub(super) fn restart(&mut self) {
+        self.fresh = true;
+        self.told = 0;
+        self.cancels.clear();
+        let mut order: Vec<_> = self.wants.iter().map(|(hash, want)| (want.order, *hash)).collect();
+        order.sort_unstable_by_key(|(order, _)| *order);
+        self.untold = order.into_iter().map(|(_, hash)| hash).collect();
+        for want in self.wants.values_mut() {
+            want.told = Told::No;
+        }
+    }
+
+    /// The peer says whether it has a block.
+    pub(super) fn on_presence(&mut self, id: &ContentId, has: bool) {
+        let Some(want) = self.wants.get_mut(id.hash()) else { return };
+        for waiter in want.haves.drain(..) {
+            let _ = waiter.send((*id.hash(), has));
+        }
+        if !has {
+            for waiter in want.blocks.drain(..) {
+                waiter.answer(self.peer, Err(WantError::DontHave));
+            }
+            if want.told > Told::No {
+                // Kubo keeps a want that it answered with DONT_HAVE, and it keeps only so many.
+                self.cancels.push(want.id);
+            }
+        }
+        if want.blocks.is_empty() && want.haves.is_empty() {
+            self.remove(id.hash());
+        }
+    }
+
+    /// Ids of wanted blocks with this hash function and digest length, at most `count`.
+    pub(super) fn candidates(&self, code: u64, len: usize, count: usize) -> Vec<ContentId> {
+        let fits = |id: &ContentId| id.hash().code() == code && id.hash().digest().len() == len;
+        self.wants.values().map(|want| want.id).filter(fits).take(count).collect()
+    }
+
+    /// A block came: who waits for it. None when nobody does; see [`Client::on_unwanted`] then.
+    pub(super) fn on_block(&mut self, hash: &Multihash) -> Option<Vec<Waiter>> {
+        let want = self.remove(hash)?;
+        self.unwanted = 0;
+        for waiter in &want.haves {
+            let _ = waiter.send((*hash, true));
+        }
+        Some(want.blocks)
+    }
+
+    /// A block came that nobody waits for; whether the peer is lying.
+    ///
+    /// The id of a block is computed from its bytes, so wrong bytes for a want look like a block that was never
+    /// asked for. A block that was asked for lately (given up, or sent over two connections) is forgiven once.
+    /// Of others, a peer that owes blocks may send fewer in a row than it owes, and fewer than
+    /// [`UNWANTED_IN_DEBT`]; one that owes nothing may send fewer than [`UNWANTED_FLOOD`].
+    pub(super) fn on_unwanted(&mut self, hash: &Multihash) -> bool {
+        if self.recent.remove(hash) {
+            return false;
+        }
+        self.unwanted += 1;
+        let owed = self.wants.values().filter(|want| want.told == Told::Block).count();
+        let limit = if owed == 0 { UNWANTED_FLOOD } else { owed.min(UNWANTED_IN_DEBT) };
+        self.unwanted >= limit
+    }
+
+    /// Answers all wants with `error`.
+    pub(super) fn fail(&mut self, error: WantError) {
+        for (hash, want) in self.wants.drain() {
+            for waiter in want.haves {
+                let _ = waiter.send((hash, false));
+            }
+            for waiter in want.blocks {
+                waiter.answer(self.peer, Err(error));
+            }
+        }
+        self.untold.clear();
+        self.cancels.clear();
+        self.told = 0;
+    }
+}
+
+impl Waiter {
+    /// Gives the answer. Nobody listening is fine.
+    pub(super) fn answer(self, peer: PeerId, result: Result<crate::content::Block, WantError>) {
+        let _ = self.replies.send(BlockReply { peer, id: self.id, result });
+    }
+}
+
+/// Hashes of the last answers and cancels, by eight bytes of their digests: a collision only forgives a block.
+#[derive(Debug, Default)]
+struct Recent {
+    order: VecDeque<u64>,
+    known: HashSet<u64>,
+}
+
+impl Recent {
+    fn key(hash: &Multihash) -> u64 {
+        hash.digest().iter().rev().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
+    }
+
+    fn insert(&mut self, hash: &Multihash) {
+        let key = Self::key(hash);
+        if !self.known.insert(key) {
+            return;
+        }
+        self.order.push_back(key);
+        if self.order.len() > RECENT
+            && let Some(old) = self.order.pop_front()
+        {
+            self.known.remove(&old);
+        }
+    }
+
+    /// Whether it was there. Its place in the order stays taken until it is the oldest.
+    fn remove(&mut self, hash: &Multihash) -> bool {
+        self.known.remove(&Self::key(hash))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::content::Block;
+
+    fn id(n: usize) -> ContentId {
+        *Block::raw(n.to_le_bytes().to_vec().into()).cid()
+    }
+
+    type Replies = mpsc::UnboundedReceiver<BlockReply>;
+
+    fn wanting(ids: impl IntoIterator<Item = usize>) -> (Client, Replies) {
+        let mut client = Client::new(PeerId::random());
+        let (sender, replies) = mpsc::unbounded_channel();
+        for n in ids {
+            client.want_block(id(n), sender.clone());
+        }
+        (client, replies)
+    }
+
+    fn told(message: Option<Outgoing>) -> Vec<(ContentId, bool)> {
+        let entries = message.map(|message| message.entries).unwrap_or_default();
+        entries.iter().map(|entry| (entry.id, entry.action != Action::Cancel)).collect()
+    }
+
+    fn tell(client: &mut Client) -> Vec<(ContentId, bool)> {
+        told(client.next_message(Version::V120))
+    }
+
+    #[test]
+    fn a_group_is_one_message_and_only_the_first_is_full() {
+        let (mut client, _replies) = wanting(0..10);
+        let message = client.next_message(Version::V120).unwrap();
+        assert!(message.full);
+        assert_eq!(message.entries.len(), 10);
+        assert_eq!(client.next_message(Version::V120), None);
+        let (sender, _) = mpsc::unbounded_channel();
+        client.want_block(id(11), sender);
+        assert!(!client.next_message(Version::V120).unwrap().full);
+    }
+
+    #[test]
+    fn a_peer_is_told_of_no_more_than_it_keeps_and_of_the_rest_in_groups() {
+        let (mut client, _replies) = wanting(0..3000);
+        assert_eq!(tell(&mut client).len(), MAX_TOLD);
+        for n in 0..REFILL {
+            assert!(!client.has_work());
+            client.on_block(id(n).hash()).unwrap();
+        }
+        assert_eq!(tell(&mut client).len(), REFILL);
+        for n in REFILL..3000 {
+            client.on_block(id(n).hash()).unwrap();
+            client.next_message(Version::V120);
+        }
+        assert!(client.is_empty() && !client.has_work());
+    }
+
+    #[test]
+    fn only_what_was_told_and_not_delivered_is_cancelled() {
+        let (mut client, _replies) = wanting(0..3);
+        tell(&mut client);
+        client.on_block(id(0).hash()).unwrap();
+        let (sender, _) = mpsc::unbounded_channel();
+        client.want_block(id(3), sender);
+        client.cancel(&[id(0), id(1), id(3), id(9)]);
+        assert_eq!(tell(&mut client), [(id(1), false)]);
+    }
+
+    #[test]
+    fn dont_have_answers_and_is_cancelled_at_the_peer() {
+        let (mut client, mut replies) = wanting([1]);
+        tell(&mut client);
+        client.on_presence(&id(1), false);
+        assert_eq!(replies.try_recv().unwrap().result, Err(WantError::DontHave));
+        assert_eq!(tell(&mut client), [(id(1), false)]);
+        assert!(client.is_empty());
+    }
+
+    #[test]
+    fn a_new_stream_is_told_everything_again_in_order() {
+        let (mut client, _replies) = wanting(0..5);
+        tell(&mut client);
+        client.on_block(id(2).hash()).unwrap();
+        client.cancel(&[id(3)]);
+        client.restart();
+        let message = client.next_message(Version::V120).unwrap();
+        assert!(message.full);
+        assert_eq!(told(Some(message)), [(id(0), true), (id(1), true), (id(4), true)]);
+    }
+
+    #[test]
+    fn a_block_wins_over_a_have_for_the_same_id() {
+        let mut client = Client::new(PeerId::random());
+        let (haves, mut has) = mpsc::unbounded_channel();
+        client.want_have(id(1), haves);
+        assert_eq!(tell(&mut client).len(), 1);
+        let (sender, _replies) = mpsc::unbounded_channel();
+        client.want_block(id(1), sender);
+        let message = client.next_message(Version::V120).unwrap();
+        assert_eq!(message.entries[0].action, Action::Want { block: true, send_dont_have: true });
+        assert_eq!(client.on_block(id(1).hash()).unwrap().len(), 1);
+        assert_eq!(has.try_recv().unwrap(), (*id(1).hash(), true));
+    }
+
+    #[test]
+    fn old_versions_are_not_asked_about_presence() {
+        let mut client = Client::new(PeerId::random());
+        let (haves, mut has) = mpsc::unbounded_channel();
+        client.want_have(id(1), haves);
+        assert_eq!(client.next_message(Version::V110), None);
+        assert_eq!(has.try_recv().unwrap(), (*id(1).hash(), false));
+        assert!(client.is_empty());
+    }
+
+    #[test]
+    fn one_block_never_asked_for_is_a_lie_where_one_is_owed() {
+        let (mut client, _replies) = wanting([1]);
+        tell(&mut client);
+        assert!(client.on_unwanted(id(2).hash()));
+    }
+
+    #[test]
+    fn sixteen_in_a_row_are_a_lie_and_a_wanted_block_between_them_makes_good() {
+        let (mut client, _replies) = wanting(0..100);
+        tell(&mut client);
+        for n in 1000..1015 {
+            assert!(!client.on_unwanted(id(n).hash()));
+        }
+        client.on_block(id(0).hash()).unwrap();
+        for n in 2000..2015 {
+            assert!(!client.on_unwanted(id(n).hash()));
+        }
+        assert!(client.on_unwanted(id(2015).hash()));
+    }
+
+    #[test]
+    fn a_block_that_was_given_up_is_forgiven_once() {
+        let (mut client, _replies) = wanting([1, 2]);
+        tell(&mut client);
+        client.cancel(&[id(1)]);
+        assert!(!client.on_unwanted(id(1).hash()));
+        assert!(client.on_unwanted(id(1).hash()));
+    }
+
+    #[test]
+    fn who_owes_nothing_may_send_some_blocks_but_not_thousands() {
+        let (mut client, _replies) = wanting([]);
+        for n in 1..UNWANTED_FLOOD {
+            assert!(!client.on_unwanted(id(n).hash()));
+        }
+        assert!(client.on_unwanted(id(0).hash()));
+    }
+
+    #[test]
+    fn wants_that_come_and_go_leave_nothing_behind() {
+        let (mut client, _replies) = wanting([]);
+        for n in 0..20_000 {
+            let (sender, _) = mpsc::unbounded_channel();
+            client.want_block(id(n), sender);
+            client.cancel(&[id(n)]);
+        }
+        assert!(client.is_empty());
+        assert!(client.untold.len() <= 2 * MAX_ENTRIES);
+        assert_eq!(client.next_message(Version::V120), None);
+    }
+
+    #[test]
+    fn the_memory_of_answers_is_bounded() {
+        let (mut client, _replies) = wanting(0..10_000);
+        for n in 0..10_000 {
+            client.next_message(Version::V120);
+            client.on_block(id(n).hash()).unwrap();
+        }
+        assert!(client.recent.order.len() <= RECENT && client.recent.known.len() <= RECENT);
+    }
+}

@@ -1,0 +1,237 @@
+//! Writes all messages to one peer on one long-lived stream: our wants first, then what it wants.
+
+use std::sync::Arc;
+
+use libp2p::Stream;
+use tokio::task::JoinHandle;
+
+use super::{
+    BlockStore,
+    frame::{self, FrameError},
+    peer::{Peer, Session},
+    server::Want,
+    shared::Shared,
+    wire::{self, Version},
+};
+use crate::content::{Block, ContentId};
+
+/// Bytes after which a batch is full: one block of usual size. Two batches per peer are in memory, the one that is
+/// written and the one that is read meanwhile.
+const BATCH_LEN: usize = 256 << 10;
+
+/// Most wants of a batch.
+const BATCH_WANTS: usize = 256;
+
+/// Blocks up to this share a message. A larger one has its own, so that the receiver can use it at once.
+const PACKED_LEN: usize = 16 << 10;
+
+/// A block up to this is sent for a want-have: it is hardly larger than HAVE and saves the round trip.
+const INLINE_LEN: usize = 1 << 10;
+
+/// What was looked up for the peer.
+struct Batch {
+    answers: Vec<(Want, Answer)>,
+    /// What did not fit in.
+    left: Vec<Want>,
+}
+
+enum Answer {
+    Block(Block),
+    Have,
+    DontHave,
+    /// Nothing to say until the block arrives.
+    Silence,
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    session: Session,
+    stream: Stream,
+    /// Wants to look up at a time: as many as filled the last batch, and some more.
+    batch_wants: usize,
+    dirty: bool,
+}
+
+/// Writes until the stream breaks or another one takes its place.
+pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, session: Session, stream: Stream) {
+    let generation = session.generation;
+    let mut writer = Writer {
+        shared: shared.clone(),
+        peer: peer.clone(),
+        session,
+        stream,
+        batch_wants: 1,
+        dirty: false,
+    };
+    let failed = tokio::select! {
+        result = writer.run() => {
+            if let Err(error) = &result {
+                tracing::debug!(peer = %peer.id, %error, "bitswap stream cannot be written to");
+            }
+            result.is_err()
+        }
+        () = shared.tasks.cancelled() => false,
+    };
+    peer.state().writer_ended(generation, failed);
+}
+
+impl Writer {
+    async fn run(&mut self) -> Result<(), FrameError> {
+        let mut ahead: Option<JoinHandle<Batch>> = None;
+        loop {
+            if !self.write_control().await? {
+                break;
+            }
+            let Some(mut reading) = ahead.take().or_else(|| self.start_reading()) else {
+                self.flush().await?;
+                let notify = self.session.notify.clone();
+                notify.notified().await;
+                continue;
+            };
+            let batch = tokio::select! {
+                batch = &mut reading => batch,
+                () = self.session.notify.notified() => {
+                    ahead = Some(reading);
+                    continue;
+                }
+            };
+            // A panic of the store is its own; the wants are answered like others that it failed on.
+            let Ok(batch) = batch else { continue };
+            let Some(answers) = self.accept(batch) else { break };
+            // The disk works on the next batch while the processor encrypts this one.
+            ahead = self.start_reading();
+            self.write_answers(answers).await?;
+        }
+        self.flush().await?;
+        futures::AsyncWriteExt::close(&mut self.stream).await?;
+        Ok(())
+    }
+
+    /// Writes wants, cancels and refusals. False when another stream has taken over.
+    async fn write_control(&mut self) -> Result<bool, FrameError> {
+        loop {
+            let version = self.session.version;
+            let step = self.peer.as_writer(self.session.generation, |state| {
+                (state.client.next_message(version), state.server.take_refused())
+            });
+            let Some((wants, refused)) = step else { return Ok(false) };
+            if wants.is_none() && refused.is_empty() {
+                return Ok(true);
+            }
+            if let Some(wants) = wants {
+                let message = wire::encode_wants(version, wants.full, &wants.entries);
+                self.write(&message).await?;
+            }
+            if !refused.is_empty() && version >= Version::V120 {
+                let presences = refused.iter().map(|id| (id, false));
+                self.write(&wire::encode_packed(version, presences, [])).await?;
+            }
+        }
+    }
+
+    async fn write(&mut self, message: &[u8]) -> Result<(), FrameError> {
+        let _busy = self.session.link.busy();
+        self.dirty = true;
+        frame::write(&mut self.stream, message).await?;
+        self.peer.state().wrote(self.session.link.connection);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), FrameError> {
+        if std::mem::take(&mut self.dirty) {
+            let _busy = self.session.link.busy();
+            frame::flush(&mut self.stream).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts to look up the next wants of the peer, if it has any.
+    fn start_reading(&self) -> Option<JoinHandle<Batch>> {
+        let count = self.batch_wants;
+        let wants = self.peer.as_writer(self.session.generation, |state| state.take_wants(count));
+        let wants = wants.filter(|wants| !wants.is_empty())?;
+        let store = self.shared.store.clone();
+        Some(self.shared.tasks.blocking("bitswap-read", move || look_up(&*store, wants)))
+    }
+
+    /// Settles the wants of a batch; gives what is still to be sent. None when another stream has taken over.
+    fn accept(&mut self, batch: Batch) -> Option<Vec<(ContentId, Answer)>> {
+        self.batch_wants = if batch.left.is_empty() {
+            (self.batch_wants * 2).min(BATCH_WANTS)
+        } else {
+            batch.answers.len().max(1)
+        };
+        self.peer.as_writer(self.session.generation, |state| {
+            state.server.put_back(&batch.left);
+            let mut answers = Vec::with_capacity(batch.answers.len());
+            for (want, answer) in batch.answers {
+                if matches!(answer, Answer::Silence) {
+                    state.server.remember(&want);
+                } else if state.server.finish(&want) {
+                    answers.push((want.id, answer));
+                }
+            }
+            answers
+        })
+    }
+
+    async fn write_answers(&mut self, answers: Vec<(ContentId, Answer)>) -> Result<(), FrameError> {
+        let version = self.session.version;
+        let (mut presences, mut small, mut large) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, answer) in &answers {
+            match answer {
+                Answer::Block(block) if block.data().len() > PACKED_LEN => large.push((id, block)),
+                Answer::Block(block) => small.push((id, block.data())),
+                Answer::Have => presences.push((id, true)),
+                Answer::DontHave => presences.push((id, false)),
+                Answer::Silence => {}
+            }
+        }
+        let any_presence = !presences.is_empty() && version >= Version::V120;
+        if any_presence || !small.is_empty() {
+            let bytes = small.iter().map(|(_, data)| data.len()).sum();
+            self.write(&wire::encode_packed(version, presences, small)).await?;
+            self.peer.ledger.add_sent(bytes);
+        }
+        for (id, block) in large {
+            let _busy = self.session.link.busy();
+            let header = wire::block_header(version, id, block.data().len());
+            self.dirty = true;
+            frame::write_with(&mut self.stream, header, block.data()).await?;
+            self.peer.ledger.add_sent(block.data().len());
+            self.peer.state().wrote(self.session.link.connection);
+        }
+        Ok(())
+    }
+}
+
+/// Looks wants up, as many as fill a batch.
+fn look_up(store: &dyn BlockStore, wants: Vec<Want>) -> Batch {
+    let mut batch = Batch { answers: Vec::with_capacity(wants.len()), left: Vec::new() };
+    let mut bytes = 0;
+    for want in wants {
+        if bytes >= BATCH_LEN {
+            batch.left.push(want);
+            continue;
+        }
+        let answer = answer(store, &want);
+        if let Answer::Block(block) = &answer {
+            bytes += block.data().len();
+        }
+        batch.answers.push((want, answer));
+    }
+    batch
+}
+
+fn answer(store: &dyn BlockStore, want: &Want) -> Answer {
+    let missing = if want.send_dont_have { Answer::DontHave } else { Answer::Silence };
+    if !want.block {
+        match store.block_len(&want.id) {
+            None => return missing,
+            Some(len) if len > INLINE_LEN => return Answer::Have,
+            Some(_) => {}
+        }
+    }
+    store.block(&want.id).map_or(missing, Answer::Block)
+}
