@@ -8,6 +8,7 @@ use crate::{
 };
 
 mod actor;
+mod chunk;
 mod engine;
 mod event;
 mod file;
@@ -107,3 +108,6 @@ pub enum DownloadError {
     #[error("the daemon is shutting down")]
     Closed,
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,8 @@ mod listener;
 mod paths;
 mod resolve;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::{
     path::PathBuf,
@@ -39,6 +41,7 @@ pub use crate::{
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
     node::{cache::Cache, listener::Announcer},
+    sources::BitswapFinder,
     tasks::Tasks,
 };
 
@@ -125,7 +128,7 @@ impl Node {
     pub async fn start(options: NodeOptions, tasks: Tasks) -> Result<Self, NodeError> {
         let store = open_store(options.store, &tasks).await?;
         let net = Net::start(options.net, store.clone(), &tasks).await?;
-        let finder = listener::finder(&net, &tasks);
+        let finder = Arc::new(BitswapFinder::new(net.clone(), &tasks));
         let engine = Engine::new(options.download, store.clone(), finder, &tasks);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
         let uploads = Uploads::open(options.publish, store.clone(), announcer, &tasks)?;

@@ -7,6 +7,10 @@ use tokio::sync::mpsc;
 
 use crate::content::{Block, ByteRange, ContentId};
 
+mod bitswap;
+
+pub use bitswap::BitswapFinder;
+
 /// Names a source for ever: a peer id, a URL. Reputation is kept under it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct SourceId(pub Arc<str>);

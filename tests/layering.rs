@@ -15,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["content", "sys", "metrics", "tasks"]),
     ("net", &["content", "store", "metrics", "tasks"]),
     ("torrent", &["content", "store", "metrics", "tasks"]),
-    ("sources", &["content", "net", "torrent", "metrics"]),
+    ("sources", &["content", "net", "torrent", "metrics", "tasks"]),
     ("download", &["content", "store", "sources", "metrics", "tasks"]),
     ("publish", &["content", "store", "net", "metrics", "tasks"]),
     (

@@ -18,7 +18,7 @@ use crate::{cli::MountArgs, exit::Exited, output};
 const LOG_NAME: &str = "chiral.log";
 
 /// Starts the daemon and returns when it has mounted; what it complained of before is shown here.
-pub fn start(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
+pub(crate) fn start(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
     let path = settings.data_dir.join(LOG_NAME);
     let mut log =
         open_log(&settings.data_dir, &path).with_context(|| path.display().to_string())?;

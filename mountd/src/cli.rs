@@ -12,7 +12,7 @@ use clap_complete::Shell;
 /// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found in time, 4 no daemon runs.
 #[derive(Debug, Parser)]
 #[command(name = "chiral", version, max_term_width = 100)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
@@ -21,7 +21,7 @@ pub struct Cli {
 
 /// Flags that every command takes.
 #[derive(Clone, Debug, Args)]
-pub struct Global {
+pub(crate) struct Global {
     /// Folder where the daemon keeps everything, and by which it is found [env: CHIRAL_DATA_DIR]
     /// [default: $XDG_DATA_HOME/chiral]
     #[arg(long, global = true, value_name = "DIR")]
@@ -38,7 +38,7 @@ pub struct Global {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Start the daemon and mount the tree
     Mount(MountArgs),
     /// Detach a mount and end its daemon; also for what a killed daemon left
@@ -120,7 +120,7 @@ pub enum Command {
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct MountArgs {
+pub(crate) struct MountArgs {
     /// An empty directory
     pub mountpoint: PathBuf,
     /// Return when the tree is mounted; log to chiral.log in the data folder
@@ -150,7 +150,7 @@ pub struct MountArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct AddArgs {
+pub(crate) struct AddArgs {
     /// Files and directories
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
@@ -163,7 +163,7 @@ pub struct AddArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum PinCommand {
+pub(crate) enum PinCommand {
     /// Fetch content and keep it
     Add {
         /// CID, with or without a path behind it
@@ -182,7 +182,7 @@ pub enum PinCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum StoreCommand {
+pub(crate) enum StoreCommand {
     /// Hash everything; what is wrong is withdrawn and fetched again when it is read
     Verify,
     /// Remove all that is neither pinned nor published nor open
@@ -190,7 +190,7 @@ pub enum StoreCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
+pub(crate) enum ConfigCommand {
     /// Print the settings in effect as a configuration file
     Show,
     /// Check a configuration file

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Carries a command out.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let global = cli.global;
     match cli.command {
         Command::Mount(args) => mount(&global, &args),

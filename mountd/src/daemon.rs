@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use chiral::{
     config::Settings,
     control::Server,
+    fs::{Mount, detach_stale},
     node::{Node, refuse_nested},
     tasks::Tasks,
 };
@@ -21,12 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    cli::MountArgs,
-    exit::Usage,
-    mounting::{self, Mount},
-    output, system,
-};
+use crate::{cli::MountArgs, exit::Usage, mounting, output, system};
 
 /// Time from the first signal to the end of the process.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -35,7 +31,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Mounts and serves until a signal, `umount` or the kernel ends it.
-pub fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
     if args.own_session {
         nix::unistd::setsid().context("cannot leave the session of the terminal")?;
     }
@@ -62,7 +58,7 @@ fn runtime() -> io::Result<Runtime> {
 /// The mountpoint without symlinks; what a killed daemon left there is detached first.
 fn checked(mountpoint: &Path) -> anyhow::Result<PathBuf> {
     let shown = mountpoint.display();
-    if mounting::detach_stale(mountpoint)? {
+    if detach_stale(mountpoint)? {
         tracing::warn!("detached the mount that a killed daemon left at {shown}");
     }
     match fs::metadata(mountpoint) {
@@ -94,7 +90,7 @@ async fn serve(settings: &Settings, mountpoint: &Path) -> anyhow::Result<()> {
     tokio::select! {
         () = signals.next() => tracing::info!("a signal ends the daemon"),
         () = stop.cancelled() => tracing::info!("a client ends the daemon"),
-        () = mounting::ended(&mount) => tracing::info!("the mount is gone"),
+        () = mount.ended() => tracing::info!("the mount is gone"),
     }
     let end = Instant::now() + STOP_WITHIN - LAST_MOMENT;
     system::notify("STOPPING=1");
@@ -119,7 +115,7 @@ async fn ready(
     stop: &CancellationToken,
 ) -> anyhow::Result<Mount> {
     let server = Server::bind(node.clone(), stop.clone())?;
-    let mount = mounting::start(settings, mountpoint, node).await?;
+    let mount = mounting::start(settings, mountpoint, node, node.tasks()).await?;
     node.set_mountpoint(Some(mountpoint.to_owned()));
     server.start();
     system::notify("READY=1");
@@ -129,7 +125,7 @@ async fn ready(
 
 /// The mount goes first: programs get their errors at once, and no new write comes in while the rest is finished.
 async fn shut_down(mount: Mount, node: &Node, end: Instant) -> anyhow::Result<()> {
-    let detached = mounting::detach(mount);
+    let detached = mounting::detach(mount, node.tasks()).await;
     node.set_mountpoint(None);
     let stopped = node.stop(end.saturating_duration_since(Instant::now())).await;
     detached?;

@@ -14,19 +14,19 @@ use chiral::{
 /// A mistake in what the command was told.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Usage(pub String);
+pub(crate) struct Usage(pub String);
 
 /// The daemon that was started in the background ended; it told why itself.
 #[derive(Debug, thiserror::Error)]
 #[error("the daemon for {} ended before it had mounted ({status})", mountpoint.display())]
-pub struct Exited {
+pub(crate) struct Exited {
     mountpoint: PathBuf,
     status: ExitStatus,
 }
 
 impl Exited {
     /// From the state that it ended with.
-    pub fn of(status: ExitStatus, mountpoint: &Path) -> Self {
+    pub(crate) fn of(status: ExitStatus, mountpoint: &Path) -> Self {
         Self { mountpoint: mountpoint.to_owned(), status }
     }
 }
@@ -37,7 +37,7 @@ const NOT_FOUND_IN_TIME: u8 = 3;
 const NO_DAEMON: u8 = 4;
 
 /// Tells of an error on stderr and gives the exit code for it.
-pub fn report(done: anyhow::Result<()>) -> ExitCode {
+pub(crate) fn report(done: anyhow::Result<()>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     // The reader of our output has enough; that is no failure.
     if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {

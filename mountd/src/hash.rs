@@ -19,7 +19,7 @@ use crate::progress::Bar;
 type Hashed = (ContentId, u64);
 
 /// Hashes a file or a tree; everything in it goes to `found`, the path itself last.
-pub fn hash(
+pub(crate) fn hash(
     path: &Path,
     params: ImportParams,
     found: &mut Vec<AddedEntry>,

@@ -1,36 +1,36 @@
-//! The mount, as the daemon and `umount` use it.
+//! The mount, made from the settings.
 
 use std::path::Path;
 
-pub use chiral::fs::Mount;
 use chiral::{
     config::Settings,
-    fs::{self, MountOptions},
+    fs::{Mount, MountError, MountOptions},
     node::Node,
+    tasks::Tasks,
 };
 
-pub async fn start(settings: &Settings, at: &Path, node: &Node) -> anyhow::Result<Mount> {
+/// Mounts the tree of a node. Talking to the kernel blocks, so it happens on a thread for that.
+pub(crate) async fn start(
+    settings: &Settings,
+    mountpoint: &Path,
+    node: &Node,
+    tasks: &Tasks,
+) -> anyhow::Result<Mount> {
     let options = MountOptions {
-        mountpoint: at.to_owned(),
+        mountpoint: mountpoint.to_owned(),
         allow_other: settings.mount.allow_other,
         passthrough: settings.mount.passthrough,
         read_only: settings.upload.read_only,
     };
-    Ok(Mount::start(options, node.clone())?)
+    let node = node.clone();
+    Ok(tasks.blocking("mount", move || Mount::start(options, node)).await??)
 }
 
-pub async fn ended(mount: &Mount) {
-    mount.ended().await;
-}
-
-pub fn detach(mount: Mount) -> anyhow::Result<()> {
-    Ok(mount.unmount()?)
-}
-
-pub fn detach_stale(mountpoint: &Path) -> anyhow::Result<bool> {
-    Ok(fs::detach_stale(mountpoint)?)
-}
-
-pub fn unmount_path(mountpoint: &Path) -> anyhow::Result<bool> {
-    Ok(fs::unmount_path(mountpoint)?)
+/// Detaches what is mounted: the name is free at once, what is open stays until it is closed.
+pub(crate) async fn detach(mount: Mount, tasks: &Tasks) -> anyhow::Result<()> {
+    let detached = tasks.blocking("detach", move || -> Result<(), MountError> {
+        mount.unmount()?;
+        Ok(())
+    });
+    Ok(detached.await??)
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 /// Prints one line to stdout.
-pub fn line(text: impl std::fmt::Display) -> io::Result<()> {
+pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     // A program that reads our lines through a pipe waits for each.
@@ -13,12 +13,12 @@ pub fn line(text: impl std::fmt::Display) -> io::Result<()> {
 }
 
 /// Prints a value as one line of JSON.
-pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(line(serde_json::to_string(value)?)?)
 }
 
 /// Prints columns, each as wide as its widest cell; the last is not padded.
-pub fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
+pub(crate) fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([heads[column].len()]).max().unwrap_or_default()
@@ -33,6 +33,6 @@ pub fn table<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> io::Resu
 }
 
 /// Bytes with a unit, to one decimal.
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }

@@ -13,14 +13,14 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// A bar over bytes with rate, time left and number of sources.
 #[derive(Debug)]
-pub struct Bar {
+pub(crate) struct Bar {
     bar: ProgressBar,
     asked: Instant,
 }
 
 impl Bar {
     /// A bar for `total` bytes.
-    pub fn new(name: &str, total: u64) -> Self {
+    pub(crate) fn new(name: &str, total: u64) -> Self {
         let bar = if stderr().is_terminal() {
             ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
         } else {
@@ -36,18 +36,18 @@ impl Bar {
     }
 
     /// Bytes are done.
-    pub fn add(&self, bytes: usize) {
+    pub(crate) fn add(&self, bytes: usize) {
         self.bar.inc(bytes as u64);
     }
 
     /// So many bytes of so many are done.
-    pub fn set(&self, done: u64, total: u64) {
+    pub(crate) fn set(&self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);
     }
 
     /// Shows how many sources the running downloads use, once in a while.
-    pub async fn show_sources(&mut self, client: &Client) {
+    pub(crate) async fn show_sources(&mut self, client: &Client) {
         if self.bar.is_hidden() || self.asked.elapsed() < ASK_EVERY {
             return;
         }

@@ -15,7 +15,7 @@ use crate::{
 const LOG: &str = "warn";
 
 /// Starts logging to stderr.
-pub fn start_log(flag: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn start_log(flag: Option<&str>) -> anyhow::Result<()> {
     let environment = env::var("RUST_LOG").ok();
     let text = flag.or(environment.as_deref()).filter(|text| !text.is_empty()).unwrap_or(LOG);
     let filter = EnvFilter::try_new(text)
@@ -25,12 +25,12 @@ pub fn start_log(flag: Option<&str>) -> anyhow::Result<()> {
 }
 
 /// Settings of a command that has no flags of its own for them.
-pub fn load(global: &Global) -> Result<Settings, ConfigError> {
+pub(crate) fn load(global: &Global) -> Result<Settings, ConfigError> {
     Ok(layers(global)?.finish())
 }
 
 /// Settings of a daemon.
-pub fn load_for_mount(global: &Global, args: &MountArgs) -> anyhow::Result<Settings> {
+pub(crate) fn load_for_mount(global: &Global, args: &MountArgs) -> anyhow::Result<Settings> {
     let mut layers = layers(global)?;
     for (flag, key, given) in [
         ("--private", "network.private", args.private),

@@ -11,7 +11,7 @@ use std::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the limit of open files as far as the system allows: every connection and every open content takes one.
-pub fn raise_open_files() {
+pub(crate) fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {
@@ -20,7 +20,7 @@ pub fn raise_open_files() {
 }
 
 /// Tells the service manager, when there is one, how the daemon is (`READY=1`, `STOPPING=1`), as sd_notify(3) does.
-pub fn notify(state: &str) {
+pub(crate) fn notify(state: &str) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return };
     let send = || -> io::Result<()> {
         let text = socket.to_string_lossy();

@@ -62,8 +62,12 @@ const SIZE_UNITS: [(&str, u64); 9] = [
 /// In milliseconds, smallest first.
 const TIME_UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
-/// A whole number and one of `units` behind it, with at most one space between: their product.
+/// A whole number and one of `units` behind it, with at most one space between: their product. Nothing is the same
+/// in every unit, so 0 needs none.
 fn number_with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    if text == "0" {
+        return Some(0);
+    }
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit = unit.strip_prefix(' ').unwrap_or(unit);
@@ -205,6 +209,7 @@ mod tests {
         assert_eq!("10 GiB".parse(), Ok(Size(10 << 30)));
         assert_eq!("10GiB".parse(), Ok(Size(10 << 30)));
         assert_eq!("500 MB".parse(), Ok(Size(500_000_000)));
+        assert_eq!("0".parse(), Ok(Size(0)));
         assert_eq!("5m".parse(), Ok(Span(Duration::from_secs(300))));
         for bad in
             ["", "10", "GiB", "1.5 GiB", "-1 GiB", "10 gib", "10  GiB", "10 GiB ", "99999999 TiB"]

@@ -7,7 +7,7 @@ const HASH_BITS: u32 = 64;
 pub(super) fn hash(mut name: &[u8]) -> u64 {
     // Reading from memory cannot fail. The first half of the digest is the low half of this number.
     let digest = murmur3::murmur3_x64_128(&mut name, 0).unwrap_or_default();
-    (digest & u128::from(u64::MAX)) as u64
+    u64::try_from(digest & u128::from(u64::MAX)).unwrap_or_default()
 }
 
 /// Bits of the hash that choose the slot in a shard of this width.

@@ -170,14 +170,14 @@ impl FileBuilder {
 /// An interior node over `links`, and how its parent sees it.
 fn close(links: &[Part], meta: Metadata) -> (Block, Part) {
     let sizes: Vec<_> = links.iter().map(|link| link.size).collect();
-    let below: u64 = links.iter().map(|link| link.tsize).sum();
+    let below = unixfs::total(links.iter().map(|link| link.tsize));
     let links: Vec<_> = links
         .iter()
         .map(|link| NewLink { hash: link.cid.to_bytes(), name: String::new(), tsize: link.tsize })
         .collect();
     let node = Block::dag_pb(dag_pb::encode(&links, &unixfs::file(&[], &sizes, meta)).into());
-    let tsize = below + node.data().len() as u64;
-    let part = Part { cid: *node.cid(), size: sizes.iter().sum(), tsize };
+    let tsize = below.saturating_add(node.data().len() as u64);
+    let part = Part { cid: *node.cid(), size: unixfs::total(sizes.into_iter()), tsize };
     (node, part)
 }
 
@@ -261,7 +261,7 @@ impl DirectoryBuilder {
             .into_iter()
             .map(|(name, (cid, tsize))| NewLink { hash: cid.to_bytes(), name, tsize })
             .collect();
-        let below: u64 = links.iter().map(|link| link.tsize).sum();
+        let below = unixfs::total(links.iter().map(|link| link.tsize));
         let data = unixfs::directory(meta);
         let size: usize = if self.params.shard_by_block {
             let data = 1 + pb::varint_len(data.len() as u64) + data.len();
@@ -275,7 +275,7 @@ impl DirectoryBuilder {
             return built;
         }
         let node = Block::dag_pb(dag_pb::encode(&links, &data).into());
-        let tsize = below + node.data().len() as u64;
+        let tsize = below.saturating_add(node.data().len() as u64);
         BuiltDirectory { root: *node.cid(), tsize, nodes: vec![node] }
     }
 }

@@ -1,5 +1,5 @@
 //! The module as a whole: ids that other implementations give, and DAGs read back.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::cast_possible_truncation, reason = "test data are small")]
 
 mod directories;

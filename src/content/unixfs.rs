@@ -59,8 +59,10 @@ pub(super) fn decode(block: &[u8], message: Range<usize>) -> Result<UnixFs, PbEr
             },
             5 => node.hash_type = Some(field.value.varint(at)?),
             6 => node.fanout = Some(field.value.varint(at)?),
-            // The field is a uint32; wider varints are cut off, as protobuf wants it.
-            7 => node.meta.mode = Some(field.value.varint(at)? as u32 & PERMISSIONS),
+            7 => {
+                let permissions = field.value.varint(at)? & u64::from(PERMISSIONS);
+                node.meta.mode = u32::try_from(permissions).ok();
+            }
             8 => node.meta.mtime = decode_mtime(block, field.value.bytes(at)?)?,
             _ => {}
         }
@@ -93,7 +95,7 @@ pub(super) fn file(data: &[u8], blocksizes: &[u64], meta: Metadata) -> Vec<u8> {
     if !data.is_empty() {
         pb::put_bytes(&mut out, 2, data);
     }
-    pb::put_u64(&mut out, 3, data.len() as u64 + blocksizes.iter().sum::<u64>());
+    pb::put_u64(&mut out, 3, total(blocksizes.iter().copied()).saturating_add(data.len() as u64));
     for size in blocksizes {
         pb::put_u64(&mut out, 4, *size);
     }
@@ -125,6 +127,11 @@ pub(super) fn symlink(target: &str, meta: Metadata) -> Vec<u8> {
     pb::put_bytes(&mut out, 2, target.as_bytes());
     put_metadata(&mut out, meta);
     out
+}
+
+/// A sum of sizes. Those that strangers claim may add up to more than there are numbers.
+pub(super) fn total(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
 }
 
 fn put_metadata(out: &mut Vec<u8>, meta: Metadata) {

@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    const CID: &str = "bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
+    const CID: &str = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
 
     #[test]
     fn an_id_is_taken_in_all_forms_that_people_write_it() {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     content::{Block, ByteRange, ContentId, FileLayout},
-    sources::Finder,
+    sources::{Finder, Found},
     store::Store,
     tasks::Tasks,
 };
@@ -39,7 +39,11 @@ pub(super) enum Command {
     /// Look at the readers of this file.
     Look(Arc<OpenFile>),
     /// Fetch the whole file.
-    Whole { file: Arc<OpenFile>, strategy: Strategy, answer: oneshot::Sender<Result<(), DownloadError>> },
+    Whole {
+        file: Arc<OpenFile>,
+        strategy: Strategy,
+        answer: oneshot::Sender<Result<(), DownloadError>>,
+    },
     /// The last handle of a file was dropped.
     Idle(ContentId),
 }
@@ -97,7 +101,11 @@ impl Shared {
     }
 
     /// Takes the actor of `root` out of the registry, unless somebody told it something meanwhile.
-    pub(super) fn retire(&self, root: &ContentId, commands: &mpsc::UnboundedReceiver<Command>) -> bool {
+    pub(super) fn retire(
+        &self,
+        root: &ContentId,
+        commands: &mpsc::UnboundedReceiver<Command>,
+    ) -> bool {
         let mut roots = self.roots();
         // Commands are sent under this lock, so that none can slip in between the look and the removal.
         let idle = commands.is_empty();
@@ -255,6 +263,14 @@ impl Engine {
 
     pub(super) fn options(&self) -> &DownloadOptions {
         &self.shared.options
+    }
+
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.shared.tasks
+    }
+
+    pub(super) fn find(&self, root: &ContentId) -> mpsc::Receiver<Found> {
+        self.shared.finder.find(root)
     }
 
     pub(super) fn instant_of_start(&self) -> Instant {

@@ -115,7 +115,12 @@ impl Drop for Waiting<'_> {
 }
 
 impl OpenFile {
-    pub(super) fn new(root: ContentId, id: ContentId, layout: FileLayout, object: Arc<Object>) -> Self {
+    pub(super) fn new(
+        root: ContentId,
+        id: ContentId,
+        layout: FileLayout,
+        object: Arc<Object>,
+    ) -> Self {
         Self {
             root,
             id,
@@ -157,9 +162,7 @@ impl OpenFile {
 
     /// Ends the reads that touch `range` with an error.
     pub(super) fn fail(&self, range: ByteRange, error: &DownloadError) {
-        self.answer(|waiting| {
-            (!waiting.intersect(range).is_empty()).then(|| Err(error.clone()))
-        });
+        self.answer(|waiting| (!waiting.intersect(range).is_empty()).then(|| Err(error.clone())));
     }
 
     fn answer(&self, answer: impl Fn(ByteRange) -> Option<Result<(), DownloadError>>) {

@@ -132,7 +132,8 @@ impl FileHandle {
                     },
                     () = timer => {}
                 }
-                if engine.now() >= file.progress.last().max(began) + engine.options().lookup_timeout {
+                if engine.now() >= file.progress.last().max(began) + engine.options().lookup_timeout
+                {
                     return Err(engine.nothing_came(&file.root, file.id, range));
                 }
             }

@@ -217,7 +217,10 @@ impl Scheduler {
     }
 
     /// Takes back wants that `needed` says no to. What was asked for already is left alone: it is on its way.
-    pub(super) fn retain_unsent(&mut self, mut needed: impl FnMut(&Demand) -> bool) -> Vec<ContentId> {
+    pub(super) fn retain_unsent(
+        &mut self,
+        mut needed: impl FnMut(&Demand) -> bool,
+    ) -> Vec<ContentId> {
         let gone: Vec<(Urgency, ContentId)> = self
             .queue
             .iter()
@@ -387,8 +390,10 @@ impl Scheduler {
         let Some(wanted) = self.wanted.get_mut(id) else { return };
         self.retries += 1;
         let of = self.options.max_chunk_retries.max(1);
-        let trouble =
-            wanted.trouble.entry(source.clone()).or_insert(Trouble { attempts: 0, not_before: now });
+        let trouble = wanted
+            .trouble
+            .entry(source.clone())
+            .or_insert(Trouble { attempts: 0, not_before: now });
         trouble.attempts += 1;
         let delay = if trouble.attempts >= of {
             // This source has had its tries; others go on, and much later it may be asked once more.

@@ -172,7 +172,8 @@ impl Window {
     }
 
     fn plan(&mut self, size: u64) -> Option<Ahead> {
-        let range = ByteRange::new(self.planned.max(self.at), self.end()).intersect((0..size).into());
+        let range =
+            ByteRange::new(self.planned.max(self.at), self.end()).intersect((0..size).into());
         self.planned = self.planned.max(range.end);
         let rate = self.rate.unwrap_or(FIRST_RATE).max(1e6);
         (!range.is_empty()).then_some(Ahead { range, at: self.at, rate })

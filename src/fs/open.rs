@@ -92,7 +92,7 @@ impl Fs {
         if content.shape != Shape::File {
             return Answer::error(Errno::ESTALE);
         }
-        match self.node.open_now(&content.id) {
+        match self.node.open_now(&content.root, &content.id) {
             Some(opened) => {
                 Answer::Now(opened.map(Opened::Content).map_err(|e| of_node(&e, During::Lookup)))
             }

@@ -138,4 +138,64 @@ impl Cache {
             cache.bytes -= old.bytes;
         }
     }
+
+    /// Forgets everything, as if the node had been started anew.
+    #[cfg(test)]
+    pub(super) fn clear(&self) {
+        self.resolved.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        directories.by_id.clear();
+        directories.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::content::{DirectoryBuilder, ImportParams, Metadata, sha2_256};
+
+    fn directory(name: &str) -> (ContentId, Arc<Directory>) {
+        let mut builder = DirectoryBuilder::new(ImportParams::DEFAULT);
+        builder.add(name, ContentId::raw(sha2_256(name.as_bytes())), 1);
+        let built = builder.finish(Metadata::default());
+        let reader = DirectoryReader::new(built.nodes.last().unwrap()).unwrap();
+        (built.root, Arc::new(Directory::new(reader)))
+    }
+
+    #[test]
+    fn directories_are_dropped_oldest_first_when_their_bytes_pass_the_bound() {
+        let cache = Cache::default();
+        let ((a, first), (b, second), (c, third)) =
+            (directory("a"), directory("b"), directory("c"));
+        cache.put_directory(a, first, MAX_DIRECTORY_BYTES / 2);
+        cache.put_directory(b, second, MAX_DIRECTORY_BYTES / 2);
+        assert!(cache.directory(&a).is_some());
+        cache.put_directory(c, third, 1);
+        assert!(cache.directory(&b).is_none(), "the least recently used one stays");
+        assert!(cache.directory(&a).is_some() && cache.directory(&c).is_some());
+    }
+
+    #[test]
+    fn a_directory_that_grows_is_counted_once() {
+        let cache = Cache::default();
+        let (a, first) = directory("a");
+        for _ in 0..10 {
+            cache.put_directory(a, first.clone(), MAX_DIRECTORY_BYTES / 2);
+        }
+        let (b, second) = directory("b");
+        cache.put_directory(b, second, MAX_DIRECTORY_BYTES / 2);
+        assert!(cache.directory(&a).is_some() && cache.directory(&b).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_root_in_use_is_listed_again_after_a_while_and_not_before() {
+        let cache = Cache::default();
+        let (root, _) = directory("a");
+        assert!(cache.is_to_be_listed(&root, Instant::now()));
+        assert!(!cache.is_to_be_listed(&root, Instant::now()));
+        tokio::time::advance(LIST_AGAIN).await;
+        assert!(cache.is_to_be_listed(&root, Instant::now()));
+    }
 }

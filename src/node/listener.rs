@@ -1,16 +1,10 @@
 //! What happens when something is published: it is announced, and those who watch are told.
 
-use std::sync::Arc;
-
-use tokio::sync::mpsc;
-
 use crate::{
     content::{ContentId, sha2_256},
     download::{Engine, Event},
     net::Net,
     publish::Listener,
-    sources::{Finder, Found},
-    tasks::Tasks,
 };
 
 /// Announces published roots to the network and puts them on the event stream.
@@ -43,20 +37,5 @@ impl Listener for Announcer {
         if let Err(error) = self.net.withdraw(root) {
             tracing::warn!(%root, %error, "cannot take the announcement back");
         }
-    }
-}
-
-/// Who is asked for content: the Bitswap peers of the network.
-pub(super) fn finder(_net: &Net, _tasks: &Tasks) -> Arc<dyn Finder> {
-    Arc::new(Nobody)
-}
-
-/// Knows no source.
-#[derive(Debug)]
-struct Nobody;
-
-impl Finder for Nobody {
-    fn find(&self, _root: &ContentId) -> mpsc::Receiver<Found> {
-        mpsc::channel(1).1
     }
 }

@@ -171,8 +171,8 @@ impl Node {
         Ok(self.engine().file(root, id).await?)
     }
 
-    /// Opens a file whose root node is here.
-    pub fn open_now(&self, id: &ContentId) -> Known<FileHandle> {
+    /// Opens a file whose own root node is here; `root` as in [`Node::resolve`].
+    pub fn open_now(&self, root: &ContentId, id: &ContentId) -> Known<FileHandle> {
         if let Err(error) = expect_file(&*match self.resolve_now(id)? {
             Ok(resolved) => resolved,
             Err(error) => return Some(Err(error)),
@@ -185,7 +185,7 @@ impl Node {
             Ok(None) => return None,
             Err(error) => return Some(Err(error.into())),
         }
-        let opened = self.engine().file(id, id).now_or_never()?;
+        let opened = self.engine().file(root, id).now_or_never()?;
         Some(opened.map_err(NodeError::from))
     }
 

@@ -19,7 +19,7 @@ use crate::{
     settings,
 };
 
-pub fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
+pub(crate) fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
     let params = settings::load(global)?.upload.profile.params();
     let mut found = Vec::new();
     for path in &args.paths {
@@ -28,7 +28,7 @@ pub fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
     print_added(global.json, args.quieter, &found)
 }
 
-pub async fn add(client: &Client, json: bool, args: &AddArgs) -> anyhow::Result<()> {
+pub(crate) async fn add(client: &Client, json: bool, args: &AddArgs) -> anyhow::Result<()> {
     let mut found = Vec::new();
     for path in &args.paths {
         let shown = || path.display().to_string();
@@ -65,7 +65,7 @@ fn print_added(json: bool, quieter: bool, found: &[AddedEntry]) -> anyhow::Resul
     Ok(())
 }
 
-pub async fn list(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
+pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
     id.parse::<Reference>()?;
     let entries: Vec<Listed> = client.get(&Client::target("ls", id)).await?;
     if json {
@@ -79,7 +79,7 @@ pub async fn list(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub async fn cat(
+pub(crate) async fn cat(
     client: &Client,
     id: &str,
     offset: u64,
@@ -101,7 +101,12 @@ pub async fn cat(
     Ok(out.flush()?)
 }
 
-pub async fn get(client: &Client, json: bool, id: &str, to: Option<PathBuf>) -> anyhow::Result<()> {
+pub(crate) async fn get(
+    client: &Client,
+    json: bool,
+    id: &str,
+    to: Option<PathBuf>,
+) -> anyhow::Result<()> {
     let reference: Reference = id.parse()?;
     let to = to.unwrap_or_else(|| PathBuf::from(reference.name()));
     let stat: Stat = client.get(&Client::target("stat", id)).await?;

@@ -9,7 +9,7 @@ use futures::StreamExt;
 
 use crate::output::{self, bytes};
 
-pub async fn id(client: &Client, json: bool) -> anyhow::Result<()> {
+pub(crate) async fn id(client: &Client, json: bool) -> anyhow::Result<()> {
     let identity: Identity = client.get("/v1/id").await?;
     if json {
         return output::json(&identity);
@@ -19,7 +19,7 @@ pub async fn id(client: &Client, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub async fn connect(client: &Client, json: bool, address: String) -> anyhow::Result<()> {
+pub(crate) async fn connect(client: &Client, json: bool, address: String) -> anyhow::Result<()> {
     let connected: Connected = client.post("/v1/connect", &ConnectRequest { address }).await?;
     if json {
         return output::json(&connected);
@@ -27,7 +27,7 @@ pub async fn connect(client: &Client, json: bool, address: String) -> anyhow::Re
     Ok(output::line(format_args!("connected to {}", connected.peer_id))?)
 }
 
-pub async fn status(client: &Client, json: bool, watch: bool) -> anyhow::Result<()> {
+pub(crate) async fn status(client: &Client, json: bool, watch: bool) -> anyhow::Result<()> {
     loop {
         let status: Status = client.get("/v1/status").await?;
         if json {
@@ -66,7 +66,7 @@ fn described(status: &Status) -> String {
     text
 }
 
-pub async fn transfers(client: &Client, json: bool) -> anyhow::Result<()> {
+pub(crate) async fn transfers(client: &Client, json: bool) -> anyhow::Result<()> {
     let transfers: Vec<TransferRow> = client.get("/v1/transfers").await?;
     if json {
         return output::json(&transfers);
@@ -81,7 +81,7 @@ pub async fn transfers(client: &Client, json: bool) -> anyhow::Result<()> {
     Ok(output::table(["CID", "DONE", "RATE", "ETA", "SOURCES", "RETRIES"], &rows)?)
 }
 
-pub async fn peers(client: &Client, json: bool) -> anyhow::Result<()> {
+pub(crate) async fn peers(client: &Client, json: bool) -> anyhow::Result<()> {
     let peers: Vec<Peer> = client.get("/v1/peers").await?;
     if json {
         return output::json(&peers);
@@ -96,7 +96,7 @@ pub async fn peers(client: &Client, json: bool) -> anyhow::Result<()> {
     Ok(output::table(["PEER", "RTT", "RECEIVED", "SENT", "AGENT", "ADDRESS"], &rows)?)
 }
 
-pub async fn events(client: &Client) -> anyhow::Result<()> {
+pub(crate) async fn events(client: &Client) -> anyhow::Result<()> {
     let mut events = client.lines::<serde_json::Value>(Method::GET, "/v1/events").await?;
     while let Some(event) = events.next().await {
         output::json(&event?)?;

@@ -5,7 +5,7 @@ use chiral::control::{Client, PinRequest, PinRow, ProvideRequest, Reference, Unp
 
 use crate::{cli::PinCommand, output};
 
-pub async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Result<()> {
+pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Result<()> {
     match command {
         PinCommand::Add { id, name } => {
             id.parse::<Reference>()?;
@@ -41,7 +41,7 @@ pub async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Re
     }
 }
 
-pub async fn provide(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
+pub(crate) async fn provide(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
     id.parse::<Reference>()?;
     let () = client.post("/v1/provide", &ProvideRequest { id: id.to_owned() }).await?;
     if json {

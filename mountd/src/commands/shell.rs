@@ -8,14 +8,14 @@ use clap_complete::Shell;
 
 use crate::cli::Cli;
 
-pub fn completions(shell: Shell) -> anyhow::Result<()> {
+pub(crate) fn completions(shell: Shell) -> anyhow::Result<()> {
     // Into memory first: the generator panics when its writer fails, and `| head` closes stdout.
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "chiral", &mut text);
     Ok(io::stdout().write_all(&text)?)
 }
 
-pub fn man(command: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn man(command: Option<&str>) -> anyhow::Result<()> {
     let mut root = Cli::command();
     root.build();
     let page = match command {

@@ -10,7 +10,7 @@ use crate::{
     progress::Bar,
 };
 
-pub async fn run(client: &Client, json: bool, command: StoreCommand) -> anyhow::Result<()> {
+pub(crate) async fn run(client: &Client, json: bool, command: StoreCommand) -> anyhow::Result<()> {
     match command {
         StoreCommand::Verify => verify(client, json).await,
         StoreCommand::Gc => {

@@ -6,9 +6,10 @@ use std::{
 };
 
 use anyhow::bail;
-use chiral::control::{Client, ClientError, Status};
-
-use crate::mounting;
+use chiral::{
+    control::{Client, ClientError, Status},
+    fs::unmount_path,
+};
 
 /// A daemon ends within ten seconds; after that the mount is taken away from it.
 const WAIT: Duration = Duration::from_secs(12);
@@ -16,7 +17,7 @@ const WAIT: Duration = Duration::from_secs(12);
 /// How often it is looked whether the daemon has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-pub async fn umount(client: &Client, mountpoint: &Path) -> anyhow::Result<()> {
+pub(crate) async fn umount(client: &Client, mountpoint: &Path) -> anyhow::Result<()> {
     let path = full(mountpoint);
     if serves(client, &path).await {
         let () = client.post("/v1/stop", &()).await?;
@@ -25,7 +26,7 @@ pub async fn umount(client: &Client, mountpoint: &Path) -> anyhow::Result<()> {
         }
         eprintln!("chiral: the daemon does not end; taking the mount away from it");
     }
-    if mounting::unmount_path(&path)? {
+    if unmount_path(&path)? {
         return Ok(());
     }
     bail!("{} is not a mount of chiral", mountpoint.display())

@@ -56,9 +56,9 @@ impl Writer {
             rest = &rest[len..];
         }
         let data = unixfs::shard(&bitfield(&slots, self.fanout), self.fanout, meta);
-        let below: u64 = links.iter().map(|link| link.tsize).sum();
+        let below = unixfs::total(links.iter().map(|link| link.tsize));
         let node = Block::dag_pb(dag_pb::encode(&links, &data).into());
-        let tsize = below + node.data().len() as u64;
+        let tsize = below.saturating_add(node.data().len() as u64);
         let link = NewLink { hash: node.cid().to_bytes(), name: String::new(), tsize };
         nodes.push(node);
         Some(link)

@@ -165,6 +165,18 @@ fn unixfs_that_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn sizes_that_strangers_claim_may_add_up_to_anything() {
+    for shard_threshold in [0, 1 << 20] {
+        let params = ImportParams { shard_threshold, ..ImportParams::DEFAULT };
+        let mut directory = DirectoryBuilder::new(params);
+        for name in ["a", "b"] {
+            directory.add(name, *Block::raw(Bytes::new()).cid(), u64::MAX);
+        }
+        assert_eq!(directory.finish(PLAIN).tsize, u64::MAX);
+    }
+}
+
+#[test]
 fn unixfs_that_is_only_unusual_is_read() {
     // Type Raw is file data; the file size may be absent; unknown fields are passed over.
     let file = unixfs_node(0, &[8, 0, 0x12, 2, b'h', b'i', 0x78, 1]).unwrap();

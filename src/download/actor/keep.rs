@@ -44,10 +44,17 @@ pub(super) struct Written {
 #[derive(Debug)]
 pub(super) enum Done {
     /// Blocks that are here with those that are not.
-    Looked { here: Vec<(Lookup, Option<Block>)>, missing: Vec<Lookup> },
+    Looked {
+        here: Vec<(Lookup, Option<Block>)>,
+        missing: Vec<Lookup>,
+    },
     Written(Vec<Written>),
     /// How many sources have each block of a file, and who has not.
-    Holders { file: ContentId, needs: Vec<Need>, has: Vec<(SourceId, Vec<bool>)> },
+    Holders {
+        file: ContentId,
+        needs: Vec<Need>,
+        has: Vec<(SourceId, Vec<bool>)>,
+    },
     /// The job was cut off by the shutdown.
     Cut,
 }
@@ -67,17 +74,23 @@ impl Actor {
             total_bytes: block.data().len() as u64,
         });
         for user in self.users.get(&demand.want.id).cloned().unwrap_or_default() {
-            self.insert(now, &user, block);
+            self.insert(now, &user, demand.want.range, block);
         }
     }
 
-    /// Puts a block into the tree of a file and its content into the file.
-    fn insert(&mut self, now: Duration, file: &ContentId, block: &Block) {
+    /// Puts a block into the tree of a file and its content into the file. `range` is what it covers of the file;
+    /// where its own content is less, there are children.
+    fn insert(&mut self, now: Duration, file: &ContentId, range: ByteRange, block: &Block) {
         let Some(entry) = self.files.get_mut(file) else { return };
         let open = Arc::clone(&entry.file);
         open.progress.count(now);
         let mut layout = open.layout();
         let inserted = layout.insert(block);
+        // A node may have bytes of its own and children too.
+        if inserted.as_ref().is_ok_and(|places| range.len() > content_len(places)) {
+            open.readers().replan();
+            entry.dirty = true;
+        }
         match inserted {
             Ok(mut places) if !places.is_empty() => {
                 if places.len() > PLACES_AT_ONCE {
@@ -96,9 +109,6 @@ impl Actor {
             }
             Ok(_) => {
                 drop(layout);
-                // More of the tree is known: the blocks below it come next.
-                open.readers().replan();
-                entry.dirty = true;
                 self.to_write.push(Write::Inner { file: open, block: block.clone() });
             }
             Err(error) => {
@@ -159,7 +169,7 @@ impl Actor {
     fn found_here(&mut self, now: Duration, lookup: Lookup, block: Option<Block>) {
         for user in self.users.get(&lookup.need.cid).cloned().unwrap_or_default() {
             match &block {
-                Some(block) => self.insert(now, &user, block),
+                Some(block) => self.insert(now, &user, lookup.need.range, block),
                 None => {
                     let Some(entry) = self.files.get(&user) else { continue };
                     let file = Arc::clone(&entry.file);
@@ -262,6 +272,11 @@ impl Write {
     }
 }
 
+/// Length of the content of a block, from one of its places.
+fn content_len(places: &[Placement]) -> u64 {
+    places.first().map_or(0, |place| place.data.len() as u64)
+}
+
 /// Copies a leaf from wherever the store has it. When it is gone meanwhile, the next plan asks for it again.
 fn copy(store: &Store, file: &OpenFile, need: &Need) -> Result<(), StoreError> {
     let Some(block) = store.block(&need.cid)? else {
@@ -281,4 +296,3 @@ fn keep_node(store: &Store, block: &Block) -> Result<(), StoreError> {
     let object = store.create_object(block.cid(), len as u64)?;
     object.place(block, &[Placement { offset: 0, data: 0..len }])
 }
-

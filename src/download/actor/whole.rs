@@ -122,7 +122,10 @@ impl Actor {
         if needs.is_empty() {
             return;
         }
-        if nodes > 0 && whole.strategy != Strategy::Sequential && whole.strategy != Strategy::Streaming {
+        if nodes > 0
+            && whole.strategy != Strategy::Sequential
+            && whole.strategy != Strategy::Streaming
+        {
             needs.truncate(nodes);
             whole.pending.extend(needs);
             return;

@@ -71,7 +71,11 @@ fn simulate(peers: &mut [Peer]) -> Outcome {
     let (mut next, mut position, mut stall, mut read_on) = (0, 0.0, 0.0, 0usize);
     let mut now = Duration::ZERO;
     while here.iter().any(|here| !here) {
-        assert!(now < Duration::from_secs(120), "{} blocks came", here.iter().filter(|h| **h).count());
+        assert!(
+            now < Duration::from_secs(120),
+            "{} blocks came",
+            here.iter().filter(|h| **h).count()
+        );
         let window = (2.0 * READER) as u64 / BLOCK;
         let first = (position / BLOCK as f64) as u64;
         while next < blocks.len() && (next as u64) < first + window {
@@ -137,7 +141,10 @@ fn four_mixed_sources_give_nearly_their_sum() {
     eprintln!("{outcome:?}");
     let ideal = SIZE as f64 / 60e6;
     // The reader's window is what limits: 20 MB/s with 40 MB ahead.
-    assert!(outcome.stall < 1.5 && outcome.complete < SIZE as f64 / READER + 1.0, "{outcome:?} {ideal}");
+    assert!(
+        outcome.stall < 1.5 && outcome.complete < SIZE as f64 / READER + 1.0,
+        "{outcome:?} {ideal}"
+    );
     assert!(outcome.duplicates < 0.05, "{outcome:?}");
 }
 
@@ -180,7 +187,10 @@ fn background(peers: &mut [Peer]) -> (f64, f64) {
     }
     for (at, id) in blocks.iter().enumerate() {
         let at = at as u64;
-        scheduler.want(Duration::ZERO, Demand { urgency: Urgency::background(at), ..demand(*id, at, Duration::ZERO) });
+        scheduler.want(
+            Duration::ZERO,
+            Demand { urgency: Urgency::background(at), ..demand(*id, at, Duration::ZERO) },
+        );
     }
     let mut missing = blocks.len();
     let mut now = Duration::ZERO;
@@ -319,7 +329,9 @@ fn a_lying_source_is_banned_and_the_block_comes_from_another() {
     let other = asked(&actions)[0].0.clone();
     assert_ne!(other, liar);
     let events = scheduler.take_events();
-    assert!(events.iter().any(|e| matches!(e, Event::PeerSwitched { from, to, .. } if *from == liar && *to == other)));
+    assert!(events.iter().any(
+        |e| matches!(e, Event::PeerSwitched { from, to, .. } if *from == liar && *to == other)
+    ));
 }
 
 #[test]

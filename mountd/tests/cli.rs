@@ -1,0 +1,191 @@
+//! The real binary, as a user and a script meet it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Command, Output},
+};
+
+/// The binary with a home, and nothing else, of its own.
+fn chiral(home: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_chiral"))
+        .env_clear()
+        .env("HOME", home)
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[track_caller]
+fn fails_with(output: &Output, code: i32, words: &[&str]) {
+    let text = err(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+#[test]
+fn every_command_that_needs_a_daemon_says_so_with_code_4() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    fs::write(&file, "x").unwrap();
+    let file = file.to_str().unwrap();
+    let id = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
+    for args in [
+        &["id"][..],
+        &["status"],
+        &["peers"],
+        &["transfers"],
+        &["events"],
+        &["connect", "/ip4/127.0.0.1/tcp/1"],
+        &["add", file],
+        &["get", id],
+        &["cat", id],
+        &["ls", id],
+        &["pin", "ls"],
+        &["pin", "add", id],
+        &["provide", id],
+        &["store", "verify"],
+        &["store", "gc"],
+    ] {
+        let output = chiral(home.path(), args);
+        fails_with(&output, 4, &["no daemon runs on", "chiral mount"]);
+        assert_eq!(out(&output), "", "{args:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_code_2() {
+    let home = tempfile::tempdir().unwrap();
+    fails_with(&chiral(home.path(), &["frobnicate"]), 2, &["frobnicate"]);
+    fails_with(&chiral(home.path(), &["cat"]), 2, &["<ID>"]);
+    fails_with(&chiral(home.path(), &["cat", "no-id"]), 2, &["no-id"]);
+    fails_with(&chiral(home.path(), &["--log", "=x=", "config", "show"]), 2, &["=x="]);
+    let missing = home.path().join("none");
+    let missing = missing.to_str().unwrap();
+    fails_with(&chiral(home.path(), &["mount", missing]), 2, &["does not exist", "mkdir -p"]);
+    let mount = home.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    let (mount, data) = (mount.to_str().unwrap(), mount.join("data"));
+    let nested = chiral(home.path(), &["mount", mount, "--data-dir", data.to_str().unwrap()]);
+    fails_with(&nested, 2, &["lie in one another"]);
+    let listen = chiral(home.path(), &["mount", mount, "--listen", "4001"]);
+    fails_with(&listen, 2, &["--listen", "4001"]);
+}
+
+#[test]
+fn a_mistake_in_the_configuration_names_file_line_and_key() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("chiral.toml");
+    fs::write(&file, "[store]\nmin_fre = \"1 GiB\"\n").unwrap();
+    let name = file.to_str().unwrap();
+    let words = [&format!("{name}:2:1"), "`min_fre`", "`min_free`"];
+    fails_with(&chiral(home.path(), &["config", "check", name]), 2, &words);
+    fails_with(&chiral(home.path(), &["--config", name, "status"]), 2, &words);
+    fails_with(&chiral(home.path(), &["config", "check", "/nowhere.toml"]), 2, &["/nowhere.toml"]);
+
+    fs::write(&file, "[store]\nmin_free = \"1 GiB\"\n").unwrap();
+    assert!(chiral(home.path(), &["config", "check", name]).status.success());
+}
+
+#[test]
+fn the_shown_configuration_is_one_that_can_be_used() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join(".config/chiral");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("chiral.toml"), "[network]\nprivate = true\n").unwrap();
+    let shown = chiral(home.path(), &["config", "show", "--data-dir", "/data"]);
+    let text = out(&shown);
+    for line in ["data_dir = \"/data\"", "private = true", "lookup_timeout = \"30s\""] {
+        assert!(text.contains(line), "{text}");
+    }
+    let file = home.path().join("shown.toml");
+    fs::write(&file, &text).unwrap();
+    let again = chiral(home.path(), &["config", "show", "--config", file.to_str().unwrap()]);
+    assert_eq!(out(&again), text);
+    let json = chiral(home.path(), &["--json", "config", "show"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["download"]["max_chunk_retries"], 3);
+}
+
+#[test]
+fn only_hash_gives_the_ids_of_ipfs_add_without_a_daemon() {
+    let home = tempfile::tempdir().unwrap();
+    let tree = home.path().join("tree");
+    fs::create_dir_all(tree.join("empty")).unwrap();
+    fs::write(tree.join("hello.txt"), "hello world\n").unwrap();
+    fs::write(tree.join("nothing"), "").unwrap();
+    let only = |args: &[&str]| out(&chiral(home.path(), &[&["add", "--only-hash"], args].concat()));
+
+    let file = tree.join("hello.txt");
+    let hello = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4";
+    assert_eq!(only(&[file.to_str().unwrap()]), format!("{hello}  hello.txt\n"));
+    let nothing = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
+    let empty = "bafybeiczsscdsbs7ffqz55asqdf3smv6klcw3gofszvwlyarci47bgf354";
+    let lines = only(&[tree.to_str().unwrap()]);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines[0], format!("{empty}  tree/empty"));
+    assert_eq!(lines[1], format!("{hello}  tree/hello.txt"));
+    assert_eq!(lines[2], format!("{nothing}  tree/nothing"));
+    let root = lines[3].strip_suffix("  tree").unwrap();
+    assert_eq!(only(&["-Q", tree.to_str().unwrap()]).trim_end(), root);
+    let json = only(&["--json", "-Q", tree.to_str().unwrap()]);
+    assert_eq!(json.trim_end(), format!(r#"{{"cid":"{root}","name":"tree"}}"#));
+}
+
+#[test]
+fn only_hash_agrees_with_published_vectors() {
+    let home = tempfile::tempdir().unwrap();
+    let id = |path: &Path| {
+        let output = chiral(home.path(), &["add", "--only-hash", "-Q", path.to_str().unwrap()]);
+        out(&output).trim_end().to_owned()
+    };
+    let zeros = home.path().join("zeros");
+    fs::write(&zeros, vec![0; 262_145]).unwrap();
+    assert_eq!(id(&zeros), "bafybeigllfqgfpqydppr6cmv56g7ax4wyhruzswvcefv6j5kj77nzttfki");
+
+    let dir = home.path().join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("hello.txt"), "hello world\n").unwrap();
+    assert_eq!(id(&dir), "bafybeidhkumeonuwkebh2i4fc7o7lguehauradvlk57gzake6ggjsy372a");
+
+    let files = home.path().join("files");
+    fs::create_dir_all(files.join("foo")).unwrap();
+    fs::create_dir_all(files.join("bar")).unwrap();
+    fs::write(files.join("foo/baz"), "some text\n").unwrap();
+    symlink("files/foo/baz", files.join("bar/baz")).unwrap();
+    symlink("files/does/not/exist", files.join("bad")).unwrap();
+    assert_eq!(id(&files), "bafybeibyhlx64cklod6isy3h7tsmr4qvam3ae3b74n3hfes5bythjrwyua");
+}
+
+#[test]
+fn completions_and_manual_pages_are_made_for_every_shell_and_command() {
+    let home = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(
+            out(&chiral(home.path(), &["completions", shell])).contains("only-hash"),
+            "{shell}"
+        );
+    }
+    assert!(out(&chiral(home.path(), &["man"])).contains(".TH chiral"));
+    assert!(out(&chiral(home.path(), &["man", "mount"])).contains("private"));
+    fails_with(&chiral(home.path(), &["man", "nothing"]), 1, &["no such command: nothing"]);
+}
+
+#[test]
+fn detaching_what_is_not_mounted_is_an_error() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().to_str().unwrap();
+    fails_with(&chiral(home.path(), &["umount", path]), 1, &[path, "not a mount"]);
+}
