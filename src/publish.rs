@@ -6,11 +6,13 @@ mod announce;
 mod attr;
 mod dirs;
 mod file;
+mod fill;
 mod flush;
 mod handle;
 mod hash;
 mod ids;
 mod import;
+mod io;
 mod names;
 mod open;
 mod overlay;
@@ -304,7 +306,14 @@ impl Inner {
         mode: RenameMode,
     ) -> Result<()> {
         self.writable()?;
-        let replaced = self.names().tree.rename(from, to, mode, now())?;
+        let (replaced, moved) = {
+            let mut names = self.names();
+            (names.tree.rename(from, to, mode, now())?, names.tree.lookup(to.0, to.1)?)
+        };
+        if to.0 == UploadIno::ROOT {
+            // It may be a directory that was none of the top level before.
+            self.announcer.rested(moved);
+        }
         if let Some(ino) = replaced {
             self.orphaned(ino);
         }

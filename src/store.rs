@@ -25,6 +25,7 @@ mod object;
 mod recover;
 mod report;
 mod state;
+mod unseal;
 mod verify;
 mod working;
 
@@ -315,6 +316,12 @@ impl Store {
     /// A copy of an object that shares its extents (FICLONE); none where the filesystem cannot.
     pub fn clone_object(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         self.inner.clone_object(id)
+    }
+    /// Makes an object a working file again, with its bytes as they are; durable when it returns. Its blocks are not
+    /// served from then on until it is sealed anew. None, and nothing changed, unless the caller's upload is its only
+    /// owner, nobody has it open or mapped, here or elsewhere, and nothing at all is pinned.
+    pub fn unseal(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
+        self.inner.unseal(id)
     }
     /// Whether FICLONE works in the data folder; probed at start.
     pub fn can_clone(&self) -> bool {

@@ -196,7 +196,8 @@ pub(super) struct FileState {
     pub(super) linger: Option<Linger>,
     /// It has no name any more and goes with its last handle.
     pub(super) orphan: bool,
-    /// Closed, but somebody still has it mapped for writing.
+    /// Closed, but it cannot be hashed now: somebody still has it mapped for writing, or the disk fails. It is tried
+    /// again by the clock only.
     pub(super) held: bool,
     /// It is gone; whoever still has the cell finds nothing in it.
     pub(super) dead: bool,

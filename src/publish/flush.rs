@@ -175,7 +175,7 @@ impl Inner {
     }
 
     fn take(&self, round: &mut Round, done: Finished, existing: Option<ObjectId>) {
-        let Finished { cell, generation, object: work, stamp, hashed } = done;
+        let Finished { cell, generation, object: work, spare, stamp, hashed } = done;
         let ino = cell.ino;
         let name = self.names().name(ino);
         round.batch.files.push(FileInfo {
@@ -199,16 +199,13 @@ impl Inner {
                     leaves: hashed.leaves,
                     nodes: hashed.nodes,
                 });
-                if let Some(work) = &mut cell.state().work
-                    && let Ok(file) = work.reader()
-                {
-                    round.batch.sync.push(file);
-                }
                 work
             }
         };
         let sealed = Sealed { object, root: hashed.root, size: stamp.size, tsize: hashed.tsize };
-        if let Some(old) = self.names().tree.sealed(ino) {
+        round.batch.release.extend(spare);
+        // An overlay that was merged into the old version has made it the new one.
+        if let Some(old) = self.names().tree.sealed(ino).filter(|old| old.object != work) {
             round.batch.release.push(old.object);
         }
         round.dirty.insert(ino);
@@ -245,6 +242,9 @@ impl Inner {
         round.batch.tree_remove.extend(round.removed.iter().map(|ino| ino.0));
         round.batch.release.extend(&round.released);
         round.batch.nodes.extend(round.nodes.iter().cloned());
+        if !round.nodes.is_empty() {
+            round.batch.published = names.top_nodes();
+        }
         // A root that came back between its end and this commit keeps its description.
         let back: HashSet<_> = round.batch.files.iter().map(|file| file.cid).collect();
         let gone = round.gone.iter().filter(|root| !names.is_published(root));
@@ -278,6 +278,9 @@ impl Inner {
             self.directories.wake();
             tracing::debug!(ino = ino.0, %root, size, name = done.name, "published");
         }
+        if !self.names().gone.is_empty() {
+            self.flusher.later();
+        }
         self.changed.notify_waiters();
     }
 
@@ -295,9 +298,12 @@ impl Inner {
     }
 }
 
+/// A working file's row, and the file to sync before it.
+type Unfinished = (WorkRow, Option<Arc<File>>);
+
 /// The working file of a cell as its row has it, and the file to sync: names must not come before the data that was
 /// closed under them.
-fn work_row(cell: &FileCell) -> Result<Option<(WorkRow, Option<Arc<File>>)>, PublishError> {
+fn work_row(cell: &FileCell) -> Result<Option<Unfinished>, PublishError> {
     let mut state = cell.state();
     let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
     let idle = state.progress.handles() == 0;

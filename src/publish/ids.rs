@@ -68,8 +68,9 @@ impl Inner {
 
     /// Gives the id when it is durable. None: something changed again.
     async fn settle(self: &Arc<Self>, ino: UploadIno) -> Result<Option<ContentId>, PublishError> {
-        let is_dir = matches!(self.names().tree.get(ino)?.body, Body::Directory(_));
-        if is_dir {
+        // A file is known only after its commit; directories and symlinks are as soon as they are computed.
+        let is_file = matches!(self.names().tree.get(ino)?.body, Body::File(_));
+        if !is_file {
             let inner = self.clone();
             let flushed = self.tasks.blocking("flush", move || {
                 inner.compute_directories();

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Inner, PublishError, UploadIno,
+    dirs::link_of,
     file::FileCell,
     seal::Finished,
     tree::{Body, Tree},
@@ -91,6 +92,15 @@ impl Names {
             .collect();
         parts.reverse();
         parts.into_iter().collect::<PathBuf>().to_string_lossy().into_owned()
+    }
+
+    /// Ids of the directories and symlinks at the top: what their nodes reach is kept. None while one is out of date,
+    /// so that its old nodes stay until the new ones are there.
+    pub(super) fn top_nodes(&self) -> Option<Vec<ContentId>> {
+        let top = self.tree.get(UploadIno::ROOT).ok()?.directory().ok()?;
+        let nodes = top.children.values().filter_map(|ino| self.tree.get(*ino).ok());
+        let nodes = nodes.filter(|inode| !matches!(inode.body, Body::File(_)));
+        nodes.map(|inode| link_of(inode).map(|(root, _)| root)).collect()
     }
 
     pub(super) fn cell(&self, ino: UploadIno) -> Result<Arc<FileCell>, PublishError> {

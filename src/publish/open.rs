@@ -51,7 +51,6 @@ impl Inner {
             works.extend(row.work.map(|work| (ino, work)));
             rows.push((ino, row.inode));
         }
-        // SAFETY of the mode: the mount is its owner's alone unless it is told otherwise.
         let owner = Owner {
             mode: 0o755,
             uid: nix::unistd::Uid::effective().as_raw(),
@@ -126,9 +125,17 @@ impl Inner {
             let Some(sealed) = sealed.filter(|sealed| sealed.object == overlay.base) else {
                 return Ok(None);
             };
-            let base = self.sealed_file(&sealed)?;
+            // Killed amid a merge: the version below is a working file.
+            let below = self.store.reopen_working(sealed.object)?;
+            let merging = below.is_some();
+            let base = match below {
+                Some(below) => Arc::new(below.open(false)?),
+                None => self.sealed_file(&sealed)?,
+            };
             let leaf = self.options.import.chunk_len as u64;
-            work.overlay = Some(Overlay::restore(overlay, base, sealed.size, leaf));
+            let mut restored = Overlay::restore(overlay, base.clone(), sealed.size, leaf);
+            restored.set_base(base, merging);
+            work.overlay = Some(restored);
         }
         Ok(Some(work))
     }

@@ -3,17 +3,26 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
+use rustix::fs::copy_file_range;
+
 use super::row::OverlayRow;
 use crate::{
     content::{ByteRange, RangeSet},
     store::ObjectId,
 };
 
+/// Below this size of the published version a copy is cheap, and it stays served meanwhile.
+const MERGE_MIN: u64 = 8 << 20;
+
 /// What lies where. The size is that of the working file, which is as long as the whole.
 #[derive(Clone, Debug)]
 pub(super) struct Overlay {
-    base: Arc<File>,
+    /// None while the object below is asked whether anybody has it open: nobody reads then.
+    base: Option<Arc<File>>,
     base_object: ObjectId,
+    /// The object below is a working file now, into which what was written is merged. Leaves that are not filled are
+    /// still as they were.
+    merging: bool,
     /// Bytes of the object below that still show through; a truncate lowers it for good.
     base_len: u64,
     /// Size of the object below.
@@ -30,8 +39,9 @@ impl Overlay {
     /// Nothing written yet.
     pub(super) fn new(base: Arc<File>, base_object: ObjectId, len: u64, leaf: u64) -> Self {
         Self {
-            base,
+            base: Some(base),
             base_object,
+            merging: false,
             base_len: len,
             original_len: len,
             leaf,
@@ -43,8 +53,9 @@ impl Overlay {
     /// As it was when [`Overlay::row`] was made.
     pub(super) fn restore(row: OverlayRow, base: Arc<File>, original_len: u64, leaf: u64) -> Self {
         Self {
-            base,
+            base: Some(base),
             base_object: row.base,
+            merging: false,
             base_len: row.base_len.min(original_len),
             original_len,
             leaf,
@@ -59,7 +70,10 @@ impl Overlay {
 
     /// Whether the whole of `size` bytes is still exactly the object below.
     pub(super) fn is_unchanged(&self, size: u64) -> bool {
-        self.written.count() == 0 && self.base_len == self.original_len && size == self.original_len
+        !self.merging
+            && self.written.count() == 0
+            && self.base_len == self.original_len
+            && size == self.original_len
     }
 
     /// Whether a leaf with these bytes is the object's own leaf, so that its id is known.
@@ -97,7 +111,7 @@ impl Overlay {
             } else {
                 let below = part.intersect(ByteRange::new(0, self.base_len));
                 let below_len = usize::try_from(below.len()).unwrap_or(usize::MAX);
-                self.base.read_exact_at(&mut out[..below_len], part.start)?;
+                self.base()?.read_exact_at(&mut out[..below_len], part.start)?;
                 // Above the object below the file was only made longer: zeros.
                 out[below_len..].fill(0);
             }
@@ -124,9 +138,7 @@ impl Overlay {
         let below =
             ByteRange::at(index * self.leaf, self.leaf).intersect(ByteRange::new(0, self.base_len));
         if !below.is_empty() {
-            let mut buf = vec![0; usize::try_from(below.len()).unwrap_or(usize::MAX)];
-            self.base.read_exact_at(&mut buf, below.start)?;
-            work.write_all_at(&buf, below.start)?;
+            copy(self.base()?, work, below)?;
         }
         self.filled.insert(number);
         Ok(())
@@ -153,10 +165,78 @@ impl Overlay {
         Ok(true)
     }
 
+    fn base(&self) -> io::Result<&File> {
+        let closed = || io::Error::other("the published version is not open");
+        self.base.as_deref().ok_or_else(closed)
+    }
+
+    /// Closes the object below, so that a lease on it can be taken.
+    pub(super) fn close_base(&mut self) {
+        self.base = None;
+    }
+
+    /// The object below was opened again; `merging`: as a working file.
+    pub(super) fn set_base(&mut self, base: Arc<File>, merging: bool) {
+        self.base = Some(base);
+        self.merging = merging;
+    }
+
+    pub(super) fn has_base(&self) -> bool {
+        self.base.is_some()
+    }
+
+    pub(super) fn is_merging(&self) -> bool {
+        self.merging
+    }
+
+    /// Whether little enough was written that merging it is cheaper than copying the rest.
+    pub(super) fn is_sparse(&self) -> bool {
+        let filled: u64 = self.filled.bytes();
+        self.base_len >= MERGE_MIN && filled.saturating_mul(self.leaf) <= self.base_len / 2
+    }
+
+    /// Copies up to `max` filled leaves from number `from` on to their places in the object below, `into`. Gives
+    /// the number to go on with; none when all are there.
+    pub(super) fn merge_some(
+        &self,
+        work: &File,
+        into: &File,
+        from: u64,
+        max: u64,
+    ) -> io::Result<Option<u64>> {
+        let size = work.metadata()?.len();
+        let rest = ByteRange::new(from, u64::MAX);
+        let next = self.filled.iter().map(|r| r.intersect(rest)).find(|r| !r.is_empty());
+        let Some(next) = next else { return Ok(None) };
+        let leaves = ByteRange::new(next.start, next.end.min(next.start + max));
+        let bytes = ByteRange::new(leaves.start * self.leaf, leaves.end * self.leaf);
+        copy(work, into, bytes.intersect(ByteRange::new(0, size)))?;
+        Ok(Some(leaves.end))
+    }
+
     /// The object below.
     pub(super) fn base_object(&self) -> ObjectId {
         self.base_object
     }
+}
+
+/// Copies a range to the same place of another file, in the kernel where the filesystem can.
+fn copy(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
+    let mut start = range.start;
+    while start < range.end {
+        let (mut read, mut write) = (start, start);
+        let len = usize::try_from(range.end - start).unwrap_or(usize::MAX);
+        match copy_file_range(from, Some(&mut read), to, Some(&mut write), len) {
+            Ok(copied) if copied > 0 => start += copied as u64,
+            _ => {
+                let mut buf = vec![0; len];
+                from.read_exact_at(&mut buf, start)?;
+                to.write_all_at(&buf, start)?;
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

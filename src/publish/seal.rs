@@ -8,7 +8,8 @@ use std::{fs::File, sync::Arc, time::Duration};
 use super::{
     Inner, PublishError,
     file::{FileCell, Linger, Phase, Work, stamp, time_of},
-    hash::{self, Hashed, Known},
+    fill::Whole,
+    hash::{self, Hashed},
 };
 use crate::store::{FileStamp, ObjectId, WorkingFile};
 
@@ -18,8 +19,6 @@ const HELD_RETRY: Duration = Duration::from_secs(1);
 const FAILED_RETRY: Duration = Duration::from_secs(5);
 /// Files of this size on are synced beside hashing, and hashed without waiting whether they are replaced at once.
 pub(super) const LARGE: u64 = 1 << 20;
-/// Leaves that are copied under one hold of the file's lock.
-const FILL_STEP: u64 = 4;
 
 /// A version that was hashed and waits for its commit.
 #[derive(Debug)]
@@ -27,6 +26,8 @@ pub(super) struct Finished {
     pub(super) cell: Arc<FileCell>,
     pub(super) generation: u64,
     pub(super) object: ObjectId,
+    /// The overlay that was merged into it.
+    pub(super) spare: Option<ObjectId>,
     pub(super) stamp: FileStamp,
     pub(super) hashed: Hashed,
 }
@@ -52,11 +53,7 @@ impl Inner {
                 self.flusher.soon();
             }
             Ok(Outcome::Unchanged) => self.drop_work(&cell, generation),
-            Ok(Outcome::Held) => {
-                cell.state().held = true;
-                self.seal_later(&cell, generation, HELD_RETRY);
-            }
-            Ok(Outcome::Void) => self.seal_later(&cell, generation, HELD_RETRY),
+            Ok(Outcome::Held | Outcome::Void) => self.seal_later(&cell, generation, HELD_RETRY),
             Err(error) => {
                 tracing::warn!(ino = cell.ino.0, %error, "a file could not be hashed; it is tried again");
                 self.seal_later(&cell, generation, FAILED_RETRY);
@@ -66,9 +63,12 @@ impl Inner {
 
     /// Back to the queue, unless the file went another way meanwhile.
     pub(super) fn seal_later(&self, cell: &FileCell, generation: u64, delay: Duration) {
-        if cell.state().progress.retry(generation) {
+        let mut state = cell.state();
+        if state.progress.retry(generation) {
+            state.held = true;
             self.queue.push(cell.ino, delay);
         }
+        drop(state);
         self.changed.notify_waiters();
     }
 
@@ -76,30 +76,38 @@ impl Inner {
         self: &Arc<Self>,
         cell: &Arc<FileCell>,
         generation: u64,
-        work: Arc<WorkingFile>,
+        mut work: Arc<WorkingFile>,
     ) -> Result<Outcome, PublishError> {
         let probe = work.clone();
         let opened = self.tasks.blocking("seal", move || -> Result<_, PublishError> {
-            if probe.has_writer()? {
+            if is_held(&probe) {
                 return Ok(None);
             }
             let file = probe.open(false)?;
             let stamp = stamp_of(&file)?;
             Ok(Some((Arc::new(file), stamp)))
         });
-        let Some((file, before)) = opened.await.map_err(|_| PublishError::Closed)?? else {
+        let Some((mut file, before)) = opened.await.map_err(|_| PublishError::Closed)?? else {
             return Ok(Outcome::Held);
         };
+        let mut spare = None;
         let known = match self.prepare(cell, generation, before)? {
             Prepared::Unchanged => return Ok(Outcome::Unchanged),
             Prepared::Void => return Ok(Outcome::Void),
             Prepared::Whole => None,
-            Prepared::Overlay => match self.fill(cell, generation, before.size).await? {
+            Prepared::Overlay => match self.make_whole(cell, generation, before.size).await? {
                 None => return Ok(Outcome::Void),
-                Some(known) => known,
+                Some(Whole { into, known }) => {
+                    if let Some(merged) = into {
+                        file = Arc::new(merged.open(false)?);
+                        spare = Some(work.id());
+                        work = merged;
+                    }
+                    known
+                }
             },
         };
-        // Filling an overlay moved the stamp.
+        // Making it whole moved the stamp.
         let before = stamp_of(&file)?;
         let cancelled = {
             let cell = cell.clone();
@@ -119,14 +127,15 @@ impl Inner {
         let Some(hashed) = hashed? else { return Ok(Outcome::Void) };
         let probe = work.clone();
         let after = self.tasks.blocking("seal", move || -> Result<_, PublishError> {
-            Ok((stamp_of(&file)?, probe.has_writer()?))
+            Ok((stamp_of(&file)?, is_held(&probe)))
         });
         let (after, held) = after.await.map_err(|_| PublishError::Closed)??;
         if held || after != before || !is_current(cell, generation) {
             return Ok(Outcome::Void);
         }
         let (cell, object) = (cell.clone(), work.id());
-        Ok(Outcome::Hashed(Box::new(Finished { cell, generation, object, stamp: after, hashed })))
+        let finished = Finished { cell, generation, object, spare, stamp: after, hashed };
+        Ok(Outcome::Hashed(Box::new(finished)))
     }
 
     /// Writes a large file's data out while it is hashed; small ones are synced together by the commit.
@@ -172,65 +181,6 @@ impl Inner {
         Ok(overlay)
     }
 
-    /// Copies what the overlay left in the version below, so that the working file is whole.
-    /// The inner none: the leaf ids of the version below are not known, so that everything is hashed.
-    async fn fill(
-        self: &Arc<Self>,
-        cell: &Arc<FileCell>,
-        generation: u64,
-        size: u64,
-    ) -> Result<Option<Option<Arc<Known>>>, PublishError> {
-        let (inner, cell) = (self.clone(), cell.clone());
-        let filled = self.tasks.blocking("fill", move || inner.fill_now(&cell, generation, size));
-        filled.await.map_err(|_| PublishError::Closed)?
-    }
-
-    fn fill_now(
-        &self,
-        cell: &FileCell,
-        generation: u64,
-        size: u64,
-    ) -> Result<Option<Option<Arc<Known>>>, PublishError> {
-        loop {
-            // In steps: a writer that opens meanwhile gets the lock between two, and ends this.
-            let mut state = cell.state();
-            if !is_hashing(&state.progress, generation) {
-                return Ok(None);
-            }
-            let Some(work) = &mut state.work else { return Ok(None) };
-            let writer = work.writer()?;
-            let Some(overlay) = &mut work.overlay else { return Ok(Some(None)) };
-            let more = overlay
-                .fill_some(&writer, FILL_STEP)
-                .map_err(|source| PublishError::Io { what: "copy of the old version", source })?;
-            if more {
-                continue;
-            }
-            let overlay = overlay.clone();
-            if let Some(old) = &mut work.closed {
-                *old = stamp_of(&writer)?;
-                old.size = size;
-            }
-            work.drop_writer();
-            drop(state);
-            return self.known(cell, overlay).map(Some);
-        }
-    }
-
-    fn known(
-        &self,
-        cell: &FileCell,
-        overlay: super::overlay::Overlay,
-    ) -> Result<Option<Arc<Known>>, PublishError> {
-        let sealed = self.names().tree.sealed(cell.ino).cloned();
-        let Some(old) = sealed.filter(|old| old.object == overlay.base_object()) else {
-            return Ok(None);
-        };
-        let leaf = self.options.import.chunk_len as u64;
-        let leaves = hash::leaves_of(&self.store, &old.root, old.size, leaf)?;
-        Ok(leaves.map(|leaves| Arc::new(Known { overlay, leaves })))
-    }
-
     /// Nothing was written: the published version stays, the working file goes.
     fn drop_work(&self, cell: &FileCell, generation: u64) {
         let mut state = cell.state();
@@ -260,7 +210,9 @@ enum Prepared {
 impl super::file::FileState {
     /// Handles that are open go on with the file that they have: the kernel may hold a passthrough id of it.
     pub(super) fn keep_reading(&mut self, work: &mut Work) {
+        // An overlay is read through the daemon, which asks again each time, and may not be whole.
         if self.progress.handles() > 0
+            && work.overlay.is_none()
             && let Ok(file) = work.reader()
         {
             self.linger = Some(Linger { file, object: work.id() });
@@ -277,7 +229,7 @@ fn begin(cell: &FileCell) -> Option<(u64, Arc<WorkingFile>)> {
     Some((state.progress.begin_hash()?, file))
 }
 
-fn is_hashing(progress: &super::file::Progress, generation: u64) -> bool {
+pub(super) fn is_hashing(progress: &super::file::Progress, generation: u64) -> bool {
     progress.phase == Phase::Hashing && progress.generation == generation
 }
 
@@ -286,6 +238,14 @@ fn is_current(cell: &FileCell, generation: u64) -> bool {
     !state.dead && !state.orphan && is_hashing(&state.progress, generation)
 }
 
-fn stamp_of(file: &File) -> Result<FileStamp, PublishError> {
+/// Whether somebody can still write the file. Filesystems without leases cannot tell; there the stamp alone guards.
+fn is_held(file: &WorkingFile) -> bool {
+    file.has_writer().unwrap_or_else(|error| {
+        tracing::debug!(%error, "no lease");
+        false
+    })
+}
+
+pub(super) fn stamp_of(file: &File) -> Result<FileStamp, PublishError> {
     stamp(file).map_err(|source| PublishError::Io { what: "fstat", source })
 }

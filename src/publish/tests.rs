@@ -14,7 +14,9 @@ use crate::{
 };
 
 mod files;
+mod merge;
 mod restart;
+mod storm;
 mod trees;
 
 const LEAF: usize = 256 << 10;

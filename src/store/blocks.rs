@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lru::LruCache;
 
-use super::{Inner, Object, ObjectId, StoreError, codec::Leaf, guard, index};
+use super::{Inner, Object, ObjectId, RECENT_OBJECTS, StoreError, codec::Leaf, guard, index};
 use crate::content::{Block, ByteRange, ContentId, Multihash, sha2_256};
 
 impl Inner {
@@ -101,6 +102,13 @@ impl Inner {
         let fallen = guard(&self.recent).push(id, object.clone());
         drop(fallen);
         Ok(Some(object))
+    }
+
+    /// Lets go of the objects that are only open because blocks of them were served.
+    pub(super) fn close_recent(&self) {
+        // Handles drop under no lock.
+        let recent = std::mem::replace(&mut *guard(&self.recent), LruCache::new(RECENT_OBJECTS));
+        drop(recent);
     }
 
     /// The object of a root: a complete one if there is any, else the one with most of it.

@@ -8,6 +8,7 @@ use crate::content::{ByteRange, ContentId, Multihash, Node};
 impl Inner {
     pub(super) fn gc(self: &Arc<Self>) -> Result<GcReport, StoreError> {
         self.flush()?;
+        self.close_recent();
         let mut roots: Vec<ContentId> = self.pins()?.into_iter().map(|pin| pin.root).collect();
         roots.extend(self.published()?);
         let (mut owned, mut cached) = (HashSet::new(), Vec::new());
@@ -15,18 +16,22 @@ impl Inner {
         self.index.read(|txn| {
             index::object_rows(txn, |id, row| {
                 let Some(root) = row.root else { return Ok(()) };
+                if row.owners > 0 {
+                    owned.insert(*root.hash());
+                }
                 if row.owners > 0 || open.contains(&id) {
                     roots.push(root);
-                    owned.insert(id);
                 } else {
-                    cached.push(id);
+                    cached.push((id, *root.hash()));
                 }
                 Ok(())
             })
         })?;
         let reached = self.reach(roots)?;
-        cached.retain(|id| !reached.objects.contains(id) && !owned.contains(id));
-        let mut report = self.remove_objects(&cached)?;
+        // Of a file that is published, too, one copy is enough.
+        cached.retain(|(id, root)| !reached.objects.contains(id) || owned.contains(root));
+        let ids: Vec<_> = cached.into_iter().map(|(id, _)| id).collect();
+        let mut report = self.remove_objects(&ids)?;
         report.nodes = self.sweep_nodes(&reached)?;
         Ok(report)
     }

@@ -49,6 +49,17 @@ const FORMAT: u64 = 1;
 /// Memory for pages of the index: the interior pages of 4 million blocks fit, and the daemon stays under 100 MB.
 const CACHE_BYTES: usize = 32 << 20;
 
+/// Name in `meta` under which commits are counted.
+const COMMITS: &str = "commits";
+
+/// How a transaction failed.
+enum Failure<T> {
+    /// Before its commit: nothing of it is in the index.
+    Rows(StoreError),
+    /// In its commit, which had this number: the index may have it or not.
+    Commit { done: (T, Delta), number: u64, error: StoreError },
+}
+
 enum State {
     Open(Database),
     /// A commit failed; redb takes no more calls until it is opened again.
@@ -162,28 +173,60 @@ impl Index {
         f: impl FnOnce(&mut Rows<'_>) -> Result<T, StoreError>,
     ) -> Result<(T, Delta), StoreError> {
         self.reopen()?;
+        let (done, error) = match self.attempt(f) {
+            Ok(done) => return Ok(done),
+            Err(Failure::Commit { done, number, error }) => (Some((done, number)), error),
+            Err(Failure::Rows(error)) => (None, error),
+        };
+        if !matches!(error, StoreError::Io { .. } | StoreError::Index(_)) {
+            return Err(error);
+        }
+        self.fail();
+        // A commit whose last sync failed may stand all the same, and its callers must be told what the index will
+        // tell everyone else. A further durable commit shows that the disk takes writes again.
+        match done {
+            Some((done, number)) if self.stands(number).unwrap_or(false) => Ok(done),
+            _ => Err(error),
+        }
+    }
+
+    fn attempt<T>(
+        &self,
+        f: impl FnOnce(&mut Rows<'_>) -> Result<T, StoreError>,
+    ) -> Result<(T, Delta), Failure<T>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let State::Open(db) = &*state else { return Err(StoreError::Closed) };
-        let attempt = || {
+        let State::Open(db) = &*state else { return Err(Failure::Rows(StoreError::Closed)) };
+        let prepare = || {
             let mut txn = db.begin_write()?;
             txn.set_durability(Durability::Immediate).map_err(redb::Error::from)?;
             // Without it the next start after a crash walks the whole index: seconds where milliseconds are promised.
             txn.set_quick_repair(true);
             let mut rows = Rows { txn: &txn, delta: Delta::default() };
             let value = f(&mut rows)?;
-            let delta = rows.delta;
-            txn.commit()?;
-            Ok((value, delta))
+            let (delta, number) = (rows.delta, rows.count_commit()?);
+            Ok((txn, (value, delta), number))
         };
-        let result = attempt();
-        if matches!(result, Err(StoreError::Io { .. } | StoreError::Index(_))) {
-            drop(state);
-            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            if matches!(*state, State::Open(_)) {
-                *state = State::Failed;
-            }
+        let (txn, done, number) = prepare().map_err(Failure::Rows)?;
+        match txn.commit() {
+            Ok(()) => Ok(done),
+            Err(error) => Err(Failure::Commit { done, number, error: error.into() }),
         }
-        result
+    }
+
+    fn fail(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Open(_)) {
+            *state = State::Failed;
+        }
+    }
+
+    /// Whether the commit with this number is in the index, which is opened again for the answer.
+    fn stands(&self, number: u64) -> Result<bool, StoreError> {
+        let stands = self.read(|txn| Ok(meta(txn, COMMITS)? == Some(number)))?;
+        if stands {
+            self.attempt(|_| Ok(())).map_err(|_| StoreError::Closed)?;
+        }
+        Ok(stands)
     }
 
     /// Opens the database again after a failed commit; it then stands at the last good one.
@@ -369,6 +412,14 @@ pub(super) struct Rows<'t> {
 }
 
 impl Rows<'_> {
+    /// Gives the transaction its number.
+    fn count_commit(&self) -> Result<u64, StoreError> {
+        let mut meta = self.txn.open_table(META)?;
+        let number = meta.get(COMMITS)?.map_or(0, |row| row.value()) + 1;
+        meta.insert(COMMITS, number)?;
+        Ok(number)
+    }
+
     pub(super) fn object(&self, id: ObjectId) -> Result<Option<ObjectRow>, StoreError> {
         let table = self.txn.open_table(OBJECTS)?;
         let row = table.get(id.0)?;

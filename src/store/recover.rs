@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     fs::{self, DirBuilder, File, TryLockError},
     io,
-    num::NonZeroUsize,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicU64},
@@ -152,10 +151,7 @@ impl Inner {
             Err(StoreError::Closed) => return Ok(()),
             other => other,
         };
-        // Handles drop under no lock.
-        let recent =
-            std::mem::replace(&mut *super::guard(&self.recent), LruCache::new(NonZeroUsize::MIN));
-        drop(recent);
+        self.close_recent();
         self.write_reads()?;
         self.state.flush()?;
         self.index.close();

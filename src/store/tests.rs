@@ -3,6 +3,8 @@
 
 mod basics;
 mod crash;
+mod keeping;
+mod model;
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
@@ -46,6 +48,11 @@ impl Bench {
     pub(super) fn open(&self) -> Store {
         Store::open(options(self.dir.path()), &self.tasks()).unwrap()
     }
+}
+
+/// Memory where there is any, so that thousands of files cost nothing.
+pub(super) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 
 /// Content that differs from leaf to leaf.

@@ -6,7 +6,7 @@ use super::*;
 async fn a_file_has_the_id_that_ipfs_add_gives_it() {
     let bench = Bench::new();
     let hello = bench.put("hello", b"hello world");
-    let expected = "bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
+    let expected = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e";
     assert_eq!(bench.uploads.cid(hello).await.unwrap().to_string(), expected);
     let empty = bench.put("empty", b"");
     let expected = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
@@ -42,6 +42,7 @@ async fn an_overwrite_leaves_the_old_version_served_until_the_new_one_is() {
     bench.uploads.release(writer);
     assert_eq!(bench.uploads.cid(ino).await.unwrap(), id_of(b"two!"));
     assert_eq!(bench.uploads.read(reader, 0, 9).unwrap()[..], b"two!"[..]);
+    bench.uploads.fsync(ino).unwrap();
     assert_eq!(bench.store.file_info(&old).unwrap(), None);
     bench.uploads.release(reader);
 }

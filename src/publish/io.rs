@@ -1,0 +1,177 @@
+//! Reading and writing through the daemon: overlays, copy mode, and what passthrough leaves to it.
+
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+
+use bytes::Bytes;
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+    unistd::{Whence, lseek},
+};
+
+use super::{
+    Inner, PublishError, UploadHandle, UploadIno,
+    file::{FileCell, FileState, Linger, Work},
+    handle::{Handle, alive, errno, io_error},
+};
+use crate::{content::ByteRange, store::ObjectId};
+
+type Result<T> = std::result::Result<T, PublishError>;
+
+impl Inner {
+    /// The file that handles read now, its number, and whether it is whole.
+    pub(super) fn current(
+        &self,
+        cell: &FileCell,
+        state: &mut FileState,
+    ) -> Result<(Arc<File>, ObjectId, bool)> {
+        alive(state)?;
+        if let Some(work) = &mut state.work {
+            return Ok((work.reader()?, work.id(), work.overlay.is_none()));
+        }
+        if let Some(linger) = &state.linger {
+            return Ok((linger.file.clone(), linger.object, true));
+        }
+        let sealed = self.names().tree.sealed(cell.ino).cloned().ok_or(PublishError::NotFound)?;
+        let file = self.sealed_file(&sealed)?;
+        if state.progress.handles() > 0 {
+            state.linger = Some(Linger { file: file.clone(), object: sealed.object });
+        }
+        Ok((file, sealed.object, true))
+    }
+
+    pub(super) fn read(&self, handle: UploadHandle, offset: u64, len: usize) -> Result<Bytes> {
+        let cell = self.handle(handle)?.cell;
+        let mut state = cell.quiet_state();
+        let (file, _, whole) = self.current(&cell, &mut state)?;
+        let mut buf = vec![0; len];
+        let read = match state.work.as_ref().and_then(|work| work.overlay.as_ref()) {
+            Some(overlay) if !whole => overlay.read_at(&file, offset, &mut buf),
+            _ => {
+                drop(state);
+                read_full(&file, offset, &mut buf)
+            }
+        };
+        buf.truncate(read.map_err(io_error("read"))?);
+        Ok(buf.into())
+    }
+
+    pub(super) fn write(&self, handle: UploadHandle, offset: u64, data: &[u8]) -> Result<usize> {
+        let handle = self.handle(handle)?;
+        let cell = &handle.cell;
+        let mut state = cell.quiet_state();
+        let work = writing(&handle, &mut state)?;
+        let writer = work.writer()?;
+        let offset = match handle.append {
+            true => writer.metadata().map_err(io_error("fstat"))?.len(),
+            false => offset,
+        };
+        if let Some(overlay) = &mut work.overlay {
+            overlay
+                .prepare_write(&writer, ByteRange::at(offset, data.len() as u64))
+                .map_err(io_error("copy of the old version"))?;
+        }
+        let written = writer.write_at(data, offset).map_err(io_error("write"))?;
+        drop(state);
+        self.names().tree.drop_privileges(cell.ino)?;
+        Ok(written)
+    }
+
+    pub(super) fn fallocate(
+        &self,
+        handle: UploadHandle,
+        mode: i32,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        let handle = self.handle(handle)?;
+        let mut state = handle.cell.quiet_state();
+        let work = writing(&handle, &mut state)?;
+        let writer = work.writer()?;
+        let flags =
+            FallocateFlags::from_bits(mode).ok_or_else(|| errno("fallocate", Errno::EOPNOTSUPP))?;
+        if let Some(overlay) = &mut work.overlay {
+            let shifts =
+                FallocateFlags::FALLOC_FL_COLLAPSE_RANGE | FallocateFlags::FALLOC_FL_INSERT_RANGE;
+            if flags.intersects(shifts) {
+                return Err(errno("fallocate", Errno::EOPNOTSUPP));
+            }
+            // Reserving space changes no byte; everything else does.
+            let reserve = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            if !reserve.contains(flags) {
+                let size = writer.metadata().map_err(io_error("fstat"))?.len();
+                let range = ByteRange::at(offset, len).intersect(ByteRange::new(0, size));
+                overlay
+                    .prepare_write(&writer, range)
+                    .map_err(io_error("copy of the old version"))?;
+            }
+        }
+        let signed = |n: u64| i64::try_from(n).map_err(|_| PublishError::Invalid("offset"));
+        fallocate(&*writer, flags, signed(offset)?, signed(len)?)
+            .map_err(|error| errno("fallocate", error))
+    }
+
+    pub(super) fn lseek(&self, handle: UploadHandle, offset: i64, whence: i32) -> Result<i64> {
+        let cell = self.handle(handle)?.cell;
+        let mut state = cell.quiet_state();
+        let (file, _, whole) = self.current(&cell, &mut state)?;
+        drop(state);
+        let whence = match whence {
+            nix::libc::SEEK_DATA => Whence::SeekData,
+            nix::libc::SEEK_HOLE => Whence::SeekHole,
+            _ => return Err(PublishError::Invalid("only SEEK_DATA and SEEK_HOLE come here")),
+        };
+        if whole {
+            return lseek(&*file, offset, whence).map_err(|error| errno("lseek", error));
+        }
+        // Holes of an overlay are bytes of the version below.
+        let size = file.metadata().map_err(io_error("fstat"))?.len();
+        match u64::try_from(offset) {
+            Ok(at) if at < size => Ok(match whence {
+                Whence::SeekHole => i64::try_from(size).unwrap_or(i64::MAX),
+                _ => offset,
+            }),
+            _ => Err(errno("lseek", Errno::ENXIO)),
+        }
+    }
+
+    pub(super) fn fsync(&self, ino: UploadIno) -> Result<()> {
+        let cell = self.names().cell(ino);
+        match cell {
+            Ok(cell) => {
+                let file = match &mut cell.state().work {
+                    Some(work) => Some(work.reader()?),
+                    None => None,
+                };
+                if let Some(file) = file {
+                    file.sync_data().map_err(io_error("fdatasync"))?;
+                }
+                // Also where only the data or an overlay's leaves are new.
+                self.names().tree.mark(ino);
+            }
+            Err(PublishError::IsADirectory) => {}
+            Err(error) => return Err(error),
+        }
+        self.flush()
+    }
+}
+
+fn writing<'a>(handle: &Handle, state: &'a mut FileState) -> Result<&'a mut Work> {
+    if !handle.write {
+        return Err(errno("write", Errno::EBADF));
+    }
+    state.work.as_mut().ok_or(PublishError::NotFound)
+}
+
+fn read_full(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
