@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::tree::{Ino, Shape, of_upload};
 use crate::{
     content::Metadata,
-    node::{Resolved, UploadAttr, UploadKind},
+    node::{Resolved, UploadAttr, UploadIno, UploadKind},
 };
 
 /// Content never changes under its id.
@@ -134,7 +134,8 @@ pub(super) fn upload(attr: &UploadAttr) -> Attr {
         gid: attr.gid,
         block_size: if attr.kind == UploadKind::Directory { 4096 } else { BLOCK_SIZE },
         // A store through a mapping of the backing file is seen by nobody here; a sealed file has no such mapping.
-        ttl: if attr.sealed { HOUR } else { SECOND },
+        // `upload` itself is also changed by `chiral add`, past the kernel.
+        ttl: if attr.sealed && attr.ino != UploadIno::ROOT { HOUR } else { SECOND },
     }
 }
 

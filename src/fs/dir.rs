@@ -29,7 +29,9 @@ use crate::{
 const KINDS_WAIT: Duration = Duration::from_millis(250);
 /// Children whose root blocks one listing asks for ahead; programs that list do go on to look at them.
 const PREFETCH: usize = 1024;
-/// How many of them at once.
+/// Listings that do so at once; more than that just list.
+pub(super) const PREFETCHES: usize = 8;
+/// How many children of one listing at once.
 const PREFETCH_AT_ONCE: usize = 32;
 /// Longest time that a listing goes on asking in the background.
 const PREFETCH_TIME: Duration = Duration::from_secs(30);
@@ -184,11 +186,13 @@ impl Fs {
 
     /// Fetches the root blocks of children of which nothing is known, in the background; waits a moment for them.
     async fn prefetch(&self, root: &ContentId, entries: &[Entry], shapes: &[Option<Shape>]) {
+        let Ok(permit) = self.prefetches.clone().try_acquire_owned() else { return };
         let missing = entries.iter().zip(shapes).filter(|(_, shape)| shape.is_none());
         let missing: Vec<ContentId> = missing.take(PREFETCH).map(|(entry, _)| entry.cid).collect();
         let fetched = fetch_all(self.node.clone(), *root, missing);
         let cancelled = self.node.tasks().cancelled();
         let task = self.node.tasks().spawn("prefetch of a listing", async move {
+            let _permit = permit;
             tokio::select! {
                 _ = tokio::time::timeout(PREFETCH_TIME, fetched) => {}
                 () = cancelled => {}

@@ -72,11 +72,12 @@ impl Fs {
         Ok(Found::Entry { attr: self.owner.control(file.ino(), 0), ttl: FOREVER })
     }
 
+    /// Below `upload` names come and go only through the kernel; in it also by `chiral add`, past the kernel.
     fn lookup_upload(&self, dir: UploadIno, name: &OsStr) -> Outcome<Found> {
+        let ttl = if dir == UploadIno::ROOT { SECOND } else { HOUR };
         match self.node.uploads().lookup(dir, name) {
-            Ok(attr) => Ok(Found::Entry { attr: upload(&attr), ttl: HOUR }),
-            // Entries also come from `chiral add`, past the kernel.
-            Err(PublishError::NotFound) => Ok(Found::Absent(SECOND)),
+            Ok(attr) => Ok(Found::Entry { attr: upload(&attr), ttl }),
+            Err(PublishError::NotFound) => Ok(Found::Absent(ttl)),
             Err(error) => Err(of_publish(&error)),
         }
     }

@@ -127,18 +127,21 @@ impl Fs {
                 });
                 backing.map(|file| Candidate { file, version: object.id().0, whole: true })
             }
-            Opened::Upload { upload, .. } => match self.node.uploads().backing(*upload) {
-                Ok(backing) => Some(Candidate {
-                    file: backing.file,
-                    version: backing.version,
-                    whole: backing.whole,
-                }),
-                Err(error) => {
-                    tracing::warn!(%error, "an upload cannot be passed through; it is copied");
-                    None
+            Opened::Upload { upload, writes: true, .. } => {
+                match self.node.uploads().backing(*upload) {
+                    Ok(backing) => Some(Candidate {
+                        file: backing.file,
+                        version: backing.version,
+                        whole: backing.whole,
+                    }),
+                    Err(error) => {
+                        tracing::warn!(%error, "an upload cannot be passed through; it is copied");
+                        None
+                    }
                 }
-            },
-            Opened::Text(_) | Opened::Events(_) => None,
+            }
+            // Readers of uploads read through the daemon.
+            Opened::Upload { writes: false, .. } | Opened::Text(_) | Opened::Events(_) => None,
         }
     }
 

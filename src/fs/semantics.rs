@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use tokio::sync::Semaphore;
 
 use super::{
     answer::{Answer, Outcome},
     attr::{Attr, Owner, upload},
-    control,
+    control, dir,
     errno::{During, of_node, of_publish},
     handles::Handles,
     tree::{Content, Ino, Shape, Tree, What},
@@ -32,11 +33,14 @@ pub(super) struct Fs {
     pub(super) tree: Tree,
     pub(super) handles: Handles,
     pub(super) owner: Owner,
+    /// Listings that may fetch ahead at once.
+    pub(super) prefetches: Arc<Semaphore>,
 }
 
 impl Fs {
     pub(super) fn new(node: Node, owner: Owner) -> Self {
-        Self { node, tree: Tree::default(), handles: Handles::default(), owner }
+        let prefetches = Arc::new(Semaphore::new(dir::PREFETCHES));
+        Self { node, tree: Tree::default(), handles: Handles::default(), owner, prefetches }
     }
 
     pub(super) fn what(&self, ino: Ino) -> Outcome<What> {

@@ -24,7 +24,7 @@ pub(crate) struct Mounted {
     guard: Guard,
     pub(crate) node: Node,
     pub(crate) runtime: Runtime,
-    _dir: tempfile::TempDir,
+    dir: Option<tempfile::TempDir>,
 }
 
 /// Detaches whatever happens in the test.
@@ -55,11 +55,22 @@ pub(crate) fn mounted(passthrough: bool) -> Option<Mounted> {
 
 pub(crate) fn mounted_with(change: impl FnOnce(&mut NodeOptions), passthrough: bool) -> Mounted {
     let dir = tempfile::Builder::new().prefix("chiral-fs-").tempdir().unwrap();
+    let mut mounted = mounted_in(dir.path(), change, passthrough);
+    mounted.dir = Some(dir);
+    mounted
+}
+
+/// Mounts on `mnt` in a folder, with what an earlier node left there.
+pub(crate) fn mounted_in(
+    dir: &Path,
+    change: impl FnOnce(&mut NodeOptions),
+    passthrough: bool,
+) -> Mounted {
     let runtime = Runtime::new().unwrap();
     let mut options = NodeOptions {
-        store: StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: 0 },
+        store: StoreOptions { dir: dir.join("data"), cache_limit: None, min_free: 0 },
         net: NetOptions {
-            key_file: dir.path().join("data/key"),
+            key_file: dir.join("data/key"),
             listen: Vec::new(),
             bootstrap: Vec::new(),
             peers: Vec::new(),
@@ -73,8 +84,9 @@ pub(crate) fn mounted_with(change: impl FnOnce(&mut NodeOptions), passthrough: b
         publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
     };
     change(&mut options);
-    let root = dir.path().join("mnt");
-    fs::create_dir(&root).unwrap();
+    let root = dir.join("mnt");
+    chiral::fs::detach_stale(&root).unwrap();
+    fs::create_dir_all(&root).unwrap();
     let node = runtime.block_on(async { Node::start(options, Tasks::new()).await.unwrap() });
     let mount = MountOptions {
         mountpoint: root.clone(),
@@ -83,7 +95,7 @@ pub(crate) fn mounted_with(change: impl FnOnce(&mut NodeOptions), passthrough: b
         read_only: false,
     };
     let mount = Mount::start(mount, node.clone()).unwrap();
-    Mounted { guard: Guard(Some(mount), root.clone()), root, node, runtime, _dir: dir }
+    Mounted { guard: Guard(Some(mount), root.clone()), root, node, runtime, dir: None }
 }
 
 impl Mounted {

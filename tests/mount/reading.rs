@@ -178,3 +178,62 @@ fn a_mount_that_is_taken_away_from_outside_ends() {
     m.runtime.block_on(ended).unwrap();
     assert!(!chiral::fs::unmount_path(&m.root).unwrap());
 }
+
+/// Not a test of its own: the daemon that the next one kills.
+#[test]
+#[ignore = "runs inside of `the_mount_of_a_killed_daemon_is_detached_and_its_uploads_are_there_again`"]
+fn daemon_to_be_killed() {
+    let Some(dir) = std::env::var_os("CHIRAL_TEST_DIR") else { return };
+    let m = crate::harness::mounted_in(dir.as_ref(), |_| {}, true);
+    fs::write(m.upload("kept"), noise(500_000)).unwrap();
+    fs::write(m.root.parent().unwrap().join("cid"), m.cid("kept")).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn the_mount_of_a_killed_daemon_is_detached_and_its_uploads_are_there_again() {
+    if !crate::harness::can_mount() {
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("chiral-fs-").tempdir().unwrap();
+    let mut daemon = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "reading::daemon_to_be_killed"])
+        .env("CHIRAL_TEST_DIR", dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let told = dir.path().join("cid");
+    while fs::metadata(&told).map_or(0, |found| found.len()) == 0 {
+        assert!(daemon.try_wait().unwrap().is_none(), "the daemon ended by itself");
+        std::thread::yield_now();
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    assert_eq!(errno(fs::metadata(dir.path().join("mnt"))), libc::ENOTCONN);
+    let m = crate::harness::mounted_in(dir.path(), |_| {}, true);
+    assert_eq!(fs::read(m.upload("kept")).unwrap(), noise(500_000));
+    assert_eq!(m.cid("kept"), fs::read_to_string(&told).unwrap());
+}
+
+#[test]
+fn a_mountpoint_that_is_in_use_or_no_directory_is_refused() {
+    let Some(m) = mounted(true) else { return };
+    let start = |mountpoint: &std::path::Path| {
+        let options = chiral::fs::MountOptions {
+            mountpoint: mountpoint.to_owned(),
+            allow_other: false,
+            passthrough: true,
+            read_only: false,
+        };
+        chiral::fs::Mount::start(options, m.node.clone())
+    };
+    assert!(matches!(start(&m.root), Err(chiral::fs::MountError::Mounted(_))));
+    let file = m.root.parent().unwrap().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(matches!(start(&file), Err(chiral::fs::MountError::NotADirectory(_))));
+    let missing = start(&m.root.parent().unwrap().join("missing"));
+    assert!(matches!(missing, Err(chiral::fs::MountError::Mountpoint { .. })));
+}
