@@ -237,3 +237,72 @@ fn a_mountpoint_that_is_in_use_or_no_directory_is_refused() {
     let missing = start(&m.root.parent().unwrap().join("missing"));
     assert!(matches!(missing, Err(chiral::fs::MountError::Mountpoint { .. })));
 }
+
+/// Two nodes on this machine; the first has a file of several leaves and a tree.
+fn publisher_and_reader() -> Option<(crate::harness::Mounted, crate::harness::Mounted)> {
+    if !crate::harness::can_mount() {
+        return None;
+    }
+    let listen = |options: &mut chiral::node::NodeOptions| {
+        options.net.offline = false;
+        options.net.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()];
+    };
+    let publisher = mounted_with(listen, true);
+    let address = publisher.node.net().addresses().first().cloned().unwrap();
+    let reader = mounted_with(
+        |options| {
+            listen(options);
+            options.net.peers = vec![address];
+            options.download.lookup_timeout = Duration::from_secs(20);
+        },
+        true,
+    );
+    Some((publisher, reader))
+}
+
+#[test]
+fn a_file_and_a_tree_of_another_node_are_read_through_its_placeholder() {
+    let Some((publisher, reader)) = publisher_and_reader() else { return };
+    let bytes = noise(5 << 20 | 123);
+    fs::write(publisher.upload("film"), &bytes).unwrap();
+    fs::create_dir_all(publisher.upload("tree/deep")).unwrap();
+    fs::write(publisher.upload("tree/deep/film"), noise(700_000)).unwrap();
+    fs::write(publisher.upload("tree/note"), "note").unwrap();
+    let (film, tree) = (publisher.cid("film"), publisher.cid("tree"));
+
+    // Its first look-up is answered before anything is known of it, with a directory.
+    assert!(fs::metadata(reader.path(&film)).unwrap().is_file());
+    let mut file = File::open(reader.path(&film)).unwrap();
+    let middle = usize::try_from(file.metadata().unwrap().len() / 2).unwrap();
+    let mut part = [0; 5000];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut part, middle as u64).unwrap();
+    assert_eq!(part, bytes[middle..middle + 5000]);
+    let mut whole = Vec::new();
+    file.read_to_end(&mut whole).unwrap();
+    assert_eq!(whole, bytes);
+    drop(file);
+    assert_eq!(xattr(&reader.path(&film), "user.chiral.state").unwrap(), "complete");
+    assert_eq!(fs::read(reader.path(&film)).unwrap(), bytes);
+
+    assert_eq!(reader.sh(&format!("cd {tree} && find . -type f | sort")), "./deep/film\n./note\n");
+    reader.sh(&format!("cp -r {tree} upload/copy"));
+    assert_eq!(reader.cid("copy"), tree);
+    assert!(reader.sh("ls").contains(&tree));
+}
+
+#[test]
+fn an_inode_that_showed_a_directory_and_is_a_file_is_stale_and_the_path_leads_to_the_file() {
+    let (Some(first), Some(second)) = (mounted(true), mounted(true)) else { return };
+    let bytes = noise(600_000);
+    fs::write(first.upload("a"), &bytes).unwrap();
+    let cid = first.cid("a");
+    let path = second.path(&cid);
+    let held =
+        rustix::fs::open(&path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    assert_eq!(errno(fs::metadata(&path)), libc::ETIMEDOUT);
+    fs::write(second.upload("a"), &bytes).unwrap();
+    assert_eq!(second.cid("a"), cid);
+    assert_eq!(rustix::fs::fstat(&held).unwrap_err(), rustix::io::Errno::STALE);
+    assert!(fs::metadata(&path).unwrap().is_file());
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+}
