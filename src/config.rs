@@ -123,7 +123,7 @@ pub struct DownloadSettings {
 }
 
 /// Section `[upload]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UploadSettings {
     /// Nothing may be published.
@@ -200,12 +200,6 @@ impl Default for DownloadSettings {
             chunk_timeout: Span(engine.chunk_timeout),
             lookup_timeout: Span(engine.lookup_timeout),
         }
-    }
-}
-
-impl Default for UploadSettings {
-    fn default() -> Self {
-        Self { read_only: false, profile: Profile::default() }
     }
 }
 

@@ -102,7 +102,7 @@ mod tests {
         for (name, value) in Table::try_from(Settings::default()).unwrap() {
             match value {
                 Value::Table(section) => {
-                    keys.extend(section.keys().map(|key| format!("{name}.{key}")))
+                    keys.extend(section.keys().map(|key| format!("{name}.{key}")));
                 }
                 _ => keys.push(name),
             }
