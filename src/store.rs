@@ -25,6 +25,7 @@ mod object;
 mod pending;
 mod recover;
 mod report;
+mod reserve;
 mod rows;
 mod state;
 mod unseal;
@@ -43,7 +44,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use lru::LruCache;
@@ -61,6 +62,7 @@ use self::{
     index::Index,
     object::Registry,
     pending::PendingSets,
+    reserve::Reserve,
     rows::Delta,
 };
 use crate::{
@@ -171,6 +173,7 @@ struct Inner {
     objects: PathBuf,
     disk: Arc<dyn Disk>,
     index: Index,
+    reserve: Arc<Reserve>,
     state: sled::Db,
     /// Object id to the second of its last read; written behind.
     reads: sled::Tree,
@@ -190,6 +193,8 @@ struct Inner {
     /// Whoever holds it runs the group commit.
     leader: Mutex<()>,
     figures: Figures,
+    /// When eviction for a full disk found nothing last.
+    fruitless: Mutex<Option<Instant>>,
     /// Wakes the flusher before its time.
     wake: Arc<tokio::sync::Notify>,
 }

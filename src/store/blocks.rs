@@ -36,8 +36,9 @@ impl Inner {
         Ok(bytes.map(|bytes| Block::from_store(*id, bytes)))
     }
 
-    pub(super) fn put_node(&self, block: &Block) -> Result<(), StoreError> {
+    pub(super) fn put_node(self: &Arc<Self>, block: &Block) -> Result<(), StoreError> {
         if inline(block.cid()).is_none() {
+            self.admit()?;
             let mut pending = self.pending();
             pending.put_node(block);
             if pending.is_full() {

@@ -72,6 +72,7 @@ impl Inner {
             group.pending = Arc::default();
             group.fail(|request| request.flush, &error);
         }
+        self.refuse_when_full(&group);
         self.sync_requests(&mut group);
         match self.write_rows(&mut group) {
             Ok(()) => self.finish(group),
@@ -82,6 +83,13 @@ impl Inner {
                 drop(sets);
                 group.fail(|_| true, &error);
             }
+        }
+    }
+
+    /// What was published stays where it is until there is room; what removes or only moves goes on.
+    fn refuse_when_full(&self, group: &Group) {
+        if !self.reserve.is_whole() && !self.reserve.refill() {
+            group.fail(|request| !request.batch.seal.is_empty(), &self.reserve.full());
         }
     }
 

@@ -283,6 +283,7 @@ impl Object {
     /// ENOSPC when there is no room even after eviction; [`StoreError::Rejected`] for a place outside the file.
     pub fn place(self: &Arc<Self>, block: &Block, places: &[Placement]) -> Result<(), StoreError> {
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
+        store.admit()?;
         if places.iter().all(|place| place.data.is_empty()) {
             store.pending().put_node(block);
             return Ok(());
