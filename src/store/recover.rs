@@ -6,7 +6,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex, RwLock, atomic::AtomicU64},
 };
 
 use lru::LruCache;
@@ -76,6 +76,7 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         new_names: Mutex::default(),
         registry: Mutex::default(),
         recent: Mutex::new(LruCache::new(RECENT_OBJECTS)),
+        gate: RwLock::default(),
         pending: Mutex::default(),
         queue: Mutex::default(),
         leader: Mutex::default(),
