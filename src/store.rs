@@ -42,7 +42,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -195,6 +195,8 @@ struct Inner {
     /// Whoever holds it runs the group commit.
     leader: Mutex<()>,
     figures: Figures,
+    /// Objects went since nodes were swept last.
+    evicted: AtomicBool,
     /// What was found to be retained last.
     retained: Mutex<Option<keep::Retained>>,
     /// When eviction for a full disk found nothing last.

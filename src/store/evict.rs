@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,8 @@ use crate::tasks::Tasks;
 const EVICT_INTERVAL: Duration = Duration::from_secs(60);
 /// Room that is made at once when a write found the disk full.
 const ENOSPC_ROOM: u64 = 256 << 20;
+/// How often the nodes of evicted content are swept: that walks over all that is here.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// How long the answer "nothing can be evicted" holds.
 const FRUITLESS: Duration = Duration::from_secs(1);
 /// Objects that go in one transaction.
@@ -68,6 +70,7 @@ pub(super) fn start(inner: &Arc<Inner>, tasks: &Tasks) {
     tasks.spawn("store flusher", async move {
         tokio::pin!(cancelled);
         let mut since_evict = Duration::ZERO;
+        let mut swept = Instant::now();
         loop {
             let Some(inner) = store.upgrade() else { return };
             let woken = wait_for_wake(inner);
@@ -80,9 +83,13 @@ pub(super) fn start(inner: &Arc<Inner>, tasks: &Tasks) {
             if due {
                 since_evict = Duration::ZERO;
             }
+            let sweep = due && swept.elapsed() >= SWEEP_INTERVAL;
+            if sweep {
+                swept = Instant::now();
+            }
             let store = store.clone();
             // A panic of the work was reported by the runtime; the next round tries again.
-            let _ = runner.blocking("store flush", move || maintain(&store, due)).await;
+            let _ = runner.blocking("store flush", move || maintain(&store, due, sweep)).await;
         }
     });
 }
@@ -94,7 +101,7 @@ async fn wait_for_wake(inner: Arc<Inner>) {
     wake.notified().await;
 }
 
-fn maintain(store: &Weak<Inner>, due: bool) {
+fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
     let Some(inner) = store.upgrade() else { return };
     inner.reserve.refill();
     if let Err(error) = inner.flush() {
@@ -107,12 +114,19 @@ fn maintain(store: &Weak<Inner>, due: bool) {
     {
         tracing::warn!(%error, "eviction failed");
     }
+    if sweep
+        && inner.evicted.swap(false, Ordering::Relaxed)
+        && let Err(error) = inner.sweep_evicted()
+    {
+        inner.evicted.store(true, Ordering::Relaxed);
+        tracing::warn!(%error, "nodes of evicted content are still there");
+    }
 }
 
 impl Inner {
     /// Bytes of cache at which eviction is worth a look: the limit, and what is pinned anyway.
     fn cache_allowance(&self) -> u64 {
-        let pinned = self.figures.pinned.load(std::sync::atomic::Ordering::Relaxed);
+        let pinned = self.figures.pinned.load(Ordering::Relaxed);
         self.limits.cache.saturating_add(u64::try_from(pinned).unwrap_or(0))
     }
 
@@ -198,7 +212,7 @@ impl Inner {
             })
         })?;
         let kept = i64::try_from(kept).unwrap_or(i64::MAX);
-        self.figures.pinned.store(kept, std::sync::atomic::Ordering::Relaxed);
+        self.figures.pinned.store(kept, Ordering::Relaxed);
         Ok((candidates, total))
     }
 
@@ -245,6 +259,7 @@ impl Inner {
             if let Err(error) = self.reads.remove(id.0.to_be_bytes()) {
                 tracing::debug!(%error, "the time of a last read stays");
             }
+            self.evicted.store(true, Ordering::Relaxed);
             report.objects += 1;
             report.bytes += allocated;
         }
@@ -296,7 +311,7 @@ impl Inner {
 
     pub(super) fn stats(&self) -> Result<super::StoreStats, StoreError> {
         let disk = measure(&self.objects)?;
-        let pinned = self.figures.pinned.load(std::sync::atomic::Ordering::Relaxed);
+        let pinned = self.figures.pinned.load(Ordering::Relaxed);
         let evictable =
             Figures::get(&self.figures.cache).saturating_sub(u64::try_from(pinned).unwrap_or(0));
         Ok(super::StoreStats {

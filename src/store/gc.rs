@@ -39,6 +39,21 @@ impl Inner {
         Ok(report)
     }
 
+    /// Takes out the nodes of content that was evicted: those that no object, known root, pin or upload reaches.
+    pub(super) fn sweep_evicted(self: &Arc<Self>) -> Result<u64, StoreError> {
+        let mut roots: Vec<ContentId> = self.pins()?.into_iter().map(|pin| pin.root).collect();
+        roots.extend(self.published()?);
+        self.index.read(|txn| {
+            roots.extend(index::values(txn, index::KNOWN, |row| Ok(codec::decode_named(row)?.0))?);
+            index::object_rows(txn, |_, row| {
+                roots.extend(row.root);
+                Ok(())
+            })
+        })?;
+        let reached = self.reach(roots)?;
+        self.sweep_nodes(&reached)
+    }
+
     /// Takes out the nodes that were not reached, and the known roots that nothing is left of.
     fn sweep_nodes(&self, reached: &super::keep::Reached) -> Result<u64, StoreError> {
         let keep_directories = self.published()?.is_empty();

@@ -6,7 +6,10 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
-    sync::{Arc, Mutex, RwLock, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use lru::LruCache;
@@ -81,6 +84,7 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         queue: Mutex::default(),
         leader: Mutex::default(),
         figures: Figures::default(),
+        evicted: AtomicBool::new(false),
         retained: Mutex::default(),
         fruitless: Mutex::default(),
         wake: Arc::default(),

@@ -161,3 +161,24 @@ fn a_working_file_shows_its_writers() {
     drop(reader);
     assert!(!working.is_held().unwrap());
 }
+
+#[test]
+fn nodes_of_evicted_content_are_swept_and_those_of_cached_content_stay() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let (evicted, cached) = (content(21, 4), content(22, 4));
+    for bytes in [&evicted, &cached] {
+        let object = store.create_object(root_of(bytes).cid(), bytes.len() as u64).unwrap();
+        for (block, range) in leaves(bytes) {
+            object.place(&block, &whole(&block, range.start)).unwrap();
+        }
+        store.put_node(&root_of(bytes)).unwrap();
+    }
+    store.flush().unwrap();
+    let gone = store.object(root_of(&evicted).cid()).unwrap().unwrap().id();
+    store.inner.close_recent();
+    assert_eq!(store.inner.remove_objects(&[gone]).unwrap().objects, 1);
+    assert_eq!(store.inner.sweep_evicted().unwrap(), 1);
+    assert!(store.block(root_of(&evicted).cid()).unwrap().is_none());
+    assert!(store.block(root_of(&cached).cid()).unwrap().is_some());
+}
