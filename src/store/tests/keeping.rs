@@ -164,8 +164,8 @@ fn a_working_file_shows_its_writers() {
 
 #[test]
 fn nodes_of_evicted_content_are_swept_and_those_of_cached_content_stay() {
-    let bench = Bench::new();
-    let store = bench.open();
+    let dir = scratch();
+    let store = open(dir.path(), 1 << 30);
     let (evicted, cached) = (content(21, 4), content(22, 4));
     for bytes in [&evicted, &cached] {
         let object = store.create_object(root_of(bytes).cid(), bytes.len() as u64).unwrap();
