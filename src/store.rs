@@ -25,6 +25,7 @@ mod merge;
 mod object;
 mod pending;
 mod recover;
+mod registry;
 mod report;
 mod reserve;
 mod rows;
@@ -60,8 +61,8 @@ use self::{
     commit::Request,
     disk::{Disk, RealDisk},
     index::Index,
-    object::Registry,
     pending::PendingSets,
+    registry::Registry,
     reserve::Reserve,
     rows::Delta,
 };
@@ -158,6 +159,11 @@ impl From<codec::Damaged> for StoreError {
 }
 
 /// The store. Clones share it.
+///
+/// # Errors
+/// Each call that gives a [`StoreError`] fails with `Io`, `Index` or `State` where the disk does, with `Closed` after
+/// [`Store::close`], and those that take in bytes with ENOSPC ([`StoreError::is_no_space`]) when the disk is full even
+/// after eviction. Reading needs no room on the disk. What else can go wrong stands with each call.
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<Inner>,

@@ -48,8 +48,9 @@ pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta")
 
 /// Version of the tables and rows. A higher one on disk was written by a later release and is refused.
 const FORMAT: u64 = 1;
-/// Memory for pages of the index: the interior pages of 4 million blocks fit, and the daemon stays under 100 MB.
-const CACHE_BYTES: usize = 32 << 20;
+/// Memory for pages of the index: the interior pages of 4 million blocks fit. Half as much again is felt in the memory of
+/// the daemon, which is to stay small however much is stored.
+const CACHE_BYTES: usize = 16 << 20;
 
 /// Name in `meta` under which commits are counted.
 pub(super) const COMMITS: &str = "commits";
