@@ -4,6 +4,8 @@
 mod crash;
 mod full;
 mod harness;
+mod hostile;
 mod publish;
 mod read;
+mod shutdown;
 mod trouble;

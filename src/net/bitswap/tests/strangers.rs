@@ -157,6 +157,51 @@ async fn wants_move_to_the_newest_connection_and_back_when_it_closes() {
     assert_eq!(entries(&third), [(*all[1].cid(), true)]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_the_peer_resets_is_replaced_and_nothing_is_lost() {
+    let (node, mut fake) = pair().await;
+    let there = block(1, 5000);
+    let mut answers = wanting(&node, &fake, &[*there.cid()]);
+    let mut wants = fake.accept().await;
+    receive(&mut wants).await;
+    drop(wants);
+    let mut again = fake.accept().await;
+    let message = receive(&mut again).await;
+    assert!(message.wantlist.as_ref().unwrap().full);
+    assert_eq!(entries(&message), [(*there.cid(), true)]);
+    let mut stream = fake.open().await;
+    send(&mut stream, &payload(&there)).await;
+    assert_eq!(collect(&mut answers, &[*there.cid()]).await, [Ok(there)]);
+    // Now nothing is wanted, and no stream is opened until there is something to say.
+    for (here, reset) in [(block(2, 100_000), true), (block(3, 100_000), false)] {
+        node.store.put(std::slice::from_ref(&here));
+        if reset {
+            drop(again);
+        } else {
+            again.close().await.unwrap();
+        }
+        while node.handle.shared.peer(&fake.id).unwrap().state().has_stream() {
+            tokio::task::yield_now().await;
+        }
+        send(&mut stream, &wantlist(false, vec![want(here.cid(), true, true)])).await;
+        again = fake.accept().await;
+        assert_eq!(receive(&mut again).await.payload[0].data, *here.data());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_resets_every_stream_is_given_up() {
+    let (node, mut fake) = pair().await;
+    let mut answers = wanting(&node, &fake, &[*block(1, 5000).cid()]);
+    let reply = loop {
+        tokio::select! {
+            stream = fake.accept() => drop(stream),
+            reply = answers.recv() => break reply.unwrap(),
+        }
+    };
+    assert_eq!(reply.result, Err(WantError::Disconnected));
+}
+
 /// The node answers the want with `Lied` and reports the peer.
 async fn is_caught(mut node: Node, fake: &Fake, mut answers: mpsc::UnboundedReceiver<BlockReply>) {
     assert_eq!(answers.recv().await.unwrap().result, Err(WantError::Lied));
