@@ -185,6 +185,7 @@ fn the_only_source_falls_silent_and_the_next_one_goes_on() {
     let dying = Stranger::start(move |wire| answer(wire, answer_some));
     let honest = Daemon::start(&Setup::default());
     fs::write(honest.path("upload/file"), &content).unwrap();
+    assert_eq!(honest.cid("upload/file"), root.to_string());
     let daemon = Daemon::start(&Setup {
         args: vec!["--peer".into(), dying.address.clone()],
         ..Setup::default()

@@ -15,8 +15,8 @@ use crate::harness::{Daemon, Setup, eventually, is_mounted, noise, run};
 /// The promise that is made to service managers, which kill what takes longer.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
-const REMOTE_LEN: usize = 300_000_000;
-const SERVED_LEN: usize = 100_000_000;
+const REMOTE_LEN: usize = 80_000_000;
+const SERVED_LEN: usize = 40_000_000;
 
 /// A daemon in the middle of everything: it fetches, serves and hashes, and programs have files open.
 struct Busy {
@@ -51,7 +51,7 @@ impl Busy {
             (received > 1_000_000).then_some(())
         });
         // Still being hashed when the end comes.
-        fs::write(daemon.path("upload/fresh"), noise(50_000_000, 34)).unwrap();
+        fs::write(daemon.path("upload/fresh"), noise(20_000_000, 34)).unwrap();
         Self { daemon, source, readers, remote, _open: open }
     }
 
@@ -79,7 +79,7 @@ impl Busy {
         let objects = again.json(&["status"])["store"]["objects"].as_u64().unwrap();
         assert_eq!(files.len() as u64, objects, "a file that nothing knows: {files:?}");
         assert!(fs::read(again.path("upload/served")).unwrap() == noise(SERVED_LEN, 32));
-        assert!(fs::read(again.path("upload/fresh")).unwrap() == noise(50_000_000, 34));
+        assert!(fs::read(again.path("upload/fresh")).unwrap() == noise(20_000_000, 34));
         assert!(fs::read(again.path(&self.remote)).unwrap() == noise(REMOTE_LEN, 31));
         let verified = again.chiral(&["store", "verify"]);
         assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
