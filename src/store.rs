@@ -9,7 +9,7 @@
 //! commit ([`Store::FLUSH_INTERVAL`]), and files without a row are unlinked at the next start.
 //!
 //! # Locks
-//! From the outside in: the leader of the group commit, the registry of open objects, an object's holes, the pending
+//! From the outside in: the gate of block lookups, the leader of the group commit, the registry of open objects, an object's holes, the pending
 //! set, an object's ranges, the index.
 
 mod batch;
@@ -21,13 +21,14 @@ mod evict;
 mod gc;
 mod index;
 mod keep;
+mod merge;
 mod object;
 mod pending;
 mod recover;
 mod report;
+mod reserve;
 mod rows;
 mod state;
-mod unseal;
 mod verify;
 mod working;
 
@@ -40,10 +41,10 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use lru::LruCache;
@@ -61,10 +62,11 @@ use self::{
     index::Index,
     object::Registry,
     pending::PendingSets,
+    reserve::Reserve,
     rows::Delta,
 };
 use crate::{
-    content::{Block, ByteRange, ContentId, FileInfo},
+    content::{Block, ByteRange, ContentId, FileInfo, RangeSet},
     sys::Holder,
     tasks::Tasks,
 };
@@ -171,6 +173,7 @@ struct Inner {
     objects: PathBuf,
     disk: Arc<dyn Disk>,
     index: Index,
+    reserve: Arc<Reserve>,
     state: sled::Db,
     /// Object id to the second of its last read; written behind.
     reads: sled::Tree,
@@ -185,11 +188,15 @@ struct Inner {
     new_names: Mutex<HashSet<ObjectId>>,
     registry: Mutex<Registry>,
     recent: Mutex<LruCache<ObjectId, Arc<Object>>>,
+    /// Held shared while a block is looked up, exclusively for the moment in which an object begins to change.
+    gate: RwLock<()>,
     pending: Mutex<PendingSets>,
     queue: Mutex<Vec<Request>>,
     /// Whoever holds it runs the group commit.
     leader: Mutex<()>,
     figures: Figures,
+    /// When eviction for a full disk found nothing last.
+    fruitless: Mutex<Option<Instant>>,
     /// Wakes the flusher before its time.
     wake: Arc<tokio::sync::Notify>,
 }
@@ -323,11 +330,19 @@ impl Store {
     pub fn clone_object(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         self.inner.clone_object(id)
     }
-    /// Makes an object a working file again, with its bytes as they are; durable when it returns. Its blocks are not
-    /// served from then on until it is sealed anew. None, and nothing changed, unless the caller's upload is its only
-    /// owner, nobody has it open or mapped, here or elsewhere, and nothing at all is pinned.
-    pub fn unseal(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
-        self.inner.unseal(id)
+    /// Lets a new version be written into an object, in the ranges of `overwritten` (whole leaves) only; durable when it
+    /// returns. Its old leaves there are kept beside it, so that the old version is served as before; a [`Seal`] makes
+    /// it the new version. To be called again before other ranges are written. None unless the caller's upload is its
+    /// only owner, nobody has it open or mapped, here or elsewhere, and nothing at all is pinned.
+    ///
+    /// # Errors
+    /// When the index cannot be read or written, or the disk has no room for the old leaves.
+    pub fn begin_merge(
+        &self,
+        id: ObjectId,
+        overwritten: &RangeSet,
+    ) -> Result<Option<WorkingFile>, StoreError> {
+        self.inner.begin_merge(id, overwritten)
     }
     /// Whether FICLONE works in the data folder; probed at start.
     pub fn can_clone(&self) -> bool {

@@ -2,8 +2,9 @@
 //! smaller part and nobody has it open, else the rest of the published version is copied beside it.
 //!
 //! Order of a merge, so that a crash at any moment leaves a file that reads right: the working file and its row with
-//! the filled leaves are durable; the object below becomes a working file; the filled leaves are copied into it. Until
-//! the commit that seals it, filled leaves are read from the overlay and the others from below, where they are untouched.
+//! the filled leaves are durable; the store keeps the old leaves at their places; they are copied into the object below.
+//! Until the commit that seals it, filled leaves are read from the overlay and the others from below, where they are
+//! untouched. Peers are served the old version all the time, and the new one from that commit on.
 
 use std::{fs::File, sync::Arc};
 
@@ -42,7 +43,6 @@ impl Inner {
         let (inner, cell) = (self.clone(), cell.clone());
         let whole = self.tasks.blocking("fill", move || {
             let Some(overlay) = inner.overlay(&cell, generation)? else { return Ok(None) };
-            // Before a merge takes the old version out of service.
             let known = inner.known(&cell, overlay)?;
             let into = inner.merge(&cell, generation, size)?;
             let done = match &into {
@@ -91,7 +91,7 @@ impl Inner {
         Ok(leaves.map(|leaves| Arc::new(Known { overlay, leaves })))
     }
 
-    /// Takes the object below out of service to merge into it. None: it has to be copied.
+    /// Begins to merge into the object below. None: the rest of it has to be copied.
     fn merge(
         &self,
         cell: &FileCell,
@@ -107,10 +107,8 @@ impl Inner {
             return Ok(None);
         };
         let object = overlay.base_object();
-        if overlay.is_merging() {
-            return Ok(self.store.reopen_working(object)?.map(Arc::new));
-        }
-        if !idle || !overlay.is_sparse() || size < overlay.row().base_len {
+        let merging = overlay.is_merging();
+        if !merging && (!idle || !overlay.is_sparse() || size < overlay.row().base_len) {
             return Ok(None);
         }
         drop(state);
@@ -119,17 +117,18 @@ impl Inner {
         self.flush()?;
         let mut state = cell.state();
         let idle = state.progress.handles() == 0;
-        if !idle || state.orphan || !is_hashing(&state.progress, generation) {
+        if !merging && !idle || state.orphan || !is_hashing(&state.progress, generation) {
             return Ok(None);
         }
         let Some(overlay) = state.work.as_mut().and_then(|work| work.overlay.as_mut()) else {
             return Ok(None);
         };
+        let overwritten = overlay.overwritten();
         overlay.close_base();
         // Readers and writers wait while nothing lies below.
         state.progress.phase = Phase::Committing;
         drop(state);
-        let unsealed = self.store.unseal(object);
+        let begun = self.store.begin_merge(object, &overwritten);
         let below = self.open_below(cell, object);
         let mut state = cell.state();
         state.progress.phase = Phase::Hashing;
@@ -141,7 +140,7 @@ impl Inner {
         drop(state);
         cell.wake();
         below?;
-        Ok(unsealed?.map(Arc::new))
+        Ok(begun?.map(Arc::new))
     }
 
     /// Copies the filled leaves into the object below; false when the file was opened or removed meanwhile.

@@ -88,6 +88,16 @@ impl Overlay {
             && !self.written.contains(ByteRange::at(index, 1))
     }
 
+    /// Bytes of the object below that the new version has not: whole leaves, also those beyond its end.
+    pub(super) fn overwritten(&self) -> RangeSet {
+        let ranges = self.filled.iter();
+        let ranges =
+            ranges.map(|r| ByteRange::new(r.start * self.leaf, r.end.saturating_mul(self.leaf)));
+        let mut overwritten: RangeSet = ranges.collect();
+        overwritten.insert(ByteRange::new(self.base_len / self.leaf * self.leaf, u64::MAX));
+        overwritten
+    }
+
     /// Numbers of the leaves that hold bytes of `range`.
     fn leaves(&self, range: ByteRange) -> ByteRange {
         if range.is_empty() {

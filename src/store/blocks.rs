@@ -1,6 +1,6 @@
 //! Blocks by their id: nodes from the index, leaves from the flat files.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -14,6 +14,7 @@ impl Inner {
             return Ok(Some(content.len()));
         }
         let hash = id.hash();
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(node) = self.pending().node(hash) {
             return Ok(Some(node.data().len()));
         }
@@ -27,6 +28,7 @@ impl Inner {
         if let Some(content) = inline(id) {
             return Ok(Some(Block::from_store(*id, content)));
         }
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(node) = self.node(id.hash())? {
             return Ok(Some(Block::from_store(*id, node.data().clone())));
         }
@@ -36,8 +38,9 @@ impl Inner {
         Ok(bytes.map(|bytes| Block::from_store(*id, bytes)))
     }
 
-    pub(super) fn put_node(&self, block: &Block) -> Result<(), StoreError> {
+    pub(super) fn put_node(self: &Arc<Self>, block: &Block) -> Result<(), StoreError> {
         if inline(block.cid()).is_none() {
+            self.admit()?;
             let mut pending = self.pending();
             pending.put_node(block);
             if pending.is_full() {
@@ -121,7 +124,7 @@ impl Inner {
             if best.as_ref().is_some_and(|object| object.is_complete()) {
                 break;
             }
-            if let Some(object) = self.open_object(id)? {
+            if let Some(object) = self.open_object(id)?.filter(|object| !object.is_merging()) {
                 let more = |than: &Arc<Object>| object.present().bytes() > than.present().bytes();
                 if best.as_ref().is_none_or(more) {
                     best = Some(object);

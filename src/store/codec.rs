@@ -72,6 +72,8 @@ pub(super) struct ObjectRow {
     pub(super) size: u64,
     /// Whether every byte was here once: somebody may have it open for passthrough, so no hole may be punched.
     pub(super) ever_complete: bool,
+    /// A new version is being written into it, outside of `present`.
+    pub(super) merging: bool,
     /// Bytes that are on disk.
     pub(super) present: RangeSet,
     /// What the file looked like when it was sealed; none for content that was downloaded.
@@ -90,6 +92,7 @@ impl ObjectRow {
             root: Some(root),
             size,
             ever_complete: size == 0,
+            merging: false,
             present: RangeSet::new(),
             stamp: None,
             owners: 0,
@@ -103,6 +106,7 @@ impl ObjectRow {
             root: None,
             size: 0,
             ever_complete: false,
+            merging: false,
             present: RangeSet::new(),
             stamp: None,
             owners: 0,
@@ -118,7 +122,11 @@ impl ObjectRow {
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(96);
-        out.push(u8::from(self.ever_complete) | u8::from(self.stamp.is_some()) << 1);
+        out.push(
+            u8::from(self.ever_complete)
+                | u8::from(self.stamp.is_some()) << 1
+                | u8::from(self.merging) << 2,
+        );
         put_bytes(&mut out, &self.root.map(|r| r.to_bytes()).unwrap_or_default());
         for value in [self.size, self.owners, self.created_at, self.allocated] {
             put_varint(&mut out, value);
@@ -165,8 +173,18 @@ impl ObjectRow {
             at = start.checked_add(reader.varint()?).ok_or(Damaged)?;
             present.insert(ByteRange::new(start, at));
         }
-        let ever_complete = flags & 1 != 0;
-        Ok(Self { root, size, ever_complete, present, stamp, owners, created_at, allocated })
+        let (ever_complete, merging) = (flags & 1 != 0, flags & 4 != 0);
+        Ok(Self {
+            root,
+            size,
+            ever_complete,
+            merging,
+            present,
+            stamp,
+            owners,
+            created_at,
+            allocated,
+        })
     }
 }
 
@@ -297,6 +315,7 @@ mod tests {
                 root: (!working).then(|| ContentId::dag_pb(sha2_256(&size.to_le_bytes()))),
                 size,
                 ever_complete: complete,
+                merging: complete,
                 present: ranges.iter().map(|(at, len)| ByteRange::at(u64::from(*at), u64::from(*len))).collect(),
                 stamp: stamp.map(|(mtime, ctime, size)| FileStamp { mtime, ctime, size }),
                 owners,

@@ -11,7 +11,7 @@ use std::{
 use super::{
     Batch, Inner, ObjectId, Seal, StoreError,
     codec::{self, Envelope, Leaf, ObjectRow},
-    index, now_secs,
+    guard, index, now_secs,
     pending::Pending,
     rows::Rows,
 };
@@ -72,6 +72,7 @@ impl Inner {
             group.pending = Arc::default();
             group.fail(|request| request.flush, &error);
         }
+        self.refuse_when_full(&group);
         self.sync_requests(&mut group);
         match self.write_rows(&mut group) {
             Ok(()) => self.finish(group),
@@ -82,6 +83,13 @@ impl Inner {
                 drop(sets);
                 group.fail(|_| true, &error);
             }
+        }
+    }
+
+    /// What was published stays where it is until there is room; what removes or only moves goes on.
+    fn refuse_when_full(&self, group: &Group) {
+        if !self.reserve.is_whole() && !self.reserve.refill() {
+            group.fail(|request| !request.batch.seal.is_empty(), &self.reserve.full());
         }
     }
 
@@ -224,7 +232,7 @@ impl Inner {
     /// Refuses a batch that does not fit what is there, before any of it is written.
     fn check(&self, rows: &Rows<'_>, batch: &Batch) -> Result<(), StoreError> {
         for seal in &batch.seal {
-            if rows.object(seal.object)?.is_some_and(|row| row.root.is_some()) {
+            if rows.object(seal.object)?.is_some_and(|row| row.root.is_some() && !row.merging) {
                 let id = seal.object.0;
                 return Err(StoreError::Rejected(format!("object {id} is sealed already")));
             }
@@ -276,6 +284,8 @@ impl Inner {
     }
 
     fn apply_seal(&self, rows: &mut Rows<'_>, seal: &Seal) -> Result<(), StoreError> {
+        // What is there of a merge: the old root and leaves.
+        rows.remove_object(seal.object)?;
         let size = seal.stamp.size;
         let mut row = ObjectRow::content(seal.root, size, now_secs());
         row.ever_complete = true;
@@ -332,6 +342,11 @@ impl Inner {
             object.committed(ranges.get(id).map(Vec::as_slice).unwrap_or_default());
         }
         let committed = std::mem::take(&mut self.pending().committing);
+        // Handles of the version that was merged over see what they share with the new one, and no more.
+        for seal in group.requests.iter().filter(|r| !is_done(r)).flat_map(|r| &r.batch.seal) {
+            self.registry().renew(seal.object);
+            drop(guard(&self.recent).pop(&seal.object));
+        }
         for id in group.dead {
             // The row is gone; the next start unlinks what is left.
             if let Err(error) = self.remove_file(id) {

@@ -11,6 +11,7 @@ use std::{
 
 use rustix::fs::FallocateFlags;
 
+use super::reserve::Reserve;
 use crate::content::ByteRange;
 
 /// Every step that changes the disk. Reads go straight to the files.
@@ -34,6 +35,11 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Sets the length; new bytes are a hole.
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
         file.set_len(len)
+    }
+
+    /// Makes the file as long as `len`, with blocks of the disk behind every byte.
+    fn allocate(&self, file: &File, len: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len)?)
     }
 
     /// fdatasync.
@@ -74,16 +80,22 @@ pub(super) struct RealDisk;
 
 impl Disk for RealDisk {}
 
-/// The file of the index, its changes going through [`Disk`]. It takes no lock: the data folder has one.
+/// The file of the index, its changes going through [`Disk`], with the reserve behind it when the disk is full.
+/// It takes no lock: the data folder has one.
 #[derive(Debug)]
 pub(super) struct IndexFile {
     file: File,
     disk: Arc<dyn Disk>,
+    reserve: Arc<Reserve>,
 }
 
 impl IndexFile {
-    pub(super) fn open(path: &Path, disk: Arc<dyn Disk>) -> io::Result<Self> {
-        Ok(Self { file: disk.open_or_create(path)?, disk })
+    pub(super) fn open(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        reserve: Arc<Reserve>,
+    ) -> io::Result<Self> {
+        Ok(Self { file: disk.open_or_create(path)?, disk, reserve })
     }
 }
 
@@ -97,14 +109,15 @@ impl redb::StorageBackend for IndexFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.set_len(&self.file, len)
+        self.reserve.with_room(|| self.disk.set_len(&self.file, len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        // Not tried twice: after a failed sync nobody knows what is on the disk.
         self.disk.sync_data(&self.file)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk.write_at(&self.file, data, offset)
+        self.reserve.with_room(|| self.disk.write_at(&self.file, data, offset))
     }
 }

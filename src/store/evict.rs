@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Figures, GcReport, Inner, ObjectId, Store, StoreError, StoreOptions, guard, index};
@@ -13,6 +13,8 @@ use crate::tasks::Tasks;
 const EVICT_INTERVAL: Duration = Duration::from_secs(60);
 /// Room that is made at once when a write found the disk full.
 const ENOSPC_ROOM: u64 = 256 << 20;
+/// How long the answer "nothing can be evicted" holds.
+const FRUITLESS: Duration = Duration::from_secs(1);
 /// Objects that go in one transaction.
 const EVICT_BATCH: usize = 64;
 
@@ -38,6 +40,11 @@ impl Limits {
         let tenth = measure(objects)?.capacity / 10;
         Ok(Self { cache: options.cache_limit.unwrap_or(tenth), min_free: options.min_free })
     }
+}
+
+/// Bytes of the disk that `path` lies on.
+pub(super) fn capacity(path: &std::path::Path) -> Result<u64, StoreError> {
+    Ok(measure(path)?.capacity)
 }
 
 fn measure(path: &std::path::Path) -> Result<Disk, StoreError> {
@@ -89,9 +96,11 @@ async fn wait_for_wake(inner: Arc<Inner>) {
 
 fn maintain(store: &Weak<Inner>, due: bool) {
     let Some(inner) = store.upgrade() else { return };
-    if let Err(error) = inner.flush().and_then(|()| inner.write_reads()) {
+    inner.reserve.refill();
+    if let Err(error) = inner.flush() {
         tracing::warn!(%error, "downloaded blocks could not be made durable; they are tried again");
     }
+    inner.write_reads_behind();
     let over = Figures::get(&inner.figures.cache) > inner.cache_allowance();
     if (due || over)
         && let Err(error) = inner.evict()
@@ -115,7 +124,23 @@ impl Inner {
 
     /// Makes room after a write found the disk full.
     pub(super) fn evict_for_space(self: &Arc<Self>) -> Result<GcReport, StoreError> {
-        self.evict_until(ENOSPC_ROOM)
+        // While the disk is full each block that comes asks for room; looking through all content each time would be
+        // all that the daemon does.
+        if guard(&self.fruitless).is_some_and(|at| at.elapsed() < FRUITLESS) {
+            return Ok(GcReport::default());
+        }
+        let report = self.evict_until(ENOSPC_ROOM)?;
+        *guard(&self.fruitless) = (report.bytes == 0).then(Instant::now);
+        Ok(report)
+    }
+
+    /// Refuses to take in more while the index could not follow.
+    pub(super) fn admit(self: &Arc<Self>) -> Result<(), StoreError> {
+        if self.reserve.is_whole() || self.reserve.refill() {
+            return Ok(());
+        }
+        self.evict_for_space()?;
+        if self.reserve.refill() { Ok(()) } else { Err(self.reserve.full()) }
     }
 
     /// Removes content until `room` bytes came free and the cache is under its limit.
@@ -154,7 +179,7 @@ impl Inner {
     /// Content that is neither published nor pinned, and its bytes on disk.
     fn candidates(self: &Arc<Self>) -> Result<(Vec<Candidate>, u64), StoreError> {
         let pinned = self.reach(self.pins()?.into_iter().map(|pin| pin.root))?.objects;
-        self.write_reads()?;
+        self.write_reads_behind();
         let reads = self.last_reads()?;
         let (mut candidates, mut total, mut kept) = (Vec::new(), 0u64, 0u64);
         self.index.read(|txn| {
@@ -217,7 +242,9 @@ impl Inner {
         let mut report = GcReport::default();
         for (id, allocated) in removed {
             self.remove_file(id)?;
-            self.reads.remove(id.0.to_be_bytes())?;
+            if let Err(error) = self.reads.remove(id.0.to_be_bytes()) {
+                tracing::debug!(%error, "the time of a last read stays");
+            }
             report.objects += 1;
             report.bytes += allocated;
         }
@@ -243,12 +270,19 @@ impl Inner {
     fn last_reads(&self) -> Result<HashMap<ObjectId, u64>, StoreError> {
         let mut reads = HashMap::new();
         for row in self.reads.iter() {
-            let (key, value) = row?;
+            let Ok((key, value)) = row else { break };
             if let (Ok(key), Ok(value)) = (key[..].try_into(), value[..].try_into()) {
                 reads.insert(ObjectId(u64::from_be_bytes(key)), u64::from_be_bytes(value));
             }
         }
         Ok(reads)
+    }
+
+    /// Times of last reads only order eviction: a disk that is too full for them is no reason to keep it full.
+    fn write_reads_behind(&self) {
+        if let Err(error) = self.write_reads() {
+            tracing::debug!(%error, "times of last reads were not written");
+        }
     }
 
     /// Writes the times of last reads behind.

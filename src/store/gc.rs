@@ -7,7 +7,10 @@ use crate::content::{ByteRange, ContentId, Multihash, Node};
 
 impl Inner {
     pub(super) fn gc(self: &Arc<Self>) -> Result<GcReport, StoreError> {
-        self.flush()?;
+        // It makes room: a disk too full for what came last is no reason not to.
+        if let Err(error) = self.flush() {
+            tracing::warn!(%error, "blocks that came last are not in the index yet");
+        }
         self.close_recent();
         let mut roots: Vec<ContentId> = self.pins()?.into_iter().map(|pin| pin.root).collect();
         roots.extend(self.published()?);

@@ -27,6 +27,7 @@ use super::{
     ObjectId, StoreError,
     codec::{self, Leaf, ObjectRow},
     disk::{Disk, IndexFile},
+    reserve::Reserve,
     rows::{Delta, Rows},
 };
 use crate::content::{Block, Codec, ContentId, Multihash};
@@ -72,6 +73,7 @@ enum State {
 pub(super) struct Index {
     path: PathBuf,
     disk: Arc<dyn Disk>,
+    reserve: Arc<Reserve>,
     /// Held shared for each transaction, exclusively to close and to open again. Innermost lock.
     state: RwLock<State>,
 }
@@ -83,16 +85,24 @@ impl std::fmt::Debug for Index {
 }
 
 impl Index {
-    pub(super) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        reserve: Arc<Reserve>,
+    ) -> Result<Self, StoreError> {
         if !path.exists() {
-            create(path, &disk)?;
+            create(path, &disk, &reserve)?;
         }
-        Self::open_existing(path, disk)
+        Self::open_existing(path, disk, reserve)
     }
 
-    fn open_existing(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
-        let db = open_database(path, &disk)?;
-        let index = Self { path: path.to_owned(), disk, state: RwLock::new(State::Open(db)) };
+    fn open_existing(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        reserve: Arc<Reserve>,
+    ) -> Result<Self, StoreError> {
+        let state = RwLock::new(State::Open(open_database(path, &disk, &reserve)?));
+        let index = Self { path: path.to_owned(), disk, reserve, state };
         index.check_format()?;
         Ok(index)
     }
@@ -215,7 +225,7 @@ impl Index {
         }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Failed) {
-            *state = State::Open(open_database(&self.path, &self.disk)?);
+            *state = State::Open(open_database(&self.path, &self.disk, &self.reserve)?);
         }
         Ok(())
     }
@@ -227,17 +237,22 @@ impl Index {
 }
 
 /// Makes the index under another name first: a crash in the middle would leave a file that redb does not know.
-fn create(path: &Path, disk: &Arc<dyn Disk>) -> Result<(), StoreError> {
+fn create(path: &Path, disk: &Arc<dyn Disk>, reserve: &Arc<Reserve>) -> Result<(), StoreError> {
     let fresh = path.with_extension("new");
     if fresh.exists() {
         disk.unlink(&fresh).map_err(|e| StoreError::io("remove", &fresh, e))?;
     }
-    Index::open_existing(&fresh, disk.clone())?.close();
+    Index::open_existing(&fresh, disk.clone(), reserve.clone())?.close();
     disk.rename(&fresh, path).map_err(|e| StoreError::io("rename", &fresh, e))
 }
 
-fn open_database(path: &Path, disk: &Arc<dyn Disk>) -> Result<Database, StoreError> {
-    let file = IndexFile::open(path, disk.clone()).map_err(|e| StoreError::io("open", path, e))?;
+fn open_database(
+    path: &Path,
+    disk: &Arc<dyn Disk>,
+    reserve: &Arc<Reserve>,
+) -> Result<Database, StoreError> {
+    let file = IndexFile::open(path, disk.clone(), reserve.clone())
+        .map_err(|e| StoreError::io("open", path, e))?;
     Ok(Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(file)?)
 }
 

@@ -39,6 +39,8 @@ pub struct Object {
     size: u64,
     path: PathBuf,
     state: RwLock<State>,
+    /// A new version is being written into the file: it serves blocks, and is no target for any.
+    merging: bool,
     /// Every byte is here. Kept beside `state` so that the fast paths take no lock.
     complete: AtomicBool,
     /// Every byte was here once: never punched from then on, since a passthrough reader would see zeros.
@@ -101,6 +103,11 @@ impl Registry {
         self.dying.remove(&id);
     }
 
+    /// The next handle is made from the row as it is by then.
+    pub(super) fn renew(&mut self, id: ObjectId) {
+        self.by_id.remove(&id);
+    }
+
     fn forget(&mut self, object: &Object) {
         // Another handle may have been made since the last one of this object went.
         if self.by_id.get(&object.id).is_some_and(|weak| weak.strong_count() == 0) {
@@ -158,13 +165,14 @@ impl Inner {
 
 impl Object {
     fn new(store: &Arc<Inner>, id: ObjectId, root: ContentId, row: ObjectRow) -> Self {
-        let complete = row.present.contains(ByteRange::new(0, row.size));
+        let complete = !row.merging && row.present.contains(ByteRange::new(0, row.size));
         Self {
             store: Arc::downgrade(store),
             id,
             root,
             size: row.size,
             path: store.object_path(id),
+            merging: row.merging,
             complete: AtomicBool::new(complete),
             ever_complete: AtomicBool::new(row.ever_complete || complete),
             state: RwLock::new(State {
@@ -283,6 +291,7 @@ impl Object {
     /// ENOSPC when there is no room even after eviction; [`StoreError::Rejected`] for a place outside the file.
     pub fn place(self: &Arc<Self>, block: &Block, places: &[Placement]) -> Result<(), StoreError> {
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
+        store.admit()?;
         if places.iter().all(|place| place.data.is_empty()) {
             store.pending().put_node(block);
             return Ok(());
@@ -308,6 +317,10 @@ impl Object {
         }
         if self.has(range) {
             return Ok(());
+        }
+        if self.merging {
+            let text = format!("a new version is being written into object {}", self.id.0);
+            return Err(StoreError::Rejected(text));
         }
         let leaf = Leaf {
             object: self.id,
@@ -386,6 +399,10 @@ impl Object {
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
         store.withdraw_range(self, ByteRange::new(0, self.size))?;
         Ok(false)
+    }
+
+    pub(super) fn is_merging(&self) -> bool {
+        self.merging
     }
 
     pub(super) fn is_ever_complete(&self) -> bool {

@@ -6,7 +6,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex, RwLock, atomic::AtomicU64},
 };
 
 use lru::LruCache;
@@ -16,6 +16,7 @@ use super::{
     disk::Disk,
     evict::Limits,
     index::{self, Index},
+    reserve::Reserve,
     rows::Delta,
     state, working,
 };
@@ -53,7 +54,9 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
     }
     disk.sync_dir(&objects).map_err(|e| StoreError::io("sync", &objects, e))?;
     let index_path = dir.join(INDEX_FILE);
-    let index = Index::open(&index_path, disk.clone())?;
+    let capacity = super::evict::capacity(&objects)?;
+    let reserve = Arc::new(Reserve::open(dir, capacity, disk.clone())?);
+    let index = Index::open(&index_path, disk.clone(), reserve.clone())?;
     disk.sync_dir(dir).map_err(|e| StoreError::io("sync", dir, e))?;
     let state = state::open(&dir.join("state"))?;
     let limits = Limits::new(options, &objects)?;
@@ -64,6 +67,7 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         objects,
         disk,
         index,
+        reserve,
         state,
         new_reads: Mutex::default(),
         lock,
@@ -72,10 +76,12 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         new_names: Mutex::default(),
         registry: Mutex::default(),
         recent: Mutex::new(LruCache::new(RECENT_OBJECTS)),
+        gate: RwLock::default(),
         pending: Mutex::default(),
         queue: Mutex::default(),
         leader: Mutex::default(),
         figures: Figures::default(),
+        fruitless: Mutex::default(),
         wake: Arc::default(),
     })
 }
@@ -153,8 +159,10 @@ impl Inner {
             other => other,
         };
         self.close_recent();
-        self.write_reads()?;
-        self.state.flush()?;
+        // Working state can be rebuilt: a disk that is too full for it is no reason not to close the rest.
+        if let Err(error) = self.write_reads().and_then(|()| Ok(self.state.flush().map(|_| ())?)) {
+            tracing::warn!(%error, "the working state was not written");
+        }
         self.index.close();
         self.lock.unlock().map_err(|e| StoreError::io("unlock", &self.dir, e))?;
         flushed

@@ -3,6 +3,7 @@
 
 mod basics;
 mod crash;
+mod full;
 mod keeping;
 mod model;
 

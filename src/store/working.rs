@@ -102,7 +102,7 @@ impl Inner {
 
     pub(super) fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         let row = self.index.read(|txn| index::object_row(txn, id))?;
-        let kept = row.is_some_and(|row| row.root.is_none());
+        let kept = row.is_some_and(|row| row.root.is_none() || row.merging);
         Ok(kept.then(|| WorkingFile { id, path: self.object_path(id) }))
     }
 

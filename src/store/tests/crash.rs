@@ -18,7 +18,9 @@ use super::{
         Batch, FileStamp, KnownRoot, ObjectId, Pin, Store, StoreError,
         disk::{Disk, RealDisk},
         index::{self, Index},
-        recover, working,
+        recover,
+        reserve::Reserve,
+        working,
     },
     content, leaves, options, root_of, scratch, try_publish, whole,
 };
@@ -216,6 +218,11 @@ impl Disk for FaultyDisk {
         file.set_len(len)
     }
 
+    /// No reserve: that would be megabytes in each of the many images.
+    fn allocate(&self, _: &File, _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
     fn sync_data(&self, file: &File) -> io::Result<()> {
         self.step()?;
         self.sync_inode(file);
@@ -375,7 +382,9 @@ impl Script {
 /// Copies have times of their own; the index is told, since the real files would have kept theirs.
 fn restamp(dir: &Path) -> Result<(), StoreError> {
     fs::create_dir_all(dir.join("objects")).unwrap();
-    let index = Index::open(&dir.join(recover::INDEX_FILE), Arc::new(RealDisk))?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let reserve = Arc::new(Reserve::open(dir, 0, disk.clone())?);
+    let index = Index::open(&dir.join(recover::INDEX_FILE), disk, reserve)?;
     index.write(|rows| {
         let table = rows.txn.open_table(index::OBJECTS).unwrap();
         let ids: Vec<_> =
