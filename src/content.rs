@@ -13,6 +13,7 @@ mod pb;
 mod range;
 mod unixfs;
 
+pub(crate) use block::sha2_256_of;
 pub use block::{Block, BlockError, MAX_BLOCK_LEN, sha2_256};
 pub use directory::{DirectoryReader, Entry, EntryKind, Lookup};
 pub use file::{FileLayout, Need, Needs, Placement};

@@ -50,7 +50,7 @@ use std::{
 use lru::LruCache;
 
 pub use self::{
-    batch::{Batch, FileStamp, Seal},
+    batch::{Batch, FileStamp, Seal, SealLeaves},
     object::Object,
     report::{GcReport, KnownRoot, Pin, StoreStats, VerifyReport},
     state::StateTree,
@@ -195,6 +195,8 @@ struct Inner {
     /// Whoever holds it runs the group commit.
     leader: Mutex<()>,
     figures: Figures,
+    /// What was found to be retained last.
+    retained: Mutex<Option<keep::Retained>>,
     /// When eviction for a full disk found nothing last.
     fruitless: Mutex<Option<Instant>>,
     /// Wakes the flusher before its time.
@@ -386,6 +388,13 @@ impl Store {
     /// Roots that are published, pinned or cached.
     pub fn known_roots(&self) -> Result<Vec<KnownRoot>, StoreError> {
         self.inner.known_roots()
+    }
+    /// Whether a block belongs to something that is published or pinned, and is not only cached.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn is_retained(&self, id: &ContentId) -> Result<bool, StoreError> {
+        self.inner.is_retained(id)
     }
     /// Figures; never waits for the network or scans the disk.
     pub fn stats(&self) -> Result<StoreStats, StoreError> {

@@ -1,4 +1,5 @@
-//! Tools that `scripts/bench` measures with: a raw TCP transfer to compare with, and a proxy that adds delay.
+//! Tools that `scripts/bench` measures with: a raw TCP transfer to compare with, a proxy that adds delay, and a store
+//! full of blocks.
 #![allow(clippy::print_stdout, reason = "a program of the command line")]
 
 use std::{
@@ -10,6 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use chiral::{
+    content::{ByteRange, ContentId, sha2_256},
+    store::{Batch, FileStamp, Seal, Store, StoreOptions},
+    tasks::Tasks,
+};
 
 /// What one read or write moves.
 const CHUNK: usize = 256 << 10;
@@ -80,6 +86,40 @@ fn proxy(target: &str, delay: Duration) -> Result<()> {
     Ok(())
 }
 
+/// Blocks of one made-up file: 2.5 GB of holes.
+const BLOCKS_PER_FILE: u64 = 10_000;
+const LEAF: u64 = 256 << 10;
+
+/// Seals sparse files with made-up leaf ids until the store in `dir` holds `blocks` blocks more.
+fn fill(dir: &str, blocks: u64) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let _entered = runtime.enter();
+    let options = StoreOptions { dir: dir.into(), cache_limit: None, min_free: 0 };
+    let store = Store::open(options, &Tasks::new())?;
+    let mut made = 0;
+    while made < blocks {
+        let count = BLOCKS_PER_FILE.min(blocks - made);
+        let working = store.working_file()?;
+        let file = working.open(true)?;
+        file.set_len(count * LEAF)?;
+        let leaves = (0..count).map(|n| {
+            let hash = sha2_256(&(made + n).to_le_bytes());
+            (ContentId::raw(hash), ByteRange::at(n * LEAF, LEAF))
+        });
+        let seal = Seal {
+            object: working.id(),
+            root: ContentId::dag_pb(sha2_256(&[dir.as_bytes(), &made.to_le_bytes()].concat())),
+            stamp: FileStamp::of(&file)?,
+            leaves: leaves.collect(),
+            nodes: Vec::new(),
+        };
+        store.commit(Batch { seal: vec![seal], ..Batch::default() })?;
+        made += count;
+    }
+    store.close()?;
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -87,7 +127,10 @@ fn main() -> Result<()> {
         ["proxy", target, delay_ms] => {
             proxy(target, Duration::from_millis(delay_ms.parse()?))?;
         }
-        _ => bail!("usage: lab rawtcp BYTES | lab proxy HOST:PORT DELAY_MS"),
+        ["fill", dir, blocks] => fill(dir, blocks.parse()?)?,
+        _ => bail!(
+            "usage: lab rawtcp BYTES | lab proxy HOST:PORT DELAY_MS | lab fill DATA_DIR BLOCKS"
+        ),
     }
     Ok(())
 }

@@ -97,6 +97,12 @@ pub fn sha2_256(data: &[u8]) -> Multihash {
     Multihash::wrap(SHA2_256, &Sha256::digest(data)).unwrap_or_default()
 }
 
+/// The multihash of a SHA2-256 digest.
+pub(crate) fn sha2_256_of(digest: [u8; 32]) -> Multihash {
+    // As above: the length fits.
+    Multihash::wrap(SHA2_256, &digest).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

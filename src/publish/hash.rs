@@ -10,7 +10,7 @@ use crate::{
     content::{
         Block, ByteRange, ContentId, FileBuilder, FileLayout, ImportParams, Metadata, sha2_256,
     },
-    store::Store,
+    store::{SealLeaves, Store},
     tasks::Tasks,
 };
 
@@ -24,7 +24,7 @@ const WORKERS: usize = 2;
 pub(super) struct Hashed {
     pub(super) root: ContentId,
     pub(super) tsize: u64,
-    pub(super) leaves: Vec<(ContentId, ByteRange)>,
+    pub(super) leaves: SealLeaves,
     pub(super) nodes: Vec<Block>,
 }
 
@@ -106,13 +106,13 @@ pub(super) async fn hash(
         .buffered(WORKERS)
         .map(|joined| joined.map_err(|_| PublishError::Closed));
     let mut builder = FileBuilder::new(params);
-    let (mut leaves, mut nodes) = (Vec::new(), Vec::new());
+    let (mut leaves, mut nodes) = (SealLeaves::default(), Vec::new());
     while let Some(part) = parts.try_next().await? {
         let part = part.map_err(|source| PublishError::Io { what: "read", source })?;
         let Some(part) = part else { return Ok(None) };
         for (id, range) in part {
             nodes.extend(builder.push(id, range.len()));
-            leaves.push((id, range));
+            leaves.push(&id, range.len());
         }
     }
     let built = builder.finish(Metadata::default());

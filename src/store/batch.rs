@@ -3,7 +3,7 @@
 use std::{fs::File, sync::Arc};
 
 use super::ObjectId;
-use crate::content::{Block, ByteRange, ContentId, FileInfo};
+use crate::content::{Block, ByteRange, ContentId, FileInfo, Multihash, sha2_256_of};
 
 /// What a file looked like when it was sealed: (mtime, ctime, size), to nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,59 @@ pub struct FileStamp {
     pub size: u64,
 }
 
+/// Raw leaves of a file, in its order. A file of a terabyte has four million: those of one length and of sha2-256 take
+/// 32 bytes each.
+#[derive(Clone, Debug, Default)]
+pub struct SealLeaves {
+    digests: Vec<[u8; 32]>,
+    /// Bytes of each leaf but the last.
+    leaf_len: u64,
+    size: u64,
+    /// An id or a range did not fit.
+    odd: bool,
+}
+
+impl SealLeaves {
+    /// Adds the next leaf.
+    pub fn push(&mut self, id: &ContentId, len: u64) {
+        if self.digests.is_empty() {
+            self.leaf_len = len;
+        }
+        let regular =
+            self.size == self.digests.len() as u64 * self.leaf_len && len <= self.leaf_len;
+        match <[u8; 32]>::try_from(id.hash().digest()) {
+            Ok(digest) if regular && *id.hash() == sha2_256_of(digest) => self.digests.push(digest),
+            _ => self.odd = true,
+        }
+        self.size += len;
+    }
+
+    /// Bytes of all leaves; none when they are not what this type can hold, in which case the seal is refused.
+    pub fn size(&self) -> Option<u64> {
+        (!self.odd).then_some(self.size)
+    }
+
+    /// The leaves with the bytes that each holds.
+    pub fn iter(&self) -> impl Iterator<Item = (Multihash, ByteRange)> {
+        let whole = ByteRange::new(0, self.size);
+        (0..).zip(&self.digests).map(move |(n, digest)| {
+            let range = ByteRange::at(n * self.leaf_len, self.leaf_len).intersect(whole);
+            (sha2_256_of(*digest), range)
+        })
+    }
+}
+
+impl FromIterator<(ContentId, ByteRange)> for SealLeaves {
+    fn from_iter<I: IntoIterator<Item = (ContentId, ByteRange)>>(leaves: I) -> Self {
+        let mut all = Self::default();
+        for (id, range) in leaves {
+            all.odd |= range.start != all.size;
+            all.push(&id, range.len());
+        }
+        all
+    }
+}
+
 /// What makes a working file an object.
 #[derive(Clone, Debug)]
 pub struct Seal {
@@ -25,8 +78,8 @@ pub struct Seal {
     pub root: ContentId,
     /// Its stamp while it was hashed.
     pub stamp: FileStamp,
-    /// Leaf ids with the bytes each holds.
-    pub leaves: Vec<(ContentId, ByteRange)>,
+    /// Its leaves.
+    pub leaves: SealLeaves,
     /// Interior nodes.
     pub nodes: Vec<Block>,
 }

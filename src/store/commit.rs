@@ -15,10 +15,13 @@ use super::{
     pending::Pending,
     rows::Rows,
 };
-use crate::content::{ByteRange, RangeSet};
+use crate::content::ByteRange;
 
 /// Above this many files one syncfs is cheaper than their fdatasyncs, although it writes what others wrote, too.
 const MAX_SINGLE_SYNCS: usize = 8;
+
+/// Leaves that are sorted and written at a time: neighbours in the index, at some megabytes of memory.
+const LEAVES_AT_ONCE: usize = 1 << 16;
 
 type Outcome = Arc<Mutex<Option<Result<(), StoreError>>>>;
 
@@ -236,8 +239,7 @@ impl Inner {
                 let id = seal.object.0;
                 return Err(StoreError::Rejected(format!("object {id} is sealed already")));
             }
-            let covered: RangeSet = seal.leaves.iter().map(|(_, range)| *range).collect();
-            if !covered.contains(ByteRange::new(0, seal.stamp.size)) {
+            if seal.leaves.size() != Some(seal.stamp.size) {
                 let (root, size) = (seal.root, seal.stamp.size);
                 let text = format!("the leaves of {root} do not cover its {size} bytes");
                 return Err(StoreError::Rejected(text));
@@ -294,12 +296,17 @@ impl Inner {
         row.owners = 1;
         row.allocated = self.allocated(seal.object);
         rows.put_object(seal.object, &row)?;
-        let leaves =
-            seal.leaves.iter().filter(|(_, range)| !range.is_empty()).map(|(id, range)| {
-                let envelope = Envelope::default();
-                (id.hash(), Leaf { object: seal.object, range: *range, envelope })
-            });
-        rows.put_leaves(leaves.collect())?;
+        let leaf = |(hash, range)| {
+            (hash, Leaf { object: seal.object, range, envelope: Envelope::default() })
+        };
+        let mut leaves = seal.leaves.iter().filter(|(_, range)| !range.is_empty()).map(leaf);
+        loop {
+            let some: Vec<_> = leaves.by_ref().take(LEAVES_AT_ONCE).collect();
+            if some.is_empty() {
+                break;
+            }
+            rows.put_leaves(some.iter().map(|(hash, leaf)| (hash, leaf.clone())).collect())?;
+        }
         for block in &seal.nodes {
             rows.put_node(block)?;
         }

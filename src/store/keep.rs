@@ -1,9 +1,13 @@
 //! What is kept: pins, published directories, known roots, and all that they reach.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
-    Inner, KnownRoot, ObjectId, Pin, StoreError, codec,
+    Inner, KnownRoot, ObjectId, Pin, StoreError, codec, guard,
     index::{self, FILES, KNOWN, PINS, PUBLISHED},
 };
 use crate::content::{Block, Codec, ContentId, FileInfo, Multihash, Node};
@@ -19,7 +23,61 @@ pub(super) struct Reached {
     pub(super) hashes: HashSet<Multihash>,
 }
 
+/// A walk over all that is retained, and at which commit it began.
+#[derive(Debug)]
+pub(super) struct Retained {
+    reached: Arc<Reached>,
+    commit: Option<u64>,
+    at: Instant,
+}
+
+/// The walk is not repeated sooner, however much is committed and asked.
+const RETAINED_AGE: Duration = Duration::from_secs(1);
+
 impl Inner {
+    /// As [`super::Store::is_retained`].
+    pub(super) fn is_retained(self: &Arc<Self>, id: &ContentId) -> Result<bool, StoreError> {
+        if id.inline_content().is_some() {
+            return Ok(true);
+        }
+        let reached = self.retained()?;
+        if reached.hashes.contains(id.hash()) {
+            return Ok(true);
+        }
+        let mut after = None;
+        self.index.read(|txn| {
+            while let Some(leaf) = index::leaf_after(txn, id.hash(), after)? {
+                after = Some((leaf.object, leaf.range.start));
+                let owned = index::object_row(txn, leaf.object)?.is_some_and(|row| row.owners > 0);
+                if owned || reached.objects.contains(&leaf.object) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
+    fn retained(self: &Arc<Self>) -> Result<Arc<Reached>, StoreError> {
+        let mut last = guard(&self.retained);
+        let commit = self.index.read(|txn| index::meta(txn, index::COMMITS))?;
+        if let Some(last) = &*last
+            && (last.commit == commit || last.at.elapsed() < RETAINED_AGE)
+        {
+            return Ok(last.reached.clone());
+        }
+        let mut roots: Vec<ContentId> = self.pins()?.into_iter().map(|pin| pin.root).collect();
+        roots.extend(self.published()?);
+        self.index.read(|txn| {
+            index::object_rows(txn, |_, row| {
+                roots.extend(row.root.filter(|_| row.owners > 0));
+                Ok(())
+            })
+        })?;
+        let reached = Arc::new(self.reach(roots)?);
+        *last = Some(Retained { reached: reached.clone(), commit, at: Instant::now() });
+        Ok(reached)
+    }
+
     pub(super) fn pin(&self, pin: &Pin) -> Result<(), StoreError> {
         let row = codec::encode_named(&pin.root, &pin.name);
         self.index.write(|rows| rows.put(PINS, &pin.root.hash().to_bytes(), &row))

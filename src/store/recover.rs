@@ -81,6 +81,7 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         queue: Mutex::default(),
         leader: Mutex::default(),
         figures: Figures::default(),
+        retained: Mutex::default(),
         fruitless: Mutex::default(),
         wake: Arc::default(),
     })

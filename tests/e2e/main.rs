@@ -10,3 +10,4 @@ mod publish;
 mod read;
 mod shutdown;
 mod trouble;
+mod versions;

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::FileExt, time::SystemTime};
 
 use super::{
-    super::{Batch, KnownRoot, ObjectId, Pin, Store, StoreError},
+    super::{Batch, KnownRoot, ObjectId, Pin, SealLeaves, Store, StoreError},
     Bench, LEAF, content, leaves, options, publish, root_of, whole,
 };
 use crate::content::{Block, ByteRange, ContentId, FileInfo, Multihash, Placement};
@@ -183,7 +183,7 @@ fn a_batch_that_does_not_fit_changes_nothing() {
     assert_eq!(store.tree().unwrap(), vec![]);
     assert_eq!(store.stats().unwrap().objects, 0);
     let (_, mut batch) = publish(&store, &content(6, 2));
-    batch.seal[0].leaves.pop();
+    batch.seal[0].leaves = SealLeaves::default();
     assert!(matches!(store.commit(batch), Err(StoreError::Rejected(_))));
 }
 
@@ -255,4 +255,41 @@ fn a_newer_format_is_refused_with_a_clear_error() {
     drop(index);
     let refused = Store::open(options(bench.dir.path()), &bench.tasks()).unwrap_err();
     assert!(refused.to_string().contains("format 9"), "{refused}");
+}
+
+#[test]
+fn leaves_of_a_seal_come_back_as_they_were_given() {
+    let content = [content(7, 3), vec![9; 100]].concat();
+    let given: Vec<_> = leaves(&content).iter().map(|(b, range)| (*b.cid(), *range)).collect();
+    let held: SealLeaves = given.iter().copied().collect();
+    assert_eq!(held.size(), Some(content.len() as u64));
+    let back: Vec<_> = held.iter().map(|(hash, range)| (ContentId::raw(hash), range)).collect();
+    assert_eq!(back, given);
+    let gap: SealLeaves = [given[0], given[2]].into_iter().collect();
+    assert_eq!(gap.size(), None);
+    let longer: SealLeaves =
+        [(given[3].0, ByteRange::new(0, 100)), (given[0].0, ByteRange::new(100, 4196))]
+            .into_iter()
+            .collect();
+    assert_eq!(longer.size(), None);
+}
+
+#[test]
+fn what_is_published_or_pinned_is_retained_and_what_is_cached_is_not() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let (published, pinned, cached) = (content(1, 3), content(2, 3), content(3, 3));
+    let (_, batch) = publish(&store, &published);
+    store.commit(batch).unwrap();
+    for bytes in [&pinned, &cached] {
+        download(&store, bytes);
+        store.put_node(&root_of(bytes)).unwrap();
+    }
+    store.flush().unwrap();
+    store.pin(Pin { root: *root_of(&pinned).cid(), name: String::new() }).unwrap();
+    for (bytes, retained) in [(&published, true), (&pinned, true), (&cached, false)] {
+        let leaf = leaves(bytes)[1].0.clone();
+        assert_eq!(store.is_retained(leaf.cid()).unwrap(), retained);
+        assert_eq!(store.is_retained(root_of(bytes).cid()).unwrap(), retained);
+    }
 }
