@@ -14,7 +14,7 @@ use crate::{
     net::{
         BlockReply, WantError,
         bitswap::{
-            Event,
+            Config, Event,
             wire::{Version, proto},
         },
     },
@@ -77,6 +77,31 @@ async fn small_blocks_answer_a_want_have_and_larger_ones_are_named() {
     presences.sort_by_key(|presence| presence.kind);
     let told: Vec<_> = presences.iter().map(|p| (&p.cid[..], p.kind)).collect();
     assert_eq!(told, [(&large.cid().to_bytes()[..], 0), (&absent.cid().to_bytes()[..], 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_only_cached_is_not_served_when_that_is_forbidden() {
+    let node = Node::with(Config { serve_cached: false, ..Config::default() }).await;
+    let mut fake = Fake::dial(&node.address).await;
+    let [cached, kept, cached_small] = [block(1, 50_000), block(2, 50_000), block(3, 10)];
+    node.store.put(&[cached.clone(), kept.clone(), cached_small.clone()]);
+    node.store.retain(kept.cid());
+    let mut stream = fake.open().await;
+    let list = vec![
+        want(cached.cid(), true, true),
+        want(cached_small.cid(), false, true),
+        want(kept.cid(), true, true),
+    ];
+    send(&mut stream, &wantlist(true, list)).await;
+    let mut replies = fake.accept().await;
+    let (mut payloads, mut absent) = (Vec::new(), 0);
+    while payloads.len() + absent < 3 {
+        let message = receive(&mut replies).await;
+        payloads.extend(message.payload);
+        absent += message.presences.iter().filter(|presence| presence.kind == 1).count();
+    }
+    assert_eq!((payloads.len(), absent), (1, 2));
+    assert_eq!(payloads[0].data, *kept.data());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
