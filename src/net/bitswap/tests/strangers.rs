@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use futures::{AsyncWriteExt, StreamExt, stream};
+use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::{
@@ -168,9 +169,11 @@ async fn wants_move_to_the_newest_connection_and_back_when_it_closes() {
     let (node, mut fake) = pair().await;
     let all = blocks(1, 2, 5000);
     let mut answers = wanting(&node, &fake, &ids(&all));
-    let first = receive(&mut fake.accept().await).await;
+    let mut old = fake.accept().await;
+    let first = receive(&mut old).await;
     fake.connect(&node.address).await;
-    let second = receive(&mut fake.accept().await).await;
+    let mut new = fake.accept().await;
+    let second = receive(&mut new).await;
     assert_eq!(entries(&first), entries(&second));
     let mut stream = fake.open().await;
     send(&mut stream, &payload(&all[0])).await;
@@ -304,26 +307,45 @@ async fn ten_thousand_streams_harm_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_million_wants_are_bounded_and_the_list_goes_on_working() {
+async fn wants_beyond_the_limit_are_bounded_and_the_list_goes_on_working() {
     let (node, mut fake) = pair().await;
     let mut to_node = fake.open().await;
-    let mut held = 0;
-    for round in 0..20_u32 {
-        let entries = (0..50_000_u32).map(|n| {
-            let digest = [&[0; 24][..], &round.to_be_bytes(), &n.to_be_bytes()].concat();
-            let hash = crate::content::Multihash::wrap(0x12, &digest).unwrap();
-            want(&ContentId::raw(hash), true, false)
-        });
-        send(&mut to_node, &wantlist(false, entries.collect())).await;
-        let peer = node.handle.shared.peer(&fake.id).unwrap();
-        held = held.max(peer.state().server.len());
-    }
+    send(&mut to_node, &wantlist(false, absent(0..50_000).collect())).await;
     let here = block(1, 100_000);
     node.store.put(std::slice::from_ref(&here));
+    let peer = node.handle.shared.peer(&fake.id).unwrap();
+    while peer.state().server.len() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let held = peer.state().server.len();
+    assert!(held <= 2048, "{held} wants held");
     send(&mut to_node, &wantlist(true, vec![want(here.cid(), true, true)])).await;
     let reply = receive(&mut fake.accept().await).await;
     assert_eq!(reply.payload[0].data, *here.data());
-    assert!(held <= 2048, "{held} wants held");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_wants_a_million_blocks_is_reported() {
+    let (mut node, fake) = pair().await;
+    let mut to_node = fake.open().await;
+    for round in 0..20_u32 {
+        let message = wantlist(false, absent(round * 50_000..(round + 1) * 50_000).collect());
+        // The node stops to read from it in the middle.
+        if to_node.write_all(&message.encode_length_delimited_to_vec()).await.is_err() {
+            break;
+        }
+    }
+    let Event::Misbehaved { peer, .. } = node.events.recv().await.unwrap();
+    assert_eq!(peer, fake.id);
+}
+
+/// Wants of blocks that exist nowhere.
+fn absent(numbers: std::ops::Range<u32>) -> impl Iterator<Item = proto::Entry> {
+    numbers.map(|n| {
+        let digest = [&[0; 28][..], &n.to_be_bytes()].concat();
+        let hash = crate::content::Multihash::wrap(0x12, &digest).unwrap();
+        want(&ContentId::raw(hash), true, false)
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
