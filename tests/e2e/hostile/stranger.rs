@@ -36,69 +36,69 @@ const STREAMS: usize = 4_096;
 
 /// What is wanted or no longer wanted.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Entry {
+pub(crate) struct Entry {
     #[prost(bytes = "bytes", tag = "1")]
-    pub cid: Bytes,
+    pub(crate) cid: Bytes,
     #[prost(int32, tag = "2")]
-    pub priority: i32,
+    pub(crate) priority: i32,
     #[prost(bool, tag = "3")]
-    pub cancel: bool,
+    pub(crate) cancel: bool,
     /// 0 the block, 1 whether it is there.
     #[prost(int32, tag = "4")]
-    pub want_type: i32,
+    pub(crate) want_type: i32,
     #[prost(bool, tag = "5")]
-    pub send_dont_have: bool,
+    pub(crate) send_dont_have: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Wantlist {
+pub(crate) struct Wantlist {
     #[prost(message, repeated, tag = "1")]
-    pub entries: Vec<Entry>,
+    pub(crate) entries: Vec<Entry>,
     #[prost(bool, tag = "2")]
-    pub full: bool,
+    pub(crate) full: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Payload {
+pub(crate) struct Payload {
     #[prost(bytes = "bytes", tag = "1")]
-    pub prefix: Bytes,
+    pub(crate) prefix: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
-    pub data: Bytes,
+    pub(crate) data: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Presence {
+pub(crate) struct Presence {
     #[prost(bytes = "bytes", tag = "1")]
-    pub cid: Bytes,
+    pub(crate) cid: Bytes,
     /// 0 HAVE, 1 DONT_HAVE.
     #[prost(int32, tag = "2")]
-    pub kind: i32,
+    pub(crate) kind: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Message {
+pub(crate) struct Message {
     #[prost(message, optional, tag = "1")]
-    pub wantlist: Option<Wantlist>,
+    pub(crate) wantlist: Option<Wantlist>,
     #[prost(message, repeated, tag = "3")]
-    pub payload: Vec<Payload>,
+    pub(crate) payload: Vec<Payload>,
     #[prost(message, repeated, tag = "4")]
-    pub presences: Vec<Presence>,
+    pub(crate) presences: Vec<Presence>,
 }
 
 impl Message {
     /// One block, with the data that it really has or others.
-    pub fn block(block: &Block, data: Bytes) -> Self {
+    pub(crate) fn block(block: &Block, data: Bytes) -> Self {
         let payload = Payload { prefix: block.cid().prefix().into(), data };
         Self { payload: vec![payload], ..Self::default() }
     }
 
     /// HAVE.
-    pub fn have(cid: Bytes) -> Self {
+    pub(crate) fn have(cid: Bytes) -> Self {
         Self { presences: vec![Presence { cid, kind: 0 }], ..Self::default() }
     }
 
     /// Wants of blocks that are to be remembered.
-    pub fn wants(cids: impl Iterator<Item = Bytes>) -> Self {
+    pub(crate) fn wants(cids: impl Iterator<Item = Bytes>) -> Self {
         let entry = |cid| Entry { cid, priority: 1, ..Entry::default() };
         let wantlist = Wantlist { entries: cids.map(entry).collect(), full: false };
         Self { wantlist: Some(wantlist), ..Self::default() }
@@ -106,7 +106,7 @@ impl Message {
 }
 
 /// Streams to and from the daemon.
-pub struct Wire {
+pub(crate) struct Wire {
     inbound: mpsc::UnboundedReceiver<Stream>,
     requests: mpsc::UnboundedSender<oneshot::Sender<Stream>>,
     connected: watch::Receiver<bool>,
@@ -114,17 +114,17 @@ pub struct Wire {
 
 impl Wire {
     /// Waits for a connection.
-    pub async fn connected(&mut self) {
+    pub(crate) async fn connected(&mut self) {
         self.connected.wait_for(|connected| *connected).await.unwrap();
     }
 
     /// The next stream that the daemon opens.
-    pub async fn accept(&mut self) -> Stream {
+    pub(crate) async fn accept(&mut self) -> Stream {
         self.inbound.recv().await.unwrap()
     }
 
     /// Asks for a stream; it comes, unless the connection ends.
-    pub fn open(&self) -> oneshot::Receiver<Stream> {
+    pub(crate) fn open(&self) -> oneshot::Receiver<Stream> {
         let (answer, stream) = oneshot::channel();
         self.requests.send(answer).ok().unwrap();
         stream
@@ -132,17 +132,17 @@ impl Wire {
 }
 
 /// Writes a message. False when the daemon has closed the stream or the connection.
-pub async fn send(stream: &mut Stream, message: &Message) -> bool {
+pub(crate) async fn send(stream: &mut Stream, message: &Message) -> bool {
     write(stream, &message.encode_length_delimited_to_vec()).await
 }
 
 /// Writes bytes of any kind.
-pub async fn write(stream: &mut Stream, bytes: &[u8]) -> bool {
+pub(crate) async fn write(stream: &mut Stream, bytes: &[u8]) -> bool {
     stream.write_all(bytes).await.is_ok() && stream.flush().await.is_ok()
 }
 
 /// The next message, unless the stream or the connection ends.
-pub async fn receive(stream: &mut Stream) -> Option<Message> {
+pub(crate) async fn receive(stream: &mut Stream) -> Option<Message> {
     let (mut len, mut shift, mut byte) = (0, 0, [0x80]);
     while byte[0] & 0x80 != 0 {
         stream.read_exact(&mut byte).await.ok()?;
@@ -155,16 +155,16 @@ pub async fn receive(stream: &mut Stream) -> Option<Message> {
 }
 
 /// A peer that waits for the daemon to dial it. It ends with the process of the test.
-pub struct Stranger {
-    pub id: PeerId,
+pub(crate) struct Stranger {
+    pub(crate) id: PeerId,
     /// With the id at its end.
-    pub address: String,
+    pub(crate) address: String,
     connected: watch::Receiver<bool>,
 }
 
 impl Stranger {
     /// Listens, and behaves as `conduct` says.
-    pub fn start<F: Future<Output = ()> + Send>(
+    pub(crate) fn start<F: Future<Output = ()> + Send>(
         conduct: impl FnOnce(Wire) -> F + Send + 'static,
     ) -> Self {
         let (started, ready) = sync_mpsc::channel();
@@ -177,7 +177,7 @@ impl Stranger {
     }
 
     /// Whether a connection to the daemon is open.
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         *self.connected.borrow()
     }
 }
