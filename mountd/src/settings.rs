@@ -1,6 +1,6 @@
 //! Settings of this run: file, environment, flags. And the log.
 
-use std::{env, path::Path};
+use std::{env, io::IsTerminal, path::Path};
 
 use anyhow::Context;
 use chiral::config::{ConfigError, Layers, Settings, default_file};
@@ -20,7 +20,11 @@ pub(crate) fn start_log(flag: Option<&str>) -> anyhow::Result<()> {
     let text = flag.or(environment.as_deref()).filter(|text| !text.is_empty()).unwrap_or(LOG);
     let filter = EnvFilter::try_new(text)
         .map_err(|error| Usage(format!("`{text}` is not a log filter: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     Ok(())
 }
 

@@ -51,11 +51,12 @@ impl From<NodeError> for Failure {
 
 fn net_code(error: &NetError) -> ErrorCode {
     match error {
-        NetError::Connect { .. } | NetError::NoProviders(_) | NetError::Bootstrap => {
-            ErrorCode::NotFoundInTime
-        }
+        NetError::NoProviders(_) | NetError::Bootstrap => ErrorCode::NotFoundInTime,
         NetError::Offline | NetError::Closed => ErrorCode::Refused,
-        NetError::Key { .. } | NetError::Listen { .. } | NetError::Store(_) => ErrorCode::Internal,
+        NetError::Connect { .. }
+        | NetError::Key { .. }
+        | NetError::Listen { .. }
+        | NetError::Store(_) => ErrorCode::Internal,
     }
 }
 

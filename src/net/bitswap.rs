@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) wants_per_peer: usize,
     /// Wants that are kept for a chiral node.
     pub(crate) wants_per_chiral_peer: usize,
+    /// Whether what was only read is served too.
+    pub(crate) serve_cached: bool,
 }
 
 impl Default for Config {
@@ -62,6 +64,7 @@ impl Default for Config {
             frames_per_connection: 32 << 20,
             wants_per_peer: 1024,
             wants_per_chiral_peer: 4096,
+            serve_cached: true,
         }
     }
 }
@@ -72,6 +75,26 @@ pub(crate) trait BlockStore: Send + Sync {
     fn block_len(&self, id: &ContentId) -> Option<usize>;
     /// A block that can be served.
     fn block(&self, id: &ContentId) -> Option<Block>;
+    /// Whether a block belongs to something that is published or pinned, and is not only cached.
+    fn is_retained(&self, id: &ContentId) -> bool;
+}
+
+/// Serves what is retained alone.
+struct Retained(Arc<dyn BlockStore>);
+
+impl BlockStore for Retained {
+    fn block_len(&self, id: &ContentId) -> Option<usize> {
+        // Most wants are for what is not here at all, which is the cheaper question.
+        self.0.block_len(id).filter(|_| self.0.is_retained(id))
+    }
+
+    fn block(&self, id: &ContentId) -> Option<Block> {
+        self.block_len(id).and_then(|_| self.0.block(id))
+    }
+
+    fn is_retained(&self, id: &ContentId) -> bool {
+        self.0.is_retained(id)
+    }
 }
 
 impl BlockStore for Store {
@@ -86,6 +109,13 @@ impl BlockStore for Store {
         Self::block(self, id).unwrap_or_else(|error| {
             tracing::warn!(%id, %error, "a block that a peer wants cannot be read");
             None
+        })
+    }
+
+    fn is_retained(&self, id: &ContentId) -> bool {
+        Self::is_retained(self, id).unwrap_or_else(|error| {
+            tracing::warn!(%id, %error, "whether a block may be served cannot be looked up");
+            false
         })
     }
 }
@@ -108,6 +138,7 @@ pub(crate) fn new(
     store: Arc<dyn BlockStore>,
     tasks: &Tasks,
 ) -> (Behaviour, Handle) {
+    let store = if config.serve_cached { store } else { Arc::new(Retained(store)) };
     let (shared, events) = Shared::new(config, store, tasks.clone());
     (Behaviour::new(shared.clone(), events), Handle { shared })
 }

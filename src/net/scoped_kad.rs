@@ -19,6 +19,8 @@ use libp2p::{
     },
 };
 
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
 use super::{
     address::{Scope, is_quic},
     records::Records,
@@ -28,6 +30,8 @@ use super::{
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Peers that a lookup asks at once.
 const PARALLELISM: NonZeroUsize = NonZeroUsize::new(10).unwrap();
+/// How often the table is refreshed, as other implementations do it.
+const REFRESH: Duration = Duration::from_secs(300);
 
 impl Scope {
     /// The protocol that its DHT speaks.
@@ -45,6 +49,8 @@ impl Scope {
 pub(super) struct ScopedKad {
     scope: Scope,
     kad: kad::Behaviour<Records>,
+    /// When the table is refreshed next; made by the first poll, inside the runtime.
+    refresh: Option<Interval>,
 }
 
 impl ScopedKad {
@@ -61,8 +67,10 @@ impl ScopedKad {
             .set_provider_publication_interval(None)
             .set_publication_interval(None)
             .set_replication_interval(None)
-            .set_caching(kad::Caching::Disabled);
-        Self { scope, kad: kad::Behaviour::with_config(own, records, config) }
+            .set_caching(kad::Caching::Disabled)
+            // Its own timer complains whenever there is nobody to ask, which is no fault of a small network.
+            .set_periodic_bootstrap_interval(None);
+        Self { scope, kad: kad::Behaviour::with_config(own, records, config), refresh: None }
     }
 
     /// The behaviour inside, for its queries.
@@ -91,9 +99,11 @@ impl ScopedKad {
             .unwrap_or_default()
     }
 
-    fn concerns(&self, event: &FromSwarm<'_>) -> bool {
+    fn concerns(&mut self, event: &FromSwarm<'_>) -> bool {
         match event {
-            FromSwarm::NewListenAddr(e) => self.scope.covers(e.addr),
+            // It means a search for peers to kad, which needs some to begin with. The address itself comes once
+            // more, as an external one.
+            FromSwarm::NewListenAddr(e) => self.scope.covers(e.addr) && self.has_peers(),
             FromSwarm::ExpiredListenAddr(e) => self.scope.covers(e.addr),
             FromSwarm::NewExternalAddrCandidate(e) => self.scope.covers(e.addr),
             FromSwarm::ExternalAddrConfirmed(e) => self.scope.covers(e.addr),
@@ -175,6 +185,15 @@ impl NetworkBehaviour for ScopedKad {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        let refresh = self.refresh.get_or_insert_with(|| {
+            let mut refresh = interval_at(Instant::now() + REFRESH, REFRESH);
+            refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            refresh
+        });
+        while refresh.poll_tick(cx).is_ready() {
+            // An error says that there is nobody to ask.
+            let _ = self.kad.bootstrap();
+        }
         self.kad.poll(cx)
     }
 }

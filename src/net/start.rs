@@ -79,12 +79,10 @@ pub(super) async fn start(
     if options.offline {
         return Ok(Net { inner: Arc::new(Inner { own, shared, announcer, online: None }) });
     }
-    if !options.serve_cached {
-        tracing::warn!("serve_cached = false has no effect: every block in the store is served");
-    }
     let [lan, wan] =
         Scope::ALL.map(|scope| records(own, rows.providers[scope as usize].clone(), tasks));
-    let (exchange, bitswap) = bitswap::new(bitswap::Config::default(), blocks, tasks);
+    let config = bitswap::Config { serve_cached: options.serve_cached, ..Default::default() };
+    let (exchange, bitswap) = bitswap::new(config, blocks, tasks);
     let behaviour = Behaviour::new(&key, exchange, lan?, wan?);
     let mut swarm = build(&key, behaviour, tasks).map_err(|error| NetError::Key {
         path: options.key_file.clone(),

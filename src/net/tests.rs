@@ -30,6 +30,10 @@ impl BlockStore for NoBlocks {
     fn block(&self, _: &ContentId) -> Option<Block> {
         None
     }
+
+    fn is_retained(&self, _: &ContentId) -> bool {
+        false
+    }
 }
 
 fn rows() -> NetRows {

@@ -1,10 +1,13 @@
 //! Real daemons with real mounts: what a user does, from the outside.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod client;
 mod crash;
 mod full;
 mod harness;
+mod hostile;
 mod publish;
 mod read;
+mod shutdown;
 mod trouble;
 mod versions;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::net::WantError;
 
-/// Failed attempts after which a connection is not written to while another one is there.
+/// Streams that broke on a connection, without a word from the peer between them, after which it is given up.
 const MAX_FAILURES: u8 = 3;
 
 /// A connected peer. Tasks that read and write its streams share it with the handlers of its connections.
@@ -172,6 +172,12 @@ impl State {
         !self.links.is_empty()
     }
 
+    /// Whether a stream is there to write to.
+    #[cfg(test)]
+    pub(super) fn has_stream(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// Takes a new connection in. It becomes the one that is written to: after a change of network the old one may
     /// be dead without anyone having noticed.
     pub(super) fn link_added(&mut self, link: Arc<Link>) {
@@ -238,8 +244,8 @@ impl State {
         self.kick();
     }
 
-    /// A message went through.
-    pub(super) fn wrote(&mut self, connection: ConnectionId) {
+    /// A message came on a connection: it works.
+    pub(super) fn heard_on(&mut self, connection: ConnectionId) {
         for (link, failures) in &mut self.links {
             if link.connection == connection {
                 *failures = 0;

@@ -42,6 +42,7 @@ pub(super) async fn run(
             Ok(message) => message,
             Err(error) => return shared.misbehaved(&peer, error.to_string()),
         };
+        peer.state().heard_on(link.connection);
         if let Err(reason) = receive(&peer, frame.len(), message) {
             return shared.misbehaved(&peer, reason.to_owned());
         }
@@ -63,8 +64,10 @@ fn receive(peer: &Peer, frame_len: usize, message: Message) -> Result<(), &'stat
     for (id, has) in &message.presences {
         state.client.on_presence(id, *has);
     }
-    if !message.entries.is_empty() || message.full {
-        state.server.apply(message.full, &message.entries);
+    if (!message.entries.is_empty() || message.full)
+        && !state.server.apply(message.full, &message.entries)
+    {
+        return Err("it wants far more than anyone keeps");
     }
     if state.server.has_work() || state.client.has_work() {
         state.kick();

@@ -11,6 +11,9 @@ use crate::content::{ContentId, Multihash};
 /// Most DONT_HAVE that wait because the list was full. A peer that overfills it by more learns nothing of the rest.
 const MAX_REFUSED: usize = 1024;
 
+/// Wants beyond the limit, less what was cancelled, after which a peer is flooding: 64 times what Kubo keeps.
+const FLOOD: usize = 1 << 16;
+
 /// The wantlist of a peer.
 ///
 /// A want is in exactly one of three stages. *Queued*: to be looked up. *Reading*: handed out by
@@ -29,6 +32,8 @@ pub(super) struct Wantlist {
     /// Remembered wants, by hash.
     remembered: BTreeMap<(Multihash, u64), ContentId>,
     refused: VecDeque<ContentId>,
+    /// Wants that did not fit or gave way to others, less the cancels since.
+    crowded_out: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +77,7 @@ impl Wantlist {
             reading: BTreeMap::new(),
             remembered: BTreeMap::new(),
             refused: VecDeque::new(),
+            crowded_out: 0,
         }
     }
 
@@ -85,8 +91,8 @@ impl Wantlist {
         self.wants.len() + self.refused.len()
     }
 
-    /// Takes a message of the peer in.
-    pub(super) fn apply(&mut self, full: bool, entries: &[Entry]) {
+    /// Takes a message of the peer in; whether it is still within what anyone may want.
+    pub(super) fn apply(&mut self, full: bool, entries: &[Entry]) -> bool {
         if full {
             self.clear();
         }
@@ -94,12 +100,14 @@ impl Wantlist {
             match entry.action {
                 Action::Cancel => {
                     self.remove(&entry.id);
+                    self.crowded_out = self.crowded_out.saturating_sub(1);
                 }
                 Action::Want { block, send_dont_have } => {
                     self.want(entry.id, entry.priority, block, send_dont_have);
                 }
             }
         }
+        self.crowded_out < FLOOD
     }
 
     /// Forgets everything.
@@ -109,6 +117,7 @@ impl Wantlist {
         self.reading.clear();
         self.remembered.clear();
         self.refused.clear();
+        self.crowded_out = 0;
     }
 
     fn want(&mut self, id: ContentId, priority: i32, block: bool, send_dont_have: bool) {
@@ -141,6 +150,7 @@ impl Wantlist {
         if self.wants.len() < self.limit {
             return true;
         }
+        self.crowded_out += 1;
         let evicted = self.remembered.first_key_value().map(|(_, id)| *id);
         evicted.is_some_and(|id| self.remove(&id).is_some())
     }
@@ -210,6 +220,13 @@ impl Wantlist {
     /// Whether the answer to `want` is still to be sent. It leaves the list.
     pub(super) fn finish(&mut self, want: &Want) -> bool {
         self.is_reading(want) && self.remove(&want.id).is_some()
+    }
+
+    /// Queues a finished want again: its answer was lost. What the peer said since then wins.
+    pub(super) fn restore(&mut self, want: &Want) {
+        if !self.wants.contains_key(&want.id) {
+            self.want(want.id, 1, want.block, want.send_dont_have);
+        }
     }
 
     /// Keeps a want whose block is not here, for when it arrives; it may have arrived meanwhile.
@@ -423,6 +440,36 @@ mod tests {
         let order: Vec<_> = list.take(10).iter().map(|want| want.id).collect();
         assert_eq!(order, [id(2), id(5)]);
         assert!(!list.arrived(id(1).hash()), "it gave way");
+    }
+
+    #[test]
+    fn a_peer_that_wants_far_more_than_fits_and_takes_nothing_back_is_flooding() {
+        let raw = |n: usize| *Block::raw(n.to_le_bytes().to_vec().into()).cid();
+        let wants = |n: usize| Entry {
+            id: raw(n),
+            priority: 1,
+            action: Action::Want { block: true, send_dont_have: true },
+        };
+        let cancels = |n: usize| Entry { id: raw(n), priority: 0, action: Action::Cancel };
+        let mut list = Wantlist::new(10);
+        let most: Vec<_> = (0..FLOOD + 9).map(wants).collect();
+        assert!(list.apply(false, &most));
+        assert_eq!(list.len(), 10 + MAX_REFUSED);
+        assert!(list.apply(false, &[cancels(FLOOD), wants(FLOOD + 9)]));
+        assert!(!list.apply(false, &[wants(FLOOD + 10)]));
+        assert!(list.apply(true, &most), "a full list begins anew");
+    }
+
+    #[test]
+    fn a_lost_answer_is_given_again_unless_the_peer_changed_its_mind() {
+        let mut list = Wantlist::new(10);
+        list.apply(false, &[want(1, 1, true, true), want(2, 1, true, true)]);
+        let taken = list.take(2);
+        assert!(taken.iter().all(|want| list.finish(want)));
+        list.apply(false, &[want(2, 1, false, true)]);
+        taken.iter().for_each(|want| list.restore(want));
+        let again: Vec<_> = list.take(10).iter().map(|want| (want.id, want.block)).collect();
+        assert_eq!(again, [(id(2), false), (id(1), true)]);
     }
 
     #[test]

@@ -142,7 +142,6 @@ impl Shared {
         }
         state.ban();
         drop(state);
-        tracing::warn!(peer = %peer.id, reason, "bitswap peer misbehaves");
         let _ = self.events.send(Event::Misbehaved { peer: peer.id, reason });
     }
 }

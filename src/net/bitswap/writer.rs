@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::Stream;
 use tokio::task::JoinHandle;
 
@@ -85,8 +86,7 @@ impl Writer {
             }
             let Some(mut reading) = ahead.take().or_else(|| self.start_reading()) else {
                 self.flush().await?;
-                let notify = self.session.notify.clone();
-                notify.notified().await;
+                self.idle().await?;
                 continue;
             };
             let batch = tokio::select! {
@@ -104,7 +104,7 @@ impl Writer {
             self.write_answers(answers).await?;
         }
         self.flush().await?;
-        futures::AsyncWriteExt::close(&mut self.stream).await?;
+        self.stream.close().await?;
         Ok(())
     }
 
@@ -133,9 +133,7 @@ impl Writer {
     async fn write(&mut self, message: &[u8]) -> Result<(), FrameError> {
         let _busy = self.session.link.busy();
         self.dirty = true;
-        frame::write(&mut self.stream, message).await?;
-        self.peer.state().wrote(self.session.link.connection);
-        Ok(())
+        frame::write(&mut self.stream, message).await
     }
 
     async fn flush(&mut self) -> Result<(), FrameError> {
@@ -144,6 +142,24 @@ impl Writer {
             frame::flush(&mut self.stream).await?;
         }
         Ok(())
+    }
+
+    /// Waits for something to do. Nothing is ever received on this stream, so waiting for that tells when the peer
+    /// ends it, as some do with a stream that was silent for seconds; a message into it would be lost. A reset looks
+    /// like an orderly end here, and one that is meant to be orderly is rare enough to be treated alike.
+    async fn idle(&mut self) -> Result<(), FrameError> {
+        let notify = self.session.notify.clone();
+        let mut byte = [0];
+        loop {
+            tokio::select! {
+                () = notify.notified() => return Ok(()),
+                read = self.stream.read(&mut byte) => if read? == 0 {
+                    // What the peer can still read reaches it.
+                    self.stream.close().await?;
+                    return Err(FrameError::Ended);
+                },
+            }
+        }
     }
 
     /// Starts to look up the next wants of the peer, if it has any.
@@ -156,7 +172,7 @@ impl Writer {
     }
 
     /// Settles the wants of a batch; gives what is still to be sent. None when another stream has taken over.
-    fn accept(&mut self, batch: Batch) -> Option<Vec<(ContentId, Answer)>> {
+    fn accept(&mut self, batch: Batch) -> Option<Vec<(Want, Answer)>> {
         self.batch_wants = if batch.left.is_empty() {
             (self.batch_wants * 2).min(BATCH_WANTS)
         } else {
@@ -169,40 +185,73 @@ impl Writer {
                 if matches!(answer, Answer::Silence) {
                     state.server.remember(&want);
                 } else if state.server.finish(&want) {
-                    answers.push((want.id, answer));
+                    answers.push((want, answer));
                 }
             }
             answers
         })
     }
 
-    async fn write_answers(&mut self, answers: Vec<(ContentId, Answer)>) -> Result<(), FrameError> {
+    /// Writes answers. Those that a broken stream did not take are queued again, for the next stream.
+    async fn write_answers(&mut self, answers: Vec<(Want, Answer)>) -> Result<(), FrameError> {
+        let (large, small): (Vec<_>, Vec<_>) =
+            answers.into_iter().partition(|(_, answer)| answer.is_large());
+        let mut result = self.write_small(&small).await;
+        let mut lost = if result.is_err() { small } else { Vec::new() };
+        for (want, answer) in large {
+            if result.is_ok()
+                && let Answer::Block(block) = &answer
+            {
+                result = self.write_large(&want.id, block).await;
+            }
+            if result.is_err() {
+                lost.push((want, answer));
+            }
+        }
+        if !lost.is_empty() {
+            let mut state = self.peer.state();
+            lost.iter().for_each(|(want, _)| state.server.restore(want));
+        }
+        result
+    }
+
+    async fn write_small(&mut self, answers: &[(Want, Answer)]) -> Result<(), FrameError> {
         let version = self.session.version;
-        let (mut presences, mut small, mut large) = (Vec::new(), Vec::new(), Vec::new());
-        for (id, answer) in &answers {
+        let (mut presences, mut blocks) = (Vec::new(), Vec::new());
+        for (want, answer) in answers {
             match answer {
-                Answer::Block(block) if block.data().len() > PACKED_LEN => large.push((id, block)),
-                Answer::Block(block) => small.push((id, block.data())),
-                Answer::Have => presences.push((id, true)),
-                Answer::DontHave => presences.push((id, false)),
+                Answer::Block(block) => blocks.push((&want.id, block.data())),
+                Answer::Have => presences.push((&want.id, true)),
+                Answer::DontHave => presences.push((&want.id, false)),
                 Answer::Silence => {}
             }
         }
-        let any_presence = !presences.is_empty() && version >= Version::V120;
-        if any_presence || !small.is_empty() {
-            let bytes = small.iter().map(|(_, data)| data.len()).sum();
-            self.write(&wire::encode_packed(version, presences, small)).await?;
-            self.peer.ledger.add_sent(bytes);
+        if version < Version::V120 {
+            presences.clear();
         }
-        for (id, block) in large {
-            let _busy = self.session.link.busy();
-            let header = wire::block_header(version, id, block.data().len());
-            self.dirty = true;
-            frame::write_with(&mut self.stream, header, block.data()).await?;
-            self.peer.ledger.add_sent(block.data().len());
-            self.peer.state().wrote(self.session.link.connection);
+        if presences.is_empty() && blocks.is_empty() {
+            return Ok(());
         }
+        let bytes = blocks.iter().map(|(_, data)| data.len()).sum();
+        self.write(&wire::encode_packed(version, presences, blocks)).await?;
+        self.peer.ledger.add_sent(bytes);
         Ok(())
+    }
+
+    async fn write_large(&mut self, id: &ContentId, block: &Block) -> Result<(), FrameError> {
+        let _busy = self.session.link.busy();
+        let header = wire::block_header(self.session.version, id, block.data().len());
+        self.dirty = true;
+        frame::write_with(&mut self.stream, header, block.data()).await?;
+        self.peer.ledger.add_sent(block.data().len());
+        Ok(())
+    }
+}
+
+impl Answer {
+    /// Whether it has a message of its own.
+    fn is_large(&self) -> bool {
+        matches!(self, Self::Block(block) if block.data().len() > PACKED_LEN)
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -30,6 +30,7 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Memory {
     blocks: Mutex<HashMap<Multihash, Bytes>>,
+    retained: Mutex<HashSet<Multihash>>,
     reads: AtomicUsize,
 }
 
@@ -41,6 +42,10 @@ impl Memory {
 }
 
 impl Memory {
+    pub(crate) fn retain(&self, id: &ContentId) {
+        self.retained.lock().unwrap().insert(*id.hash());
+    }
+
     pub(crate) fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)
     }
@@ -55,6 +60,10 @@ impl BlockStore for Memory {
         let data = self.blocks.lock().unwrap().get(id.hash()).cloned()?;
         self.reads.fetch_add(1, Ordering::Relaxed);
         Some(Block::from_store(*id, data))
+    }
+
+    fn is_retained(&self, id: &ContentId) -> bool {
+        self.retained.lock().unwrap().contains(id.hash())
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use futures::{AsyncWriteExt, StreamExt, stream};
+use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::{
@@ -14,7 +15,7 @@ use crate::{
     net::{
         BlockReply, WantError,
         bitswap::{
-            Event,
+            Config, Event,
             wire::{Version, proto},
         },
     },
@@ -77,6 +78,31 @@ async fn small_blocks_answer_a_want_have_and_larger_ones_are_named() {
     presences.sort_by_key(|presence| presence.kind);
     let told: Vec<_> = presences.iter().map(|p| (&p.cid[..], p.kind)).collect();
     assert_eq!(told, [(&large.cid().to_bytes()[..], 0), (&absent.cid().to_bytes()[..], 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_only_cached_is_not_served_when_that_is_forbidden() {
+    let node = Node::with(Config { serve_cached: false, ..Config::default() }).await;
+    let mut fake = Fake::dial(&node.address).await;
+    let [cached, kept, cached_small] = [block(1, 50_000), block(2, 50_000), block(3, 10)];
+    node.store.put(&[cached.clone(), kept.clone(), cached_small.clone()]);
+    node.store.retain(kept.cid());
+    let mut stream = fake.open().await;
+    let list = vec![
+        want(cached.cid(), true, true),
+        want(cached_small.cid(), false, true),
+        want(kept.cid(), true, true),
+    ];
+    send(&mut stream, &wantlist(true, list)).await;
+    let mut replies = fake.accept().await;
+    let (mut payloads, mut absent) = (Vec::new(), 0);
+    while payloads.len() + absent < 3 {
+        let message = receive(&mut replies).await;
+        payloads.extend(message.payload);
+        absent += message.presences.iter().filter(|presence| presence.kind == 1).count();
+    }
+    assert_eq!((payloads.len(), absent), (1, 2));
+    assert_eq!(payloads[0].data, *kept.data());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,9 +169,11 @@ async fn wants_move_to_the_newest_connection_and_back_when_it_closes() {
     let (node, mut fake) = pair().await;
     let all = blocks(1, 2, 5000);
     let mut answers = wanting(&node, &fake, &ids(&all));
-    let first = receive(&mut fake.accept().await).await;
+    let mut old = fake.accept().await;
+    let first = receive(&mut old).await;
     fake.connect(&node.address).await;
-    let second = receive(&mut fake.accept().await).await;
+    let mut new = fake.accept().await;
+    let second = receive(&mut new).await;
     assert_eq!(entries(&first), entries(&second));
     let mut stream = fake.open().await;
     send(&mut stream, &payload(&all[0])).await;
@@ -155,6 +183,51 @@ async fn wants_move_to_the_newest_connection_and_back_when_it_closes() {
     let third = receive(&mut wants).await;
     assert!(third.wantlist.as_ref().unwrap().full);
     assert_eq!(entries(&third), [(*all[1].cid(), true)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_the_peer_resets_is_replaced_and_nothing_is_lost() {
+    let (node, mut fake) = pair().await;
+    let there = block(1, 5000);
+    let mut answers = wanting(&node, &fake, &[*there.cid()]);
+    let mut wants = fake.accept().await;
+    receive(&mut wants).await;
+    drop(wants);
+    let mut again = fake.accept().await;
+    let message = receive(&mut again).await;
+    assert!(message.wantlist.as_ref().unwrap().full);
+    assert_eq!(entries(&message), [(*there.cid(), true)]);
+    let mut stream = fake.open().await;
+    send(&mut stream, &payload(&there)).await;
+    assert_eq!(collect(&mut answers, &[*there.cid()]).await, [Ok(there)]);
+    // Now nothing is wanted, and no stream is opened until there is something to say.
+    for (here, reset) in [(block(2, 100_000), true), (block(3, 100_000), false)] {
+        node.store.put(std::slice::from_ref(&here));
+        if reset {
+            drop(again);
+        } else {
+            again.close().await.unwrap();
+        }
+        while node.handle.shared.peer(&fake.id).unwrap().state().has_stream() {
+            tokio::task::yield_now().await;
+        }
+        send(&mut stream, &wantlist(false, vec![want(here.cid(), true, true)])).await;
+        again = fake.accept().await;
+        assert_eq!(receive(&mut again).await.payload[0].data, *here.data());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_resets_every_stream_is_given_up() {
+    let (node, mut fake) = pair().await;
+    let mut answers = wanting(&node, &fake, &[*block(1, 5000).cid()]);
+    let reply = loop {
+        tokio::select! {
+            stream = fake.accept() => drop(stream),
+            reply = answers.recv() => break reply.unwrap(),
+        }
+    };
+    assert_eq!(reply.result, Err(WantError::Disconnected));
 }
 
 /// The node answers the want with `Lied` and reports the peer.
@@ -234,26 +307,45 @@ async fn ten_thousand_streams_harm_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_million_wants_are_bounded_and_the_list_goes_on_working() {
+async fn wants_beyond_the_limit_are_bounded_and_the_list_goes_on_working() {
     let (node, mut fake) = pair().await;
     let mut to_node = fake.open().await;
-    let mut held = 0;
-    for round in 0..20_u32 {
-        let entries = (0..50_000_u32).map(|n| {
-            let digest = [&[0; 24][..], &round.to_be_bytes(), &n.to_be_bytes()].concat();
-            let hash = crate::content::Multihash::wrap(0x12, &digest).unwrap();
-            want(&ContentId::raw(hash), true, false)
-        });
-        send(&mut to_node, &wantlist(false, entries.collect())).await;
-        let peer = node.handle.shared.peer(&fake.id).unwrap();
-        held = held.max(peer.state().server.len());
-    }
+    send(&mut to_node, &wantlist(false, absent(0..50_000).collect())).await;
     let here = block(1, 100_000);
     node.store.put(std::slice::from_ref(&here));
+    let peer = node.handle.shared.peer(&fake.id).unwrap();
+    while peer.state().server.len() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let held = peer.state().server.len();
+    assert!(held <= 2048, "{held} wants held");
     send(&mut to_node, &wantlist(true, vec![want(here.cid(), true, true)])).await;
     let reply = receive(&mut fake.accept().await).await;
     assert_eq!(reply.payload[0].data, *here.data());
-    assert!(held <= 2048, "{held} wants held");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_wants_a_million_blocks_is_reported() {
+    let (mut node, fake) = pair().await;
+    let mut to_node = fake.open().await;
+    for round in 0..20_u32 {
+        let message = wantlist(false, absent(round * 50_000..(round + 1) * 50_000).collect());
+        // The node stops to read from it in the middle.
+        if to_node.write_all(&message.encode_length_delimited_to_vec()).await.is_err() {
+            break;
+        }
+    }
+    let Event::Misbehaved { peer, .. } = node.events.recv().await.unwrap();
+    assert_eq!(peer, fake.id);
+}
+
+/// Wants of blocks that exist nowhere.
+fn absent(numbers: std::ops::Range<u32>) -> impl Iterator<Item = proto::Entry> {
+    numbers.map(|n| {
+        let digest = [&[0; 28][..], &n.to_be_bytes()].concat();
+        let hash = crate::content::Multihash::wrap(0x12, &digest).unwrap();
+        want(&ContentId::raw(hash), true, false)
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
