@@ -4,6 +4,7 @@
 mod crash;
 mod full;
 mod harness;
+mod programs;
 mod publish;
 mod read;
 mod trouble;
