@@ -115,7 +115,7 @@ impl Daemon {
     }
 
     /// The same with a line to `peer` that passes `rate` bytes per second.
-    pub fn start_far_from(peer: &Daemon, rate: u32) -> Self {
+    pub(crate) fn start_far_from(peer: &Daemon, rate: u32) -> Self {
         let address = peer.addresses().into_iter().find(|a| a.contains("/tcp/")).unwrap();
         let (host, rest) = address.split_once("/tcp/").unwrap();
         let (port, id) = rest.split_once('/').unwrap();
@@ -276,7 +276,7 @@ impl Daemon {
 
 /// A slow line: what connects to it reaches `to`, with at most `rate` bytes per second in each direction. It ends with
 /// the connections, or with the test's process.
-pub fn slow_line(to: SocketAddr, rate: u32) -> SocketAddr {
+pub(crate) fn slow_line(to: SocketAddr, rate: u32) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {

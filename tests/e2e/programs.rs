@@ -34,7 +34,7 @@ fn rsync_copies_updates_in_place_and_finds_nothing_left_to_do() {
         rsync -a src/ mnt/upload/tree/; diff -r --no-dereference src mnt/upload/tree
         test -z "$(rsync -a --itemize-changes src/ mnt/upload/tree/)"
         printf changed | dd of=src/a/big bs=1 seek=400000 conv=notrunc status=none
-        rsync -a --inplace --no-whole-file src/ mnt/upload/tree/; cmp src/a/big mnt/upload/tree/a/big
+        rsync -a -I --inplace --no-whole-file src/ mnt/upload/tree/; cmp src/a/big mnt/upload/tree/a/big
         cid=$(getfattr --only-values -n user.chiral.cid mnt/upload/tree)
         test -z "$(rsync -rl --checksum --delete --itemize-changes --dry-run "mnt/$cid/" src/ | grep -v '^.[fd]\.\.[t.]')"
         "#,
@@ -132,7 +132,9 @@ for mode in "delete", "wal", "truncate":
     with base:
         base.execute("delete from numbers where n % 3 = 0")
     # Readers beside the writer see what is committed.
-    assert sqlite3.connect(name).execute("select count(*) from numbers").fetchone() == (1333,)
+    beside = sqlite3.connect(name)
+    assert beside.execute("select count(*) from numbers").fetchone() == (1333,)
+    beside.close()
     base.execute("pragma journal_mode=delete")
     base.execute("vacuum")
     base.close()
