@@ -24,8 +24,11 @@ use crate::{
     node::{Node, UploadIno, UploadKind},
 };
 
-/// Longest wait for what the children of a listed directory are. The FUSE library cannot say "unknown" of an entry;
-/// one whose block does not come in time is listed as what a lookup of it would give, a directory.
+/// Longest wait for what the children of a listed directory are. The FUSE library cannot say "unknown" of an entry,
+/// so one whose block does not come in time is listed as what a lookup of it would give, a directory. A wrong guess
+/// has to be loud: walkers (find, du, rm -r, grep -r) believe "file" and never look below it, so that a whole tree
+/// would be missing without an error, but they stat or open what is said to be a directory, which waits for the block
+/// and ends with its kind, or with ETIMEDOUT. Such a listing is not kept by the kernel; the next one knows more.
 const KINDS_WAIT: Duration = Duration::from_millis(250);
 /// Children whose root blocks one listing asks for ahead; programs that list do go on to look at them.
 const PREFETCH: usize = 1024;

@@ -30,6 +30,8 @@ pub(super) enum Handle {
         upload: UploadIno,
         handle: UploadHandle,
         mode: Mode,
+        /// Open for as long as it runs as a program.
+        executes: bool,
     },
     /// A file of `.chiral`, as it was when it was opened.
     Text(Bytes),
@@ -56,6 +58,12 @@ impl Handles {
 
     pub(super) fn get(&self, fh: u64) -> Outcome<Arc<Handle>> {
         self.lock().get(&fh).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// Whether an upload runs as a program. Looks at all handles; what asks is rare.
+    pub(super) fn is_executed(&self, asked: UploadIno) -> bool {
+        let runs = |handle: &Handle| matches!(handle, Handle::Upload { upload, executes: true, .. } if *upload == asked);
+        self.lock().values().any(|handle| runs(handle))
     }
 
     pub(super) fn remove(&self, fh: u64) -> Option<Arc<Handle>> {

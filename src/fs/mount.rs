@@ -14,12 +14,15 @@ use nix::{
     mount::{MntFlags, umount2},
     unistd::{getegid, geteuid},
 };
-use tokio::sync::watch;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::watch,
+};
 
 use super::{
     adapter::Adapter,
     attr::Owner,
-    mountinfo::{self, MountEntry, mounted_at},
+    mountinfo::{self, MountEntry, is_listed, mounted_at},
     semantics::Fs,
 };
 use crate::node::Node;
@@ -147,7 +150,8 @@ impl Mount {
         let owner = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
         let (send_ended, ended) = watch::channel(false);
         let capabilities = Capabilities { passthrough: options.passthrough };
-        let adapter = Adapter::new(Fs::new(node, owner), capabilities, send_ended);
+        let tasks = node.tasks().clone();
+        let adapter = Adapter::new(Fs::new(node, owner), capabilities, send_ended.clone());
         let session = Session::new(adapter, &mountpoint, &config(&options)).map_err(fuse)?;
         let background = session.spawn().map_err(fuse)?;
         // Its drop would unmount whatever is at that path by then, perhaps another daemon's mount: the library's test
@@ -156,6 +160,16 @@ impl Mount {
         let device = mounted_at(&mountpoint).ok().flatten();
         if let Some(device) = &device {
             read_ahead(device);
+            let (gone, cancelled) = (gone(device.clone()), tasks.cancelled());
+            tasks.spawn("watch of the mount", async move {
+                tokio::select! {
+                    gone = gone => match gone {
+                        Ok(()) => _ = send_ended.send_replace(true),
+                        Err(error) => tracing::warn!(%error, "the mount table cannot be watched; a detached mount ends with its last open file"),
+                    },
+                    () = cancelled => {}
+                }
+            });
         }
         Ok(Self { mountpoint, device, ended })
     }
@@ -165,7 +179,7 @@ impl Mount {
         &self.mountpoint
     }
 
-    /// Resolves when the filesystem is gone, however that came about.
+    /// Resolves when nothing is mounted any more, however that came about; files that are open may live on.
     pub async fn ended(&self) {
         // The sender is dropped with the session, which is the end too.
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
@@ -231,6 +245,20 @@ fn checked(mountpoint: &Path) -> Result<PathBuf, MountError> {
         Some(entry) if entry.kind == mountinfo::TYPE => Err(MountError::Mounted(path)),
         _ => Ok(path),
     }
+}
+
+/// Waits until a mount is no longer listed. The kernel tells the session of the end only when the last file that is
+/// open in it is closed, which may be never.
+async fn gone(mounted: MountEntry) -> io::Result<()> {
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe, for types that exchange their descriptor; a file keeps it"
+    )]
+    let table = AsyncFd::with_interest(fs::File::open(mountinfo::TABLE)?, Interest::PRIORITY)?;
+    while is_listed(&mounted)? {
+        table.ready(Interest::PRIORITY).await?.clear_ready();
+    }
+    Ok(())
 }
 
 /// Asks the block device layer for more read-ahead than the protocol can; only root may.

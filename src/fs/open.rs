@@ -24,10 +24,13 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Opened {
     Content(FileHandle),
-    Upload { upload: UploadIno, handle: UploadHandle, writes: bool },
+    Upload { upload: UploadIno, handle: UploadHandle, writes: bool, executes: bool },
     Text(Bytes),
     Events(EventStream),
 }
+
+/// The kernel's own flag on what it opens to run it (FMODE_EXEC); it has no name in libc.
+const EXECUTE: i32 = 0x20;
 
 /// What open(2) asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,11 @@ impl Wanted {
             truncate: self.0 & libc::O_TRUNC != 0,
             append: self.0 & libc::O_APPEND != 0,
         }
+    }
+
+    /// Whether it is opened to be run as a program.
+    pub(super) fn executes(self) -> bool {
+        self.0 & EXECUTE != 0
     }
 
     pub(super) fn exclusive(self) -> bool {
@@ -108,9 +116,14 @@ impl Fs {
 
     fn open_upload(&self, upload: UploadIno, wanted: Wanted) -> Answer<Opened> {
         let (uploads, flags) = (self.node.uploads().clone(), wanted.flags());
+        // For other opens the kernel sees to it; of this one it learns only when the truncation is done.
+        if flags.truncate && !flags.write && self.handles.is_executed(upload) {
+            return Answer::error(Errno::ETXTBSY);
+        }
+        let executes = wanted.executes();
         let work = move || {
             let handle = published(uploads.open_file(upload, flags))?;
-            Ok(Opened::Upload { upload, handle, writes: flags.write })
+            Ok(Opened::Upload { upload, handle, writes: flags.write, executes })
         };
         // The first writer of a published file clones it or lays an overlay over it.
         if flags.write || flags.truncate { Answer::blocking(work) } else { Answer::Now(work()) }
@@ -149,7 +162,9 @@ impl Fs {
     pub(super) fn keep_open(&self, ino: Ino, opened: Opened, mode: Mode) -> u64 {
         self.handles.insert(|fh| match opened {
             Opened::Content(file) => Handle::Content { ino, file, reader: ReaderId(fh), mode },
-            Opened::Upload { upload, handle, .. } => Handle::Upload { ino, upload, handle, mode },
+            Opened::Upload { upload, handle, executes, .. } => {
+                Handle::Upload { ino, upload, handle, mode, executes }
+            }
             Opened::Text(text) => Handle::Text(text),
             Opened::Events(events) => Handle::Events(events),
         })
@@ -297,6 +312,7 @@ mod tests {
     #[test]
     fn flags_of_open_are_read_as_the_kernel_writes_them() {
         assert!(!Wanted(libc::O_RDONLY | libc::O_CREAT).writes());
+        assert!(Wanted(libc::O_RDONLY | 0x20).executes() && !Wanted(libc::O_TRUNC).executes());
         assert!(Wanted(libc::O_WRONLY).writes() && Wanted(libc::O_RDWR).writes());
         let wanted = Wanted(libc::O_WRONLY | libc::O_APPEND | libc::O_TRUNC);
         assert_eq!(wanted.flags(), OpenFlags { write: true, truncate: true, append: true });

@@ -59,7 +59,8 @@ impl Fs {
             wanted.exclusive(),
             wanted.flags(),
         ))?;
-        let opened = Opened::Upload { upload: attr.ino, handle, writes: wanted.writes() };
+        let writes = wanted.writes();
+        let opened = Opened::Upload { upload: attr.ino, handle, writes, executes: false };
         Ok((upload(&attr), opened))
     }
 

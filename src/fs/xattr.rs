@@ -51,12 +51,12 @@ impl Fs {
                 self.content_xattr(&content, attribute)
             }
             (Ok(What::Upload(upload)), Some(attribute)) => self.upload_xattr(upload, attribute),
-            // The kernel asks for security.capability before every write; that must cost nothing.
+            // Access lists, labels and capabilities. Programs that hear that a filesystem has none of them ask once;
+            // with ENODATA `ls -l` asks for each file, and the answers are not kept by the kernel.
+            (Ok(_), None) if !is_of_user(name) => Answer::error(Errno::EOPNOTSUPP),
             (Ok(What::Upload(upload)), None) => Answer::Now(match name.to_str() {
-                Some(name) if name.starts_with("user.") => {
-                    published(self.node.uploads().getxattr(upload, name))
-                }
-                _ => Err(Errno::ENODATA),
+                Some(name) => published(self.node.uploads().getxattr(upload, name)),
+                None => Err(Errno::ENODATA),
             }),
             (Ok(_), _) => Answer::error(Errno::ENODATA),
         }
@@ -128,6 +128,10 @@ impl Fs {
             })),
         }
     }
+}
+
+fn is_of_user(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"user.")
 }
 
 fn text(id: &ContentId) -> Vec<u8> {

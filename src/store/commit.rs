@@ -67,7 +67,8 @@ impl Inner {
     }
 
     fn run_group(self: &Arc<Self>, requests: Vec<Request>) {
-        let flush = requests.iter().any(|r| r.flush);
+        // What was just downloaded can be owned only when its row is there.
+        let flush = requests.iter().any(|r| r.flush || !r.batch.own.is_empty());
         let pending = self.begin_pending(flush);
         let mut group = Group { requests, pending, dead: Vec::new() };
         if let Err(error) = self.sync_pending(&group.pending) {
@@ -209,6 +210,8 @@ impl Inner {
         }
         let (dead, delta) = self.index.write_counted(|rows| {
             let mut dead = Vec::new();
+            // First, so that a batch finds the rows of what was downloaded before it.
+            self.apply_pending(rows, &group.pending)?;
             for request in waiting {
                 if let Err(error) = self.check(rows, &request.batch) {
                     finish(request, Err(error));
@@ -216,7 +219,6 @@ impl Inner {
                 }
                 self.apply(rows, &request.batch, &mut dead)?;
             }
-            self.apply_pending(rows, &group.pending)?;
             self.put_next_id(rows)?;
             Ok(dead)
         })?;

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
@@ -108,6 +109,21 @@ impl Daemon {
         for address in peer.addresses() {
             setup.args.extend(["--peer".to_owned(), address]);
         }
+        let daemon = Self::start(&setup);
+        eventually("the connection", || (!daemon.peers().is_empty()).then_some(()));
+        daemon
+    }
+
+    /// The same with a line to `peer` that passes `rate` bytes per second.
+    pub(crate) fn start_far_from(peer: &Daemon, rate: u32) -> Self {
+        let address = peer.addresses().into_iter().find(|a| a.contains("/tcp/")).unwrap();
+        let (host, rest) = address.split_once("/tcp/").unwrap();
+        let (port, id) = rest.split_once('/').unwrap();
+        let line = slow_line((Ipv4Addr::LOCALHOST, port.parse().unwrap()).into(), rate);
+        let setup = Setup {
+            args: vec!["--peer".to_owned(), format!("{host}/tcp/{}/{id}", line.port())],
+            ..Setup::default()
+        };
         let daemon = Self::start(&setup);
         eventually("the connection", || (!daemon.peers().is_empty()).then_some(()));
         daemon
@@ -256,6 +272,34 @@ impl Daemon {
         // What is left behind for `drop` is an empty folder of its own.
         std::mem::replace(&mut self.scratch, tempfile::tempdir().unwrap())
     }
+}
+
+/// A slow line: what connects to it reaches `to`, with at most `rate` bytes per second in each direction. It ends with
+/// the connections, or with the test's process.
+pub(crate) fn slow_line(to: SocketAddr, rate: u32) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for near in listener.incoming().map_while(Result::ok) {
+            let Ok(far) = TcpStream::connect(to) else { return };
+            let (near_back, far_back) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            thread::spawn(move || pass(near, far, rate));
+            thread::spawn(move || pass(far_back, near_back, rate));
+        }
+    });
+    address
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, rate: u32) {
+    let mut piece = [0; 16 << 10];
+    while let Ok(len @ 1..) = from.read(&mut piece) {
+        if to.write_all(&piece[..len]).is_err() {
+            break;
+        }
+        // What makes the line slow.
+        thread::sleep(Duration::from_secs(1) * u32::try_from(len).unwrap() / rate);
+    }
+    let _ = to.shutdown(Shutdown::Write);
 }
 
 /// Whether the kernel lists a mount there.

@@ -6,6 +6,7 @@ mod crash;
 mod full;
 mod harness;
 mod hostile;
+mod programs;
 mod publish;
 mod read;
 mod shutdown;

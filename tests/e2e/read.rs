@@ -57,6 +57,45 @@ fn a_file_of_many_leaves_is_read_whole_by_seeks_and_again_offline() {
 }
 
 #[test]
+fn programs_that_look_for_holes_copy_what_is_not_here_yet_and_never_zeros() {
+    let publisher = Daemon::start(&Setup::default());
+    let copies = [
+        ("cp", "cp \"$from\" copy"),
+        ("sparse", "cp --sparse=always \"$from\" copy"),
+        ("reflink", "cp --reflink=auto \"$from\" copy"),
+        ("tar", "tar -C mnt -S -cf - \"$cid\" | tar -xf - && mv \"$cid\" copy"),
+        ("rsync", "rsync --sparse \"$from\" copy"),
+        ("dd", "dd if=\"$from\" of=copy bs=1M conv=sparse status=none"),
+    ];
+    let published: Vec<_> = copies
+        .iter()
+        .zip(10..)
+        .map(|((name, _), seed)| {
+            let mut content = noise(3_000_000, seed);
+            // Zeros of its own, on and off the borders of blocks.
+            content[1_000_000..1_700_000].fill(0);
+            let path = format!("upload/{name}");
+            fs::write(publisher.path(&path), &content).unwrap();
+            (publisher.cid(&path), content)
+        })
+        .collect();
+    let reader = Daemon::start_far_from(&publisher, 3_000_000);
+    for ((name, copy), (cid, content)) in copies.iter().zip(published) {
+        let mut part = [0; 1000];
+        let file = fs::File::open(reader.path(&cid)).unwrap();
+        file.read_exact_at(&mut part, 2_000_000).unwrap();
+        assert!(part == content[2_000_000..2_001_000], "{name}");
+        drop(file);
+        let here: u64 = reader.xattr(&cid, "user.chiral.cached").parse().unwrap();
+        assert!(here < 3_000_000, "{name}: all of it is here already");
+        sh(&format!("cid={cid} from=mnt/{cid}; {copy}"), reader.scratch());
+        let copied = fs::read(reader.scratch().join("copy")).unwrap();
+        assert!(copied == content, "{name} copied something else");
+        sh("rm -f copy", reader.scratch());
+    }
+}
+
+#[test]
 fn the_command_line_gets_what_the_mount_shows() {
     let publisher = Daemon::start(&Setup::default());
     sh("mkdir -p mnt/upload/tree; echo hello > mnt/upload/tree/hello", publisher.scratch());

@@ -124,6 +124,7 @@ fn attributes_of_content_are_those_of_a_read_only_file() {
     assert_eq!(dir.mode(), libc::S_IFDIR | 0o555);
     assert_eq!(xattr(&m.path(&cid), "user.chiral.cached").unwrap(), "100000");
     assert_eq!(errno(xattr(&m.path(&cid), "user.none")), libc::ENODATA);
+    assert_eq!(errno(xattr(&m.path(&cid), "system.posix_acl_access")), libc::EOPNOTSUPP);
     let file = File::open(m.path(&cid)).unwrap();
     let seek = |from| rustix::fs::seek(&file, from);
     assert_eq!(seek(rustix::fs::SeekFrom::Hole(5)), Ok(100_000));
@@ -288,6 +289,33 @@ fn a_file_and_a_tree_of_another_node_are_read_through_its_placeholder() {
     reader.sh(&format!("cp -r {tree} upload/copy"));
     assert_eq!(reader.cid("copy"), tree);
     assert!(reader.sh("ls").contains(&tree));
+}
+
+#[test]
+fn a_listing_does_not_wait_for_children_and_a_walk_never_misses_one_silently() {
+    let (Some(first), Some(second)) = (mounted(true), mounted(true)) else { return };
+    fs::create_dir_all(first.upload("tree/sub")).unwrap();
+    fs::write(first.upload("tree/small"), "small").unwrap();
+    fs::write(first.upload("tree/big"), noise(700_000)).unwrap();
+    fs::write(first.upload("tree/sub/other"), noise(600_000)).unwrap();
+    let tree = first.cid("tree");
+    let give = |path: &str| {
+        let id: chiral::content::ContentId = first.cid(path).parse().unwrap();
+        let block = first.node.store().block(&id).unwrap().unwrap();
+        second.node.store().put_node(&block).unwrap();
+    };
+    give("tree");
+    assert_eq!(second.sh(&format!("ls {tree}")), "big\nsmall\nsub\n");
+    let walk = || {
+        let output = second
+            .run(&format!("find {tree} -type f -printf '%P\n' | sort; exit ${{PIPESTATUS[0]}}"));
+        (String::from_utf8(output.stdout).unwrap(), output.status.success())
+    };
+    assert_eq!(walk(), ("small\n".to_owned(), false));
+    give("tree/big");
+    give("tree/sub");
+    give("tree/sub/other");
+    assert_eq!(walk(), ("big\nsmall\nsub/other\n".to_owned(), true));
 }
 
 #[test]

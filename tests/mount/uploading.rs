@@ -212,6 +212,24 @@ fn what_cannot_be_published_is_refused() {
 }
 
 #[test]
+fn a_running_program_is_not_truncated() {
+    in_both_modes(|m| {
+        fs::copy("/bin/sleep", m.upload("sleep")).unwrap();
+        let mut running = std::process::Command::new(m.upload("sleep")).arg("60").spawn().unwrap();
+        for flags in [libc::O_WRONLY, libc::O_RDWR | libc::O_TRUNC, libc::O_RDONLY | libc::O_TRUNC]
+        {
+            let flags = rustix::fs::OFlags::from_bits_retain(flags.cast_unsigned());
+            let opened = rustix::fs::open(m.upload("sleep"), flags, rustix::fs::Mode::empty());
+            assert_eq!(opened.unwrap_err(), rustix::io::Errno::TXTBSY, "{flags:?}");
+        }
+        assert_eq!(running.try_wait().unwrap(), None, "it was killed");
+        running.kill().unwrap();
+        running.wait().unwrap();
+        assert_eq!(fs::read(m.upload("sleep")).unwrap(), fs::read("/bin/sleep").unwrap());
+    });
+}
+
+#[test]
 fn programs_work_in_it() {
     in_both_modes(|m| {
         m.sh("cd upload && mkdir src && for i in $(seq 50); do echo $i > src/$i; done && tar cf t.tar src && mkdir x \

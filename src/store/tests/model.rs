@@ -170,6 +170,10 @@ fn step(op: &Op, store: &mut Option<Store>, model: &mut Model, contents: &[Vec<u
                 *owners = owners.saturating_sub(1);
             }
             open_store.commit(batch).unwrap();
+            // What is owned may have just been downloaded, so that is committed with it.
+            if matches!(op, Op::Own) {
+                model.flush();
+            }
         }
         Op::Pin(c) => {
             let root = *root_of(&contents[c]).cid();
