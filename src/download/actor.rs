@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     content::{Block, ByteRange, ContentId, Need},
-    sources::{Found, Reply, Source, SourceId, Want},
+    sources::{Found, Permanent, Reply, Source, SourceId, Want},
 };
 
 mod keep;
@@ -268,9 +268,15 @@ impl Actor {
     fn reply(&mut self, reply: Reply) {
         let now = self.now();
         match reply.result {
+            Ok(block) if block.cid().hash() != reply.id.hash() => {
+                let error = Permanent::BadHash.into();
+                self.scheduler.failed(now, &reply.source, &reply.id, &error);
+            }
             Ok(block) => {
                 let len = block.data().len() as u64;
                 self.link.progress.count(now);
+                // A source may name the block by another version or codec; what was wanted is what the tree knows.
+                let block = Block::from_store(reply.id, block.data().clone());
                 let demand = self.scheduler.delivered(now, &reply.source, &reply.id, len);
                 if let Some(demand) = demand {
                     self.keep(now, &demand, &block);

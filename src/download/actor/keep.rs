@@ -193,11 +193,16 @@ impl Actor {
         let Some((file, start)) = written.file else { return };
         self.forget_user(&written.id, &file);
         match written.result {
-            Ok(()) => self.emit(Event::DownloadChunkComplete {
-                file_hash: file,
-                chunk_index: self.index(&file, start),
-                path: self.shared.store.dir().join("objects"),
-            }),
+            Ok(()) => {
+                // A file that was closed meanwhile has nobody who follows its chunks.
+                if let Some(entry) = self.files.get(&file) {
+                    self.emit(Event::DownloadChunkComplete {
+                        file_hash: file,
+                        chunk_index: self.index(&file, start),
+                        path: entry.file.object.path().to_owned(),
+                    });
+                }
+            }
             Err(error) => self.store_failed(&file, &DownloadError::Store(error)),
         }
         if let Some(entry) = self.files.get_mut(&file)

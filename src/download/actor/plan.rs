@@ -84,7 +84,8 @@ impl Actor {
         }
     }
 
-    /// A reader went elsewhere: what was planned for it and not asked for yet is dropped.
+    /// A reader went elsewhere: what was planned for it and no reader needs is dropped, and cancelled where it was
+    /// asked for. Up to 64 MiB may be under way, which would come before the block that the reader waits for now.
     fn drop_unneeded(&mut self, id: &ContentId) {
         let Some(entry) = self.files.get(id).filter(|entry| entry.whole.is_none()) else { return };
         let readers = entry.file.readers();
@@ -92,7 +93,7 @@ impl Actor {
         covered.extend(readers.waiting());
         drop(readers);
         let (nodes, users) = (&self.nodes, &self.users);
-        let gone = self.scheduler.retain_unsent(|demand| {
+        let gone = self.scheduler.retain(|demand| {
             demand.file != *id
                 || demand.want.id.codec() == Codec::DagPb
                 || nodes.contains_key(&demand.want.id)
