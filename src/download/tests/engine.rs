@@ -135,8 +135,8 @@ async fn all_downloads_together_ask_for_no_more_than_fits_into_memory() {
         .map(|file| {
             let mut builder = FileBuilder::new(ImportParams::DEFAULT);
             // Nobody gives the leaves, so that only their ids matter.
-            let leaves =
-                (0..1000u64).map(|n| *Block::raw((file << 32 | n).to_le_bytes().to_vec().into()).cid());
+            let leaves = (0..1000u64)
+                .map(|n| *Block::raw((file << 32 | n).to_le_bytes().to_vec().into()).cid());
             let mut made: Vec<Block> = leaves.flat_map(|leaf| builder.push(leaf, LEAF)).collect();
             let built = builder.finish(Metadata::default());
             made.extend(built.nodes);
