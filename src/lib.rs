@@ -1,4 +1,4 @@
-//! A peer-to-peer filesystem.
+#![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod config;
 pub mod content;

@@ -33,7 +33,7 @@ pub struct Seal {
 
 /// Changes that become durable together or not at all.
 ///
-/// Order on disk (see [`Store::commit`]): data of `sync`, directories with new names, one durable index commit with
+/// Order on disk (see [`super::Store::commit`]): data of `sync`, directories with new names, one durable index commit with
 /// all rows, and only then the files of released objects are unlinked.
 #[derive(Debug, Default)]
 pub struct Batch {

@@ -35,7 +35,7 @@ pub struct KnownRoot {
     pub directory: bool,
 }
 
-/// What [`Store::verify`] found.
+/// What [`super::Store::verify`] found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Blocks that were hashed.
@@ -46,7 +46,7 @@ pub struct VerifyReport {
     pub bad: Vec<ContentId>,
 }
 
-/// What [`Store::gc`] freed.
+/// What [`super::Store::gc`] freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GcReport {
     /// Objects that were removed.

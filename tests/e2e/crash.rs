@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -26,7 +26,7 @@ struct Acknowledged {
 
 /// Copies files in, asks for their ids, renames some and reads some from the peer until the daemon dies under it.
 fn workload(
-    mnt: &PathBuf,
+    mnt: &Path,
     round: u64,
     remote: &str,
     acknowledged: &Mutex<BTreeMap<String, Acknowledged>>,

@@ -17,25 +17,25 @@ use nix::{
 use tempfile::TempDir;
 
 /// Longest wait for anything that should be quick; only a hang is ever this slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a daemon is started with besides its folders.
 #[derive(Clone, Debug, Default)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// More arguments of `chiral mount`.
-    pub args: Vec<String>,
+    pub(crate) args: Vec<String>,
     /// Text of its configuration file.
-    pub config: String,
+    pub(crate) config: String,
 }
 
 /// A running daemon with its mount.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     scratch: TempDir,
 }
 
 /// Waits until `done` gives something; fails the test when it never does.
-pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = done() {
@@ -49,7 +49,7 @@ pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Runs a command to its end, killing it after [`PATIENCE`].
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let drain = |mut from: Box<dyn Read + Send>| {
@@ -80,7 +80,7 @@ fn wait(child: &mut Child, command: &Command) -> ExitStatus {
 }
 
 /// Runs a command that must succeed and gives what it prints.
-pub fn sh(script: &str, dir: &Path) -> String {
+pub(crate) fn sh(script: &str, dir: &Path) -> String {
     let output = run(Command::new("bash")
         .arg("-euo")
         .arg("pipefail")
@@ -98,12 +98,12 @@ pub fn sh(script: &str, dir: &Path) -> String {
 
 impl Daemon {
     /// A daemon of its own private network, mounted.
-    pub fn start(setup: &Setup) -> Self {
+    pub(crate) fn start(setup: &Setup) -> Self {
         Self::start_in(tempfile::Builder::new().prefix("chiral-e2e-").tempdir().unwrap(), setup)
     }
 
     /// The same that knows and keeps a connection to `peer`.
-    pub fn start_beside(peer: &Daemon, setup: &Setup) -> Self {
+    pub(crate) fn start_beside(peer: &Daemon, setup: &Setup) -> Self {
         let mut setup = setup.clone();
         for address in peer.addresses() {
             setup.args.extend(["--peer".to_owned(), address]);
@@ -114,7 +114,7 @@ impl Daemon {
     }
 
     /// A daemon in a scratch folder that an earlier one left.
-    pub fn start_in(scratch: TempDir, setup: &Setup) -> Self {
+    pub(crate) fn start_in(scratch: TempDir, setup: &Setup) -> Self {
         let mountpoint = scratch.path().join("mnt");
         // After a crash the mountpoint is a dead mount, which is there but cannot be looked at.
         if fs::symlink_metadata(&mountpoint)
@@ -156,57 +156,57 @@ impl Daemon {
     }
 
     /// The mountpoint, or a path below it.
-    pub fn path(&self, below: &str) -> PathBuf {
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.scratch.path().join("mnt").join(below)
     }
 
     /// A scratch folder beside data and mount.
-    pub fn scratch(&self) -> &Path {
+    pub(crate) fn scratch(&self) -> &Path {
         self.scratch.path()
     }
 
     /// The data folder.
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.scratch.path().join("data")
     }
 
     /// What the daemon logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default()
     }
 
     /// Process id.
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
     /// Runs a client command against this daemon.
-    pub fn chiral(&self, args: &[&str]) -> Output {
+    pub(crate) fn chiral(&self, args: &[&str]) -> Output {
         run(Command::new(env!("CARGO_BIN_EXE_chiral"))
             .args(args)
             .env("CHIRAL_DATA_DIR", self.data()))
     }
 
     /// The same, parsed from `--json`; it must succeed.
-    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+    pub(crate) fn json(&self, args: &[&str]) -> serde_json::Value {
         let output = self.chiral(&[args, &["--json"]].concat());
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// Addresses with the peer id at their end.
-    pub fn addresses(&self) -> Vec<String> {
+    pub(crate) fn addresses(&self) -> Vec<String> {
         let id = self.json(&["id"]);
         id["addresses"].as_array().unwrap().iter().map(|a| a.as_str().unwrap().to_owned()).collect()
     }
 
     /// Connected peers.
-    pub fn peers(&self) -> Vec<serde_json::Value> {
+    pub(crate) fn peers(&self) -> Vec<serde_json::Value> {
         self.json(&["peers"]).as_array().unwrap().clone()
     }
 
     /// Value of an extended attribute of a path below the mountpoint.
-    pub fn xattr(&self, below: &str, name: &str) -> String {
+    pub(crate) fn xattr(&self, below: &str, name: &str) -> String {
         sh(
             &format!("getfattr --only-values -n {name} '{}'", self.path(below).display()),
             Path::new("/"),
@@ -214,12 +214,12 @@ impl Daemon {
     }
 
     /// The id of a published path.
-    pub fn cid(&self, below: &str) -> String {
+    pub(crate) fn cid(&self, below: &str) -> String {
         self.xattr(below, "user.chiral.cid")
     }
 
     /// The same, with the data folder on a small filesystem of its own, so that the disk can be full.
-    pub fn start_on_small_disk(mib: u64, setup: &Setup) -> Self {
+    pub(crate) fn start_on_small_disk(mib: u64, setup: &Setup) -> Self {
         let scratch = tempfile::Builder::new().prefix("chiral-e2e-").tempdir().unwrap();
         fs::create_dir(scratch.path().join("data")).unwrap();
         sh(
@@ -232,14 +232,14 @@ impl Daemon {
     }
 
     /// SIGKILL, as the kernel's memory killer would; gives the scratch folder for the next start.
-    pub fn kill(mut self) -> TempDir {
+    pub(crate) fn kill(mut self) -> TempDir {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         self.take_scratch()
     }
 
     /// SIGTERM, and the exit that must follow.
-    pub fn stop(mut self) -> TempDir {
+    pub(crate) fn stop(mut self) -> TempDir {
         kill(self.pid(), Signal::SIGTERM).unwrap();
         let status = eventually("the exit", || self.child.try_wait().unwrap());
         assert_eq!(status.code(), Some(0), "{}", self.log());
@@ -248,7 +248,7 @@ impl Daemon {
     }
 
     /// Waits for an exit that something else caused.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         eventually("the exit", || self.child.try_wait().unwrap())
     }
 
@@ -259,7 +259,7 @@ impl Daemon {
 }
 
 /// Whether the kernel lists a mount there.
-pub fn is_mounted(path: &Path) -> bool {
+pub(crate) fn is_mounted(path: &Path) -> bool {
     let path = path.to_str().unwrap().trim_end_matches('/');
     fs::read_to_string("/proc/self/mountinfo")
         .unwrap()
@@ -293,7 +293,7 @@ impl Drop for Daemon {
 }
 
 /// Value of an extended attribute, unless the file or the mount is gone.
-pub fn xattr(path: &Path, name: &str) -> Option<String> {
+pub(crate) fn xattr(path: &Path, name: &str) -> Option<String> {
     let output = Command::new("getfattr")
         .args(["--only-values", "--absolute-names", "-n", name])
         .arg(path)
@@ -303,7 +303,7 @@ pub fn xattr(path: &Path, name: &str) -> Option<String> {
 }
 
 /// Bytes that do not repeat and are the same in every run.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {

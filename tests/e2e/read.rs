@@ -51,7 +51,7 @@ fn a_file_of_many_leaves_is_read_whole_by_seeks_and_again_offline() {
     assert_eq!(reader.xattr(&cid, "user.chiral.cached"), "50000000");
 
     drop(publisher);
-    let reader = Daemon::start_in(reader.kill(), &Setup::default());
+    let reader = Daemon::start_in(reader.stop(), &Setup::default());
     assert!(fs::read(reader.path(&cid)).unwrap() == content);
     assert!(reader.chiral(&["store", "verify"]).status.success());
 }
