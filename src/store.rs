@@ -278,6 +278,15 @@ impl Store {
     pub fn open(options: StoreOptions, tasks: &Tasks) -> Result<Self, StoreError> {
         recover::open(&options, tasks, Arc::new(RealDisk))
     }
+    /// As [`Store::open`] on a disk that has no room for content while `full` is on.
+    #[cfg(test)]
+    pub(crate) fn open_on_filling_disk(
+        options: &StoreOptions,
+        tasks: &Tasks,
+        full: Arc<std::sync::atomic::AtomicBool>,
+    ) -> Result<Self, StoreError> {
+        recover::open(options, tasks, Arc::new(disk::FillingDisk(full)))
+    }
     /// Commits what is pending and closes the files; later calls fail.
     pub fn close(&self) -> Result<(), StoreError> {
         self.inner.close()

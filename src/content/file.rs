@@ -35,6 +35,13 @@ pub struct Placement {
     pub data: Range<usize>,
 }
 
+impl Placement {
+    /// The bytes of the file that it fills.
+    pub fn range(&self) -> ByteRange {
+        ByteRange::at(self.offset, self.data.len() as u64)
+    }
+}
+
 /// The tree of a file. Starts with its root and grows with each interior node that is put in.
 ///
 /// An interior node is kept once however often it is linked to, so memory grows with the interior blocks

@@ -155,7 +155,7 @@ impl Reading {
         if range.is_empty() {
             return Ok(None);
         }
-        let bytes = match self.handle.read_now(range) {
+        let bytes = match self.handle.read_now(self.reader, range) {
             Some(read) => read?,
             None => self.handle.read(self.reader, range).await?,
         };

@@ -21,14 +21,14 @@ use super::{
 };
 use crate::{
     content::{Block, ByteRange, ContentId, Need},
-    sources::{Found, Reply, Source, SourceId, Want},
+    sources::{Found, Permanent, Reply, Source, SourceId, Want},
 };
 
 mod keep;
 mod plan;
 mod whole;
 
-use keep::{Done, Write};
+use keep::{Backlog, Done};
 use plan::Lookup;
 use whole::Whole;
 
@@ -50,6 +50,17 @@ const BATCH: usize = 64;
 struct NodeWait {
     answers: Vec<oneshot::Sender<Result<Block, DownloadError>>>,
     asked: Duration,
+}
+
+/// A file that needs a block.
+#[derive(Clone, Copy, Debug)]
+struct User {
+    file: ContentId,
+    /// Where in the file it was needed first.
+    start: u64,
+    /// It was needed in another place too while it was under way. What came may have been placed before that place
+    /// was known.
+    elsewhere: bool,
 }
 
 /// A file below this root.
@@ -84,14 +95,14 @@ pub(super) struct Actor {
     replies: mpsc::UnboundedReceiver<Reply>,
     files: HashMap<ContentId, Entry>,
     /// Which files need a block that is being looked up, fetched or written.
-    users: HashMap<ContentId, Vec<ContentId>>,
+    users: HashMap<ContentId, Vec<User>>,
     nodes: HashMap<ContentId, NodeWait>,
     jobs: FuturesUnordered<BoxFuture<'static, Done>>,
     to_look: Vec<Lookup>,
     looking: bool,
-    to_write: Vec<Write>,
+    to_write: Backlog,
     writing: bool,
-    /// Bytes in flight that the engine counts for this root.
+    /// Bytes in flight, and in memory until they are written, that the engine counts for this root.
     accounted: u64,
     housekeeping: Duration,
     busy_at: Duration,
@@ -124,7 +135,7 @@ impl Actor {
             jobs: FuturesUnordered::new(),
             to_look: Vec::new(),
             looking: false,
-            to_write: Vec::new(),
+            to_write: Backlog::default(),
             writing: false,
             accounted: 0,
             housekeeping: now,
@@ -268,9 +279,15 @@ impl Actor {
     fn reply(&mut self, reply: Reply) {
         let now = self.now();
         match reply.result {
+            Ok(block) if block.cid().hash() != reply.id.hash() => {
+                let error = Permanent::BadHash.into();
+                self.scheduler.failed(now, &reply.source, &reply.id, &error);
+            }
             Ok(block) => {
                 let len = block.data().len() as u64;
                 self.link.progress.count(now);
+                // A source may name the block by another version or codec; what was wanted is what the tree knows.
+                let block = Block::from_store(reply.id, block.data().clone());
                 let demand = self.scheduler.delivered(now, &reply.source, &reply.id, len);
                 if let Some(demand) = demand {
                     self.keep(now, &demand, &block);
@@ -292,9 +309,10 @@ impl Actor {
         for action in self.scheduler.step(now, allowance) {
             self.act(action);
         }
-        let in_flight = self.scheduler.in_flight();
-        self.shared.account(self.accounted, in_flight);
-        self.accounted = in_flight;
+        // Where the disk is slower than the network, blocks that wait for it take the room of further ones.
+        let held = self.scheduler.in_flight() + self.to_write.bytes();
+        self.shared.account(self.accounted, held);
+        self.accounted = held;
         self.link.retries.store(self.scheduler.retries(), Ordering::Relaxed);
         for event in self.scheduler.take_events() {
             self.emit(event);
@@ -332,10 +350,10 @@ impl Actor {
             }
         }
         for user in self.users.remove(id).unwrap_or_default() {
-            let Some(entry) = self.files.get_mut(&user) else { continue };
+            let Some(entry) = self.files.get_mut(&user.file) else { continue };
             entry.outstanding = entry.outstanding.saturating_sub(1);
             let range = ByteRange::new(0, entry.file.size());
-            let error = DownloadError::Stalled { id: user, range };
+            let error = DownloadError::Stalled { id: user.file, range };
             entry.stop_whole(&error);
         }
     }
@@ -379,7 +397,7 @@ impl Actor {
         let scheduler = &mut self.scheduler;
         let nodes = &self.nodes;
         self.users.retain(|block, users| {
-            users.retain(|user| user != id);
+            users.retain(|user| user.file != *id);
             if users.is_empty() && !nodes.contains_key(block) {
                 scheduler.forget(block);
             }

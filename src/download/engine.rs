@@ -28,7 +28,8 @@ use crate::{
 
 /// Events that a slow receiver may lag behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
-/// Bytes in flight over all downloads: what is asked for has to fit into memory when it all comes at once.
+/// Bytes over all downloads that are asked for, or here and not written yet: what is asked for has to fit into memory
+/// when it all comes at once.
 const MOST_IN_FLIGHT: u64 = 128 << 20;
 
 /// What the actor of a root is told.

@@ -77,11 +77,27 @@ impl FileHandle {
         &self.opened.file.object
     }
 
-    /// The bytes if all are here; never waits for the network.
-    pub fn read_now(&self, range: ByteRange) -> Option<Result<Bytes, DownloadError>> {
+    /// The bytes if all are here; never waits for the network. Moves the window of `reader` then: a reader that finds
+    /// what was fetched ahead of it is the one whose window has to go on.
+    pub fn read_now(
+        &self,
+        reader: ReaderId,
+        range: ByteRange,
+    ) -> Option<Result<Bytes, DownloadError>> {
         let range = range.intersect((0..self.size()).into());
-        let object = self.object();
-        object.has(range).then(|| object.read(range).map_err(|e| Arc::new(e).into()))
+        if !self.object().has(range) {
+            return None;
+        }
+        self.move_window(reader, range);
+        Some(self.object().read(range).map_err(|e| Arc::new(e).into()))
+    }
+
+    fn move_window(&self, reader: ReaderId, range: ByteRange) {
+        let Opened { engine, file } = &*self.opened;
+        // Nothing to plan for where all is here.
+        if !file.object.is_complete() && file.readers().windows.read(engine.now(), reader, range) {
+            engine.nudge(file);
+        }
     }
 
     /// The bytes, fetched where they are missing. `range` is cut at the end of the file. Moves the window of `reader`.
@@ -90,15 +106,12 @@ impl FileHandle {
     /// [`DownloadError::NotFound`] or [`DownloadError::Stalled`] when no byte of the file came for
     /// [`super::DownloadOptions::lookup_timeout`]; the next read tries again. Dropping the future leaves nothing behind.
     pub async fn read(&self, reader: ReaderId, range: ByteRange) -> Result<Bytes, DownloadError> {
-        let Opened { engine, file } = &*self.opened;
+        let file = &self.opened.file;
         let range = range.intersect((0..self.size()).into());
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        // Nothing to plan for where all is here.
-        if !file.object.is_complete() && file.readers().windows.read(engine.now(), reader, range) {
-            engine.nudge(file);
-        }
+        self.move_window(reader, range);
         for _ in 0..READ_TRIES {
             if !file.object.has(range) {
                 self.wait(range).await?;

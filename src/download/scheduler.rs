@@ -239,6 +239,18 @@ impl Scheduler {
         gone.into_iter().map(|(_, id)| id).collect()
     }
 
+    /// Takes back wants that `needed` says no to, also where they were asked for.
+    pub(super) fn retain(&mut self, mut needed: impl FnMut(&Demand) -> bool) -> Vec<ContentId> {
+        let gone: Vec<ContentId> = self
+            .wanted
+            .iter()
+            .filter(|(_, wanted)| !needed(&wanted.demand))
+            .map(|(id, _)| *id)
+            .collect();
+        gone.iter().for_each(|id| self.forget(id));
+        gone
+    }
+
     /// Takes back a want, also where it was asked for.
     pub(super) fn forget(&mut self, id: &ContentId) {
         let Some(wanted) = self.wanted.remove(id) else { return };

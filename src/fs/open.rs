@@ -279,7 +279,7 @@ fn read_content(file: &FileHandle, reader: ReaderId, offset: u64, size: u32) -> 
     if range.is_empty() {
         return Answer::ok(Bytes::new());
     }
-    match file.read_now(range) {
+    match file.read_now(reader, range) {
         Some(bytes) => Answer::Now(bytes.map_err(|e| of_download(&e, During::Read))),
         None => {
             let file = file.clone();

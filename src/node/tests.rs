@@ -96,7 +96,8 @@ async fn what_is_published_is_resolved_listed_and_read_by_its_id_also_after_a_re
     assert_eq!(node.list_now(&root).unwrap().unwrap().len(), 3);
     let entry = node.child_now(&root, "big").unwrap().unwrap().unwrap();
     let handle = node.open_now(&root, &entry.cid).unwrap().unwrap();
-    let start = handle.read_now(ByteRange::new(0, 10)).unwrap().unwrap();
+    let start =
+        handle.read_now(crate::download::ReaderId(1), ByteRange::new(0, 10)).unwrap().unwrap();
     assert_eq!(&start[..], &big()[..10]);
     assert_eq!(node.child_now(&root, "none").unwrap().unwrap(), None);
     expect_tree(&node, &root).await;

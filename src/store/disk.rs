@@ -80,6 +80,24 @@ pub(super) struct RealDisk;
 
 impl Disk for RealDisk {}
 
+/// The disk of this machine with no room for content while a switch is on. The index goes on.
+#[cfg(test)]
+#[derive(Debug)]
+pub(super) struct FillingDisk(pub(super) Arc<std::sync::atomic::AtomicBool>);
+
+#[cfg(test)]
+impl Disk for FillingDisk {
+    fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(file);
+        let path = std::fs::read_link(format!("/proc/self/fd/{fd}"))?;
+        let content = path.components().any(|part| part.as_os_str() == "objects");
+        if content && self.0.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        file.write_all_at(data, offset)
+    }
+}
+
 /// The file of the index, its changes going through [`Disk`], with the reserve behind it when the disk is full.
 /// It takes no lock: the data folder has one.
 #[derive(Debug)]

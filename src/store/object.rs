@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -143,6 +143,11 @@ impl Object {
     /// Root of its DAG.
     pub fn root(&self) -> &ContentId {
         &self.root
+    }
+
+    /// Where its file lies, whole or in part.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Bytes of content.

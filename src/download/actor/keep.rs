@@ -30,10 +30,41 @@ pub(super) enum Write {
     Node(Block),
 }
 
+/// Writes that have not ended, and the bytes that they hold in memory.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    queue: Vec<Write>,
+    bytes: u64,
+}
+
+impl Backlog {
+    pub(super) fn push(&mut self, write: Write) {
+        self.bytes += write.held();
+        self.queue.push(write);
+    }
+
+    /// Bytes in memory, those of the writes that run included.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The writes of the next job.
+    fn take(&mut self) -> Vec<Write> {
+        let rest = self.queue.split_off(self.queue.len().min(WRITES_AT_ONCE));
+        std::mem::replace(&mut self.queue, rest)
+    }
+
+    fn ended(&mut self, held: u64) {
+        self.bytes = self.bytes.saturating_sub(held);
+    }
+}
+
 /// What became of a write.
 #[derive(Debug)]
 pub(super) struct Written {
     id: ContentId,
+    /// Bytes of memory that it does not hold any more.
+    held: u64,
     /// The file it was for, and the start of the block's content in it.
     file: Option<(ContentId, u64)>,
     block: Option<Block>,
@@ -74,7 +105,7 @@ impl Actor {
             total_bytes: block.data().len() as u64,
         });
         for user in self.users.get(&demand.want.id).cloned().unwrap_or_default() {
-            self.insert(now, &user, demand.want.range, block);
+            self.insert(now, &user.file, demand.want.range, block);
         }
     }
 
@@ -102,7 +133,14 @@ impl Actor {
                         .into_iter()
                         .flat_map(|range| layout.places_in(block, range).unwrap_or_default())
                         .collect();
-                    if near.is_empty() { places.truncate(PLACES_AT_ONCE) } else { places = near }
+                    if near.is_empty() {
+                        // The background goes on where the last job ended.
+                        let ahead = places.iter().position(|p| !open.object.has(p.range()));
+                        places.drain(..ahead.unwrap_or(0));
+                        places.truncate(PLACES_AT_ONCE);
+                    } else {
+                        places = near;
+                    }
                 }
                 drop(layout);
                 self.to_write.push(Write::Place { file: open, block: block.clone(), places });
@@ -128,11 +166,10 @@ impl Actor {
             let (store, lookups) = (self.shared.store.clone(), std::mem::take(&mut self.to_look));
             self.job("download-look", move || look(&store, lookups));
         }
-        if !self.writing && !self.to_write.is_empty() {
+        if !self.writing && !self.to_write.queue.is_empty() {
             self.writing = true;
             let store = self.shared.store.clone();
-            let rest = self.to_write.split_off(self.to_write.len().min(WRITES_AT_ONCE));
-            let writes = std::mem::replace(&mut self.to_write, rest);
+            let writes = self.to_write.take();
             self.job("download-write", move || {
                 Done::Written(writes.into_iter().map(|write| write.run(&store)).collect())
             });
@@ -169,9 +206,9 @@ impl Actor {
     fn found_here(&mut self, now: Duration, lookup: Lookup, block: Option<Block>) {
         for user in self.users.get(&lookup.need.cid).cloned().unwrap_or_default() {
             match &block {
-                Some(block) => self.insert(now, &user, lookup.need.range, block),
+                Some(block) => self.insert(now, &user.file, lookup.need.range, block),
                 None => {
-                    let Some(entry) = self.files.get(&user) else { continue };
+                    let Some(entry) = self.files.get(&user.file) else { continue };
                     let file = Arc::clone(&entry.file);
                     self.to_write.push(Write::Copy { file, need: lookup.need });
                 }
@@ -180,6 +217,7 @@ impl Actor {
     }
 
     fn written(&mut self, written: Written) {
+        self.to_write.ended(written.held);
         if written.file.is_none()
             && let Some(wait) = self.nodes.remove(&written.id)
         {
@@ -191,19 +229,25 @@ impl Actor {
             }
         }
         let Some((file, start)) = written.file else { return };
-        self.forget_user(&written.id, &file);
+        let elsewhere = self.forget_user(&written.id, &file);
         match written.result {
-            Ok(()) => self.emit(Event::DownloadChunkComplete {
-                file_hash: file,
-                chunk_index: self.index(&file, start),
-                path: self.shared.store.dir().join("objects"),
-            }),
+            Ok(()) => {
+                // A file that was closed meanwhile has nobody who follows its chunks.
+                if let Some(entry) = self.files.get(&file) {
+                    self.emit(Event::DownloadChunkComplete {
+                        file_hash: file,
+                        chunk_index: self.index(&file, start),
+                        path: entry.file.object.path().to_owned(),
+                    });
+                }
+            }
             Err(error) => self.store_failed(&file, &DownloadError::Store(error)),
         }
-        if let Some(entry) = self.files.get_mut(&file)
-            && entry.whole.is_some()
-        {
-            entry.dirty = true;
+        if let Some(entry) = self.files.get_mut(&file) {
+            if elsewhere {
+                entry.file.readers().replan();
+            }
+            entry.dirty |= elsewhere || entry.whole.is_some();
         }
     }
 
@@ -246,27 +290,44 @@ fn look(store: &Store, lookups: Vec<Lookup>) -> Done {
 }
 
 impl Write {
+    /// Bytes that it keeps in memory until it has ended.
+    fn held(&self) -> u64 {
+        match self {
+            Self::Place { block, .. } | Self::Inner { block, .. } | Self::Node(block) => {
+                block.data().len() as u64
+            }
+            Self::Copy { .. } => 0,
+        }
+    }
+
     fn run(self, store: &Store) -> Written {
+        let held = self.held();
         match self {
             Self::Place { file, block, places } => {
                 let result = file.object.place(&block, &places).map_err(Arc::new);
                 file.wake();
                 let start = places.first().map_or(0, |place| place.offset);
-                Written { id: *block.cid(), file: Some((file.id, start)), block: None, result }
+                Written {
+                    id: *block.cid(),
+                    held,
+                    file: Some((file.id, start)),
+                    block: None,
+                    result,
+                }
             }
             Self::Inner { file, block } => {
                 let result = store.put_node(&block).map_err(Arc::new);
-                Written { id: *block.cid(), file: Some((file.id, 0)), block: None, result }
+                Written { id: *block.cid(), held, file: Some((file.id, 0)), block: None, result }
             }
             Self::Copy { file, need } => {
                 let result = copy(store, &file, &need).map_err(Arc::new);
                 file.wake();
                 let at = Some((file.id, need.range.start));
-                Written { id: need.cid, file: at, block: None, result }
+                Written { id: need.cid, held, file: at, block: None, result }
             }
             Self::Node(block) => {
                 let result = keep_node(store, &block).map_err(Arc::new);
-                Written { id: *block.cid(), file: None, block: Some(block), result }
+                Written { id: *block.cid(), held, file: None, block: Some(block), result }
             }
         }
     }
@@ -295,4 +356,22 @@ fn keep_node(store: &Store, block: &Block) -> Result<(), StoreError> {
     let len = block.data().len();
     let object = store.create_object(block.cid(), len as u64)?;
     object.place(block, &[Placement { offset: 0, data: 0..len }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backlog_counts_its_bytes_until_they_are_written() {
+        let mut backlog = Backlog::default();
+        for n in 0..40u8 {
+            backlog.push(Write::Node(Block::raw(vec![n; 1000].into())));
+        }
+        let job = backlog.take();
+        assert_eq!((job.len(), backlog.queue.len()), (WRITES_AT_ONCE, 40 - WRITES_AT_ONCE));
+        assert_eq!(backlog.bytes(), 40_000, "what is being written is in memory");
+        job.iter().for_each(|write| backlog.ended(write.held()));
+        assert_eq!(backlog.bytes(), 8000);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Actor, Entry};
+use super::{Actor, Entry, User};
 use crate::{
     content::{ByteRange, Codec, ContentId, MAX_BLOCK_LEN, Need},
     download::{
@@ -67,8 +67,11 @@ impl Actor {
         let id = lookup.need.cid;
         let users = self.users.entry(id).or_default();
         let first = users.is_empty();
-        if !users.contains(&lookup.file) {
-            users.push(lookup.file);
+        let start = lookup.need.range.start;
+        if let Some(user) = users.iter_mut().find(|user| user.file == lookup.file) {
+            user.elsewhere |= user.start != start;
+        } else {
+            users.push(User { file: lookup.file, start, elsewhere: false });
             if let Some(entry) = self.files.get_mut(&lookup.file) {
                 entry.outstanding += 1;
                 if id.codec() == Codec::Raw {
@@ -84,7 +87,8 @@ impl Actor {
         }
     }
 
-    /// A reader went elsewhere: what was planned for it and not asked for yet is dropped.
+    /// A reader went elsewhere: what was planned for it and no reader needs is dropped, and cancelled where it was
+    /// asked for. Up to 64 MiB may be under way, which would come before the block that the reader waits for now.
     fn drop_unneeded(&mut self, id: &ContentId) {
         let Some(entry) = self.files.get(id).filter(|entry| entry.whole.is_none()) else { return };
         let readers = entry.file.readers();
@@ -92,7 +96,7 @@ impl Actor {
         covered.extend(readers.waiting());
         drop(readers);
         let (nodes, users) = (&self.nodes, &self.users);
-        let gone = self.scheduler.retain_unsent(|demand| {
+        let gone = self.scheduler.retain(|demand| {
             demand.file != *id
                 || demand.want.id.codec() == Codec::DagPb
                 || nodes.contains_key(&demand.want.id)
@@ -104,20 +108,18 @@ impl Actor {
         }
     }
 
-    /// A file does not wait for a block any more.
-    pub(super) fn forget_user(&mut self, block: &ContentId, file: &ContentId) {
-        if let Some(users) = self.users.get_mut(block) {
-            let before = users.len();
-            users.retain(|user| user != file);
-            if users.len() < before
-                && let Some(entry) = self.files.get_mut(file)
-            {
-                entry.outstanding = entry.outstanding.saturating_sub(1);
-            }
-            if users.is_empty() {
-                self.users.remove(block);
-            }
+    /// A file does not wait for a block any more; whether it was needed in further places meanwhile.
+    pub(super) fn forget_user(&mut self, block: &ContentId, file: &ContentId) -> bool {
+        let Some(users) = self.users.get_mut(block) else { return false };
+        let Some(at) = users.iter().position(|user| user.file == *file) else { return false };
+        let user = users.swap_remove(at);
+        if users.is_empty() {
+            self.users.remove(block);
         }
+        if let Some(entry) = self.files.get_mut(file) {
+            entry.outstanding = entry.outstanding.saturating_sub(1);
+        }
+        user.elsewhere
     }
 
     /// Puts the figures of all files where [`super::super::Engine::transfers`] finds them.

@@ -112,7 +112,9 @@ impl Actor {
         let mut needs: Vec<Need> = layout
             .needs_iter(ByteRange::new(from, file.size()))
             .filter(|need| !file.object.has(need.range))
-            .filter(|need| users.get(&need.cid).is_none_or(|users| !users.contains(id)))
+            .filter(|need| {
+                users.get(&need.cid).is_none_or(|users| users.iter().all(|user| user.file != *id))
+            })
             .take(ORDERED)
             .collect();
         drop(layout);
