@@ -30,8 +30,8 @@ pub use self::{
     server::{ServeError, Server},
     wire::{
         AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure, GcDone,
-        Identity, Kind, Listed, Peer, PinRequest, PinRow, ProvideRequest, Stat, TransferRow,
-        Unpinned, VerifyLine,
+        Identity, Kind, Listed, Peer, PinRequest, PinRow, ProvideRequest, Stat, Unpinned,
+        VerifyLine,
     },
 };
 pub use crate::node::{Status, StoreStatus};

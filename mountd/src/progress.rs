@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chiral::control::{Client, TransferRow};
+use chiral::{control::Client, node::Transfer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often the number of sources is asked for.
@@ -52,7 +52,7 @@ impl Bar {
             return;
         }
         self.asked = Instant::now();
-        if let Ok(transfers) = client.get::<Vec<TransferRow>>("/v1/transfers").await {
+        if let Ok(transfers) = client.get::<Vec<Transfer>>("/v1/transfers").await {
             let sources: usize = transfers.iter().map(|transfer| transfer.sources).sum();
             self.bar.set_message(format!("{sources} sources"));
         }
@@ -75,8 +75,8 @@ pub(crate) async fn over_downloads<T>(
         if bar.bar.is_hidden() {
             continue;
         }
-        if let Ok(transfers) = client.get::<Vec<TransferRow>>("/v1/transfers").await {
-            let sum = |part: fn(&TransferRow) -> u64| transfers.iter().map(part).sum();
+        if let Ok(transfers) = client.get::<Vec<Transfer>>("/v1/transfers").await {
+            let sum = |part: fn(&Transfer) -> u64| transfers.iter().map(part).sum();
             bar.set(sum(|transfer| transfer.bytes), sum(|transfer| transfer.total));
             let sources: usize = transfers.iter().map(|transfer| transfer.sources).sum();
             bar.bar.set_message(format!("{sources} sources"));

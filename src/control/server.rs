@@ -21,10 +21,10 @@ use tokio::{net::UnixListener, sync::broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ConnectRequest, Connected, Failure, Identity, Peer, Status, TransferRow, add, content,
-    socket::SocketPath, upkeep,
+    ConnectRequest, Connected, Failure, Identity, Peer, Status, add, content, socket::SocketPath,
+    upkeep,
 };
-use crate::node::{Event, Multiaddr, Node};
+use crate::node::{Event, Multiaddr, Node, Transfer};
 
 /// Time that answers in progress get when the daemon ends.
 const GRACE: Duration = Duration::from_secs(1);
@@ -139,8 +139,8 @@ async fn peers(State(app): State<App>) -> Json<Vec<Peer>> {
     Json(app.node.net().peers().into_iter().map(Peer::from).collect())
 }
 
-async fn transfers(State(app): State<App>) -> Json<Vec<TransferRow>> {
-    Json(app.node.engine().transfers().into_iter().map(TransferRow::from).collect())
+async fn transfers(State(app): State<App>) -> Json<Vec<Transfer>> {
+    Json(app.node.engine().transfers())
 }
 
 async fn connect(

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     content::{ContentId, NodeKind},
-    node::{PeerInfo, Resolved, Transfer},
+    node::{PeerInfo, Resolved},
 };
 
 /// Answer to `id`.
@@ -59,32 +59,6 @@ impl From<PeerInfo> for Peer {
             received: peer.received,
             sent: peer.sent,
         }
-    }
-}
-
-/// A running download.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TransferRow {
-    /// The content.
-    pub cid: ContentId,
-    /// Bytes here.
-    pub bytes: u64,
-    /// Bytes in all.
-    pub total: u64,
-    /// Bytes per second of the last seconds.
-    pub rate: u64,
-    /// Sources that are in use.
-    pub sources: usize,
-    /// Seconds to the end at that rate.
-    pub eta: Option<u64>,
-    /// Tries that failed so far.
-    pub retries: u64,
-}
-
-impl From<Transfer> for TransferRow {
-    fn from(transfer: Transfer) -> Self {
-        let Transfer { cid, bytes, total, rate, sources, eta, retries } = transfer;
-        Self { cid, bytes, total, rate, sources, eta, retries }
     }
 }
 

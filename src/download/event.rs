@@ -58,8 +58,8 @@ pub enum Event {
     },
 }
 
-/// How far a download is.
-#[derive(Clone, Debug, serde::Serialize)]
+/// How far a download is; also what the control socket tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Transfer {
     /// The content.
     pub cid: ContentId,

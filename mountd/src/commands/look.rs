@@ -2,8 +2,9 @@
 
 use std::{io::IsTerminal, time::Duration};
 
-use chiral::control::{
-    Client, ConnectRequest, Connected, Identity, Method, Peer, Status, TransferRow,
+use chiral::{
+    control::{Client, ConnectRequest, Connected, Identity, Method, Peer, Status},
+    node::Transfer,
 };
 use futures::StreamExt;
 
@@ -67,11 +68,11 @@ fn described(status: &Status) -> String {
 }
 
 pub(crate) async fn transfers(client: &Client, json: bool) -> anyhow::Result<()> {
-    let transfers: Vec<TransferRow> = client.get("/v1/transfers").await?;
+    let transfers: Vec<Transfer> = client.get("/v1/transfers").await?;
     if json {
         return output::json(&transfers);
     }
-    let row = |t: &TransferRow| {
+    let row = |t: &Transfer| {
         let eta = t.eta.map_or_else(|| "-".to_owned(), |eta| format!("{eta}s"));
         let done = format!("{}/{}", bytes(t.bytes), bytes(t.total));
         let rate = format!("{}/s", bytes(t.rate));
