@@ -12,8 +12,10 @@ mod records;
 mod redial;
 mod rows;
 mod scoped_kad;
+mod security;
 mod shared;
 mod start;
+mod tls;
 mod transport;
 mod udp;
 
@@ -129,6 +131,20 @@ pub enum PeerEvent {
     },
     /// Its last connection closed.
     Down(PeerId),
+}
+
+/// Takes the answers to wanted blocks, on the task that received them: it must not wait, and not call the network
+/// from there.
+pub trait Asker: std::fmt::Debug + Send + Sync {
+    /// One want is answered.
+    fn answer(&self, reply: BlockReply);
+}
+
+impl Asker for mpsc::UnboundedSender<BlockReply> {
+    fn answer(&self, reply: BlockReply) {
+        // Whoever dropped the receiver does not care.
+        let _ = self.send(reply);
+    }
 }
 
 /// What became of one wanted block. Every want gets exactly one answer unless it is cancelled.
@@ -288,28 +304,21 @@ impl Net {
         Ok(())
     }
 
-    /// Asks `peer` for blocks, in this order, as one group; answers come to `replies` as they arrive. Never waits.
-    pub fn want_blocks(
-        &self,
-        peer: PeerId,
-        ids: &[ContentId],
-        replies: &mpsc::UnboundedSender<BlockReply>,
-    ) {
+    /// Asks `peer` for blocks, in this order, as one group; answers go to `asker` as they arrive. Never waits.
+    pub fn want_blocks(&self, peer: PeerId, ids: &[ContentId], asker: &Arc<dyn Asker>) {
         if let Some(bitswap) = self.bitswap() {
-            bitswap.want_blocks(peer, ids, replies);
+            bitswap.want_blocks(peer, ids, asker);
             return;
         }
         for id in ids {
-            let reply = BlockReply { peer, id: *id, result: Err(WantError::Disconnected) };
-            // Whoever dropped the receiver does not care.
-            let _ = replies.send(reply);
+            asker.answer(BlockReply { peer, id: *id, result: Err(WantError::Disconnected) });
         }
     }
 
-    /// Gives up wants; no answer comes for them any more.
-    pub fn cancel(&self, peer: PeerId, ids: &[ContentId]) {
+    /// Gives up what `asker` wants; no answer comes for that any more.
+    pub fn cancel(&self, peer: PeerId, ids: &[ContentId], asker: &Arc<dyn Asker>) {
         if let Some(bitswap) = self.bitswap() {
-            bitswap.cancel(peer, ids);
+            bitswap.cancel(peer, ids, asker);
         }
     }
 

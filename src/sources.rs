@@ -113,7 +113,7 @@ pub trait Source: fmt::Debug + Send + Sync {
 /// News about who may have a content.
 #[derive(Clone, Debug)]
 pub enum Found {
-    /// Ask this one.
+    /// Ask this one. Told again when its kind changed.
     Source(Arc<dyn Source>),
     /// This one is gone.
     Gone(SourceId),

@@ -160,7 +160,7 @@ impl Scheduler {
         }
     }
 
-    /// A source that can be asked from now on.
+    /// A source that can be asked from now on, or whose kind is known better now.
     pub(super) fn add_source(
         &mut self,
         now: Duration,
@@ -168,8 +168,12 @@ impl Scheduler {
         kind: SourceKind,
         known: Option<Reputation>,
     ) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.stats.set_kind(kind);
+            return;
+        }
         let stats = SourceStats::new(kind, self.options.chunks_per_peer, known);
-        self.peers.entry(id).or_insert(Peer {
+        let peer = Peer {
             stats,
             in_flight: HashMap::new(),
             open: true,
@@ -180,7 +184,8 @@ impl Scheduler {
             busy: 0,
             failed_at: None,
             heard: now,
-        });
+        };
+        self.peers.insert(id, peer);
     }
 
     /// A source that is gone; what it was asked for goes to others.

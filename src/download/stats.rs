@@ -96,6 +96,11 @@ impl SourceStats {
         }
     }
 
+    /// It is known better now what sort of source it is.
+    pub(super) fn set_kind(&mut self, kind: SourceKind) {
+        self.kind = kind;
+    }
+
     /// What is worth keeping; none of a source that never gave a block.
     pub(super) fn reputation(&self) -> Reputation {
         Reputation { rate: self.rate, latency: self.latency, success: self.success }

@@ -34,7 +34,7 @@ use tokio::sync::{broadcast, mpsc};
 
 pub(crate) use self::behaviour::Behaviour;
 use self::{peer::Peer, shared::Shared};
-use super::{BlockReply, PeerEvent, WantError};
+use super::{Asker, BlockReply, PeerEvent, WantError};
 use crate::{
     content::{Block, ContentId, Multihash},
     store::Store,
@@ -156,18 +156,13 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Asks `peer` for blocks, in this order, as one message; answers come to `replies`. Never waits.
+    /// Asks `peer` for blocks, in this order, as one message; answers go to `asker`. Never waits.
     ///
     /// A peer is told of 1,024 wants at a time, the rest follow as answers come.
-    pub(crate) fn want_blocks(
-        &self,
-        peer: PeerId,
-        ids: &[ContentId],
-        replies: &mpsc::UnboundedSender<BlockReply>,
-    ) {
+    pub(crate) fn want_blocks(&self, peer: PeerId, ids: &[ContentId], asker: &Arc<dyn Asker>) {
         let refuse = |error| {
             for id in ids {
-                let _ = replies.send(BlockReply { peer, id: *id, result: Err(error) });
+                asker.answer(BlockReply { peer, id: *id, result: Err(error) });
             }
         };
         let Some(known) = self.shared.peer(&peer) else { return refuse(WantError::Disconnected) };
@@ -179,16 +174,16 @@ impl Handle {
             return refuse(WantError::Disconnected);
         }
         for id in ids {
-            state.client.want_block(*id, replies.clone());
+            state.client.want_block(*id, asker.clone());
         }
         state.kick();
     }
 
-    /// Gives up wants of blocks, whoever asked for them; no answer comes any more.
-    pub(crate) fn cancel(&self, peer: PeerId, ids: &[ContentId]) {
+    /// Gives up the blocks that `asker` wants; no answer comes for them any more.
+    pub(crate) fn cancel(&self, peer: PeerId, ids: &[ContentId], asker: &Arc<dyn Asker>) {
         if let Some(peer) = self.shared.peer(&peer) {
             let mut state = peer.state();
-            state.client.cancel(ids);
+            state.client.cancel(ids, asker);
             if state.client.has_work() {
                 state.kick();
             }

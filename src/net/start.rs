@@ -7,7 +7,6 @@ use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::transport::ListenerId,
     identity::Keypair,
-    noise,
     swarm::{self, SwarmEvent},
 };
 use tokio::{
@@ -26,6 +25,7 @@ use super::{
     records::{Change, Records},
     redial::Redial,
     rows::Rows,
+    security::SecurityError,
     shared::Shared,
     transport,
 };
@@ -131,7 +131,7 @@ fn build(
     key: &Keypair,
     behaviour: Behaviour,
     tasks: &Tasks,
-) -> Result<Swarm<Behaviour>, noise::Error> {
+) -> Result<Swarm<Behaviour>, SecurityError> {
     let transport = transport::build(key)?;
     let connections = tasks.clone();
     let executor = move |task| drop(connections.spawn("connection", task));

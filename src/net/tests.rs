@@ -403,8 +403,9 @@ async fn blocks_go_from_one_store_to_another_node_over_tcp_and_over_quic() {
         let haves = client.net.want_haves(server.id(), &ids[62..], PATIENCE).await;
         assert_eq!(haves, [true, true, false]);
 
-        let (replies, mut answers) = mpsc::unbounded_channel();
-        client.net.want_blocks(server.id(), &ids, &replies);
+        let (sender, mut answers) = mpsc::unbounded_channel();
+        let asker: Arc<dyn Asker> = Arc::new(sender);
+        client.net.want_blocks(server.id(), &ids, &asker);
         let mut left: std::collections::HashSet<ContentId> = ids.into_iter().collect();
         while !left.is_empty() {
             let answer = timeout(PATIENCE, answers.recv()).await.unwrap().unwrap();
@@ -419,7 +420,7 @@ async fn blocks_go_from_one_store_to_another_node_over_tcp_and_over_quic() {
         let server_id = server.id();
         store.close().unwrap();
         server.stop().await;
-        client.net.want_blocks(server_id, &[missing], &replies);
+        client.net.want_blocks(server_id, &[missing], &asker);
         let answer = timeout(PATIENCE, answers.recv()).await.unwrap().unwrap();
         assert_eq!(answer.result.unwrap_err(), WantError::Disconnected);
         client.stop().await;

@@ -1,4 +1,4 @@
-//! How bytes travel: TCP with Noise and our own yamux adapter, and QUIC.
+//! How bytes travel: TCP, secured, with our own yamux adapter, and QUIC.
 
 use std::{
     collections::VecDeque,
@@ -17,8 +17,10 @@ use libp2p::{
         transport::Boxed,
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, Version},
     },
-    dns, identity, noise, quic, tcp,
+    dns, identity, quic, tcp,
 };
+
+use super::security::{Security, SecurityError};
 
 /// Largest payload of a yamux frame. A Noise frame carries 64,511 bytes, so one yamux frame and its header of 12
 /// bytes make one Noise frame and nearly fill it; yamux' own default of 16 KiB costs four times the frames.
@@ -43,12 +45,12 @@ const QUIC_STREAM_WINDOW: u32 = 48 << 20;
 /// The transport of the swarm: names resolved, QUIC or TCP, authenticated, multiplexed.
 pub(super) fn build(
     key: &identity::Keypair,
-) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
-    let both = |key: &identity::Keypair| -> Result<_, noise::Error> {
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, SecurityError> {
+    let both = |key: &identity::Keypair| -> Result<_, SecurityError> {
         let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
             .map(|socket, _| BufReader::with_capacity(READ_BUFFER, socket))
             .upgrade(Version::V1Lazy)
-            .authenticate(noise::Config::new(key)?)
+            .authenticate(Security::new(key)?)
             .multiplex(Yamux)
             .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
         let mut config = quic::Config::new(key);

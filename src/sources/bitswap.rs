@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,7 +20,7 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    net::{BlockReply, Net, PeerEvent, PeerId, Provider, WantError},
+    net::{Asker, BlockReply, Net, PeerEvent, PeerId, Provider, WantError},
     tasks::Tasks,
 };
 
@@ -58,10 +61,9 @@ impl Finder for BitswapFinder {
         let (found, receiver) = mpsc::channel(BACKLOG);
         let search = Search {
             net: self.net.clone(),
-            tasks: self.tasks.clone(),
             root: *root,
             found,
-            sources: HashSet::new(),
+            sources: HashMap::new(),
             dialled: HashSet::new(),
         };
         let cancelled = self.tasks.cancelled();
@@ -82,11 +84,10 @@ struct Unheard;
 /// One running search.
 struct Search {
     net: Net,
-    tasks: Tasks,
     root: ContentId,
     found: mpsc::Sender<Found>,
     /// Peers that were given as sources.
-    sources: HashSet<PeerId>,
+    sources: HashMap<PeerId, Arc<BitswapSource>>,
     /// Providers of this root that were dialled: once connected they are asked without a probe.
     dialled: HashSet<PeerId>,
 }
@@ -150,13 +151,20 @@ impl Search {
         }
     }
 
-    /// A peer is connected.
+    /// A peer is connected, or known better now.
     async fn meet(
         &mut self,
         peer: PeerId,
         chiral: bool,
         waiting: &mut Vec<(PeerId, bool)>,
     ) -> Result<(), Unheard> {
+        if let Some(source) = self.sources.get(&peer) {
+            if source.chiral.swap(chiral, Ordering::Relaxed) != chiral {
+                self.say(Found::Source(source.clone())).await?;
+            }
+            return Ok(());
+        }
+        waiting.retain(|(known, _)| *known != peer);
         if self.sources.len() < ASKED_AT_ONCE || self.dialled.contains(&peer) {
             return self.give(peer, chiral).await;
         }
@@ -165,15 +173,16 @@ impl Search {
     }
 
     async fn give(&mut self, peer: PeerId, chiral: bool) -> Result<(), Unheard> {
-        if self.sources.len() >= MOST_SOURCES || !self.sources.insert(peer) {
+        if self.sources.len() >= MOST_SOURCES || self.sources.contains_key(&peer) {
             return Ok(());
         }
-        let source = BitswapSource::start(self.net.clone(), peer, chiral, &self.tasks);
+        let source = BitswapSource::new(self.net.clone(), peer, chiral);
+        self.sources.insert(peer, source.clone());
         self.say(Found::Source(source)).await
     }
 
     async fn lose(&mut self, peer: PeerId) -> Result<(), Unheard> {
-        if self.sources.remove(&peer) {
+        if self.sources.remove(&peer).is_some() {
             self.say(Found::Gone(name(peer))).await?;
         }
         Ok(())
@@ -186,14 +195,13 @@ impl Search {
     ) -> Result<broadcast::Receiver<PeerEvent>, Unheard> {
         let (peers, changes) = self.net.bitswap_peers();
         let connected: HashSet<PeerId> = peers.iter().map(|(peer, _)| *peer).collect();
-        let gone: Vec<PeerId> = self.sources.difference(&connected).copied().collect();
+        let gone: Vec<PeerId> =
+            self.sources.keys().filter(|peer| !connected.contains(peer)).copied().collect();
         for peer in gone {
             self.lose(peer).await?;
         }
         for (peer, chiral) in peers {
-            if !self.sources.contains(&peer) {
-                self.meet(peer, chiral, waiting).await?;
-            }
+            self.meet(peer, chiral, waiting).await?;
         }
         Ok(changes)
     }
@@ -205,7 +213,9 @@ impl Search {
         to_dial: &mut Vec<Provider>,
     ) -> Result<(), Unheard> {
         let peer = provider.peer;
-        if peer == self.net.peer_id() || self.sources.contains(&peer) || !self.dialled.insert(peer)
+        if peer == self.net.peer_id()
+            || self.sources.contains_key(&peer)
+            || !self.dialled.insert(peer)
         {
             return Ok(());
         }
@@ -254,70 +264,73 @@ fn name(peer: PeerId) -> SourceId {
     SourceId(peer.to_string().into())
 }
 
-/// Where the answers to wants go.
-type Routes = Mutex<HashMap<ContentId, mpsc::UnboundedSender<Reply>>>;
-
 /// One peer that is asked for blocks of one root.
 #[derive(Debug)]
 struct BitswapSource {
     net: Net,
     peer: PeerId,
+    /// Whether it is a chiral node; identify says so a moment after the peer is first met.
+    chiral: AtomicBool,
+    answers: Arc<Answers>,
+    /// `answers`, as the network knows it.
+    asker: Arc<dyn Asker>,
+}
+
+/// Hands the answers of a peer to whoever asked. Taken on the task that received a block, so that it costs no task
+/// of its own to wake.
+#[derive(Debug)]
+struct Answers {
     id: SourceId,
-    kind: SourceKind,
     /// Wants without an answer. As many as the scheduler lets be in flight.
-    routes: Arc<Routes>,
-    answers: mpsc::UnboundedSender<BlockReply>,
+    /// Lock order: the network may hold locks of its own when it answers, so that it is never called under this one.
+    routes: Mutex<HashMap<ContentId, mpsc::UnboundedSender<Reply>>>,
+}
+
+impl Answers {
+    fn routes(&self) -> MutexGuard<'_, HashMap<ContentId, mpsc::UnboundedSender<Reply>>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Asker for Answers {
+    fn answer(&self, reply: BlockReply) {
+        let to = self.routes().remove(&reply.id);
+        if let Some(to) = to {
+            let result = reply.result.map_err(|e| error(&e));
+            // The download may have ended.
+            let _ = to.send(Reply { source: self.id.clone(), id: reply.id, result });
+        }
+    }
 }
 
 impl BitswapSource {
-    fn start(net: Net, peer: PeerId, chiral: bool, tasks: &Tasks) -> Arc<dyn Source> {
-        let (answers, mut incoming) = mpsc::unbounded_channel();
-        let (id, routes) = (name(peer), Arc::<Routes>::default());
-        let forward = {
-            let (id, routes, cancelled) = (id.clone(), Arc::clone(&routes), tasks.cancelled());
-            async move {
-                tokio::pin!(cancelled);
-                loop {
-                    let reply: BlockReply = tokio::select! {
-                        () = &mut cancelled => return,
-                        // Ends when the source is dropped: its wants are cancelled then.
-                        reply = incoming.recv() => match reply { Some(reply) => reply, None => return },
-                    };
-                    let to = lock(&routes).remove(&reply.id);
-                    if let Some(to) = to {
-                        let result = reply.result.map_err(|e| error(&e));
-                        // The download may have ended.
-                        let _ = to.send(Reply { source: id.clone(), id: reply.id, result });
-                    }
-                }
-            }
-        };
-        tasks.spawn("source-replies", forward);
-        let kind = if chiral { SourceKind::Chiral } else { SourceKind::Bitswap };
-        Arc::new(Self { net, peer, id, kind, routes, answers })
+    fn new(net: Net, peer: PeerId, chiral: bool) -> Arc<Self> {
+        let answers = Arc::new(Answers { id: name(peer), routes: Mutex::default() });
+        let asker = answers.clone();
+        Arc::new(Self { net, peer, chiral: AtomicBool::new(chiral), answers, asker })
     }
 }
 
 impl Source for BitswapSource {
     fn id(&self) -> &SourceId {
-        &self.id
+        &self.answers.id
     }
 
     fn kind(&self) -> SourceKind {
-        self.kind
+        if self.chiral.load(Ordering::Relaxed) { SourceKind::Chiral } else { SourceKind::Bitswap }
     }
 
     fn request(&self, wants: &[Want], replies: &mpsc::UnboundedSender<Reply>) {
         let ids: Vec<ContentId> = wants.iter().map(|want| want.id).collect();
-        lock(&self.routes).extend(ids.iter().map(|id| (*id, replies.clone())));
-        self.net.want_blocks(self.peer, &ids, &self.answers);
+        self.answers.routes().extend(ids.iter().map(|id| (*id, replies.clone())));
+        self.net.want_blocks(self.peer, &ids, &self.asker);
     }
 
     fn cancel(&self, ids: &[ContentId]) {
-        let mut routes = lock(&self.routes);
+        let mut routes = self.answers.routes();
         ids.iter().for_each(|id| drop(routes.remove(id)));
         drop(routes);
-        self.net.cancel(self.peer, ids);
+        self.net.cancel(self.peer, ids, &self.asker);
     }
 
     fn has(&self, ids: Vec<ContentId>) -> BoxFuture<'static, Vec<bool>> {
@@ -332,15 +345,11 @@ impl Source for BitswapSource {
 
 impl Drop for BitswapSource {
     fn drop(&mut self) {
-        let left: Vec<ContentId> = lock(&self.routes).drain().map(|(id, _)| id).collect();
+        let left: Vec<ContentId> = self.answers.routes().drain().map(|(id, _)| id).collect();
         if !left.is_empty() {
-            self.net.cancel(self.peer, &left);
+            self.net.cancel(self.peer, &left, &self.asker);
         }
     }
-}
-
-fn lock(routes: &Routes) -> MutexGuard<'_, HashMap<ContentId, mpsc::UnboundedSender<Reply>>> {
-    routes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the scheduler makes of a peer's answer.

@@ -1,6 +1,9 @@
 //! What is wanted from one peer. Pure state: no network, no clock.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use libp2p::PeerId;
 use tokio::sync::mpsc;
@@ -8,7 +11,7 @@ use tokio::sync::mpsc;
 use super::wire::{Action, Entry, Version};
 use crate::{
     content::{ContentId, Multihash},
-    net::{BlockReply, WantError},
+    net::{Asker, BlockReply, WantError},
 };
 
 /// Most wants that a peer is told of at a time: Kubo keeps no more of them. The rest wait here.
@@ -64,7 +67,7 @@ pub(super) struct Waiter {
     /// The id to answer with.
     pub(super) id: ContentId,
     /// Where the answer goes.
-    pub(super) replies: mpsc::UnboundedSender<BlockReply>,
+    pub(super) asker: Arc<dyn Asker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,8 +113,8 @@ impl Client {
     }
 
     /// Asks for a block.
-    pub(super) fn want_block(&mut self, id: ContentId, replies: mpsc::UnboundedSender<BlockReply>) {
-        self.want(id).blocks.push(Waiter { id, replies });
+    pub(super) fn want_block(&mut self, id: ContentId, asker: Arc<dyn Asker>) {
+        self.want(id).blocks.push(Waiter { id, asker });
         self.tell(&id, Told::Block);
     }
 
@@ -143,11 +146,11 @@ impl Client {
         }
     }
 
-    /// Gives up the wants for blocks, whoever asked.
-    pub(super) fn cancel(&mut self, ids: &[ContentId]) {
+    /// Gives up the blocks that `asker` wants; others may go on waiting for them.
+    pub(super) fn cancel(&mut self, ids: &[ContentId], asker: &Arc<dyn Asker>) {
         for id in ids {
             if let Some(want) = self.wants.get_mut(id.hash()) {
-                want.blocks.retain(|waiter| waiter.id != *id);
+                want.blocks.retain(|w| w.id != *id || !Arc::ptr_eq(&w.asker, asker));
                 self.drop_if_idle(id.hash());
             }
         }
@@ -311,9 +314,9 @@ impl Client {
 }
 
 impl Waiter {
-    /// Gives the answer. Nobody listening is fine.
+    /// Gives the answer.
     pub(super) fn answer(self, peer: PeerId, result: Result<crate::content::Block, WantError>) {
-        let _ = self.replies.send(BlockReply { peer, id: self.id, result });
+        self.asker.answer(BlockReply { peer, id: self.id, result });
     }
 }
 
@@ -361,13 +364,18 @@ mod tests {
 
     type Replies = mpsc::UnboundedReceiver<BlockReply>;
 
-    fn wanting(ids: impl IntoIterator<Item = usize>) -> (Client, Replies) {
-        let mut client = Client::new(PeerId::random());
+    fn asker() -> (Arc<dyn Asker>, Replies) {
         let (sender, replies) = mpsc::unbounded_channel();
+        (Arc::new(sender), replies)
+    }
+
+    fn wanting(ids: impl IntoIterator<Item = usize>) -> (Client, Arc<dyn Asker>, Replies) {
+        let mut client = Client::new(PeerId::random());
+        let (asker, replies) = asker();
         for n in ids {
-            client.want_block(id(n), sender.clone());
+            client.want_block(id(n), asker.clone());
         }
-        (client, replies)
+        (client, asker, replies)
     }
 
     fn told(message: Option<Outgoing>) -> Vec<(ContentId, bool)> {
@@ -381,19 +389,18 @@ mod tests {
 
     #[test]
     fn a_group_is_one_message_and_only_the_first_is_full() {
-        let (mut client, _replies) = wanting(0..10);
+        let (mut client, asker, _replies) = wanting(0..10);
         let message = client.next_message(Version::V120).unwrap();
         assert!(message.full);
         assert_eq!(message.entries.len(), 10);
         assert_eq!(client.next_message(Version::V120), None);
-        let (sender, _) = mpsc::unbounded_channel();
-        client.want_block(id(11), sender);
+        client.want_block(id(11), asker);
         assert!(!client.next_message(Version::V120).unwrap().full);
     }
 
     #[test]
     fn a_peer_is_told_of_no_more_than_it_keeps_and_of_the_rest_in_groups() {
-        let (mut client, _replies) = wanting(0..3000);
+        let (mut client, _asker, _replies) = wanting(0..3000);
         assert_eq!(tell(&mut client).len(), MAX_TOLD);
         for n in 0..REFILL {
             assert!(!client.has_work());
@@ -409,18 +416,30 @@ mod tests {
 
     #[test]
     fn only_what_was_told_and_not_delivered_is_cancelled() {
-        let (mut client, _replies) = wanting(0..3);
+        let (mut client, asker, _replies) = wanting(0..3);
         tell(&mut client);
         client.on_block(id(0).hash()).unwrap();
-        let (sender, _) = mpsc::unbounded_channel();
-        client.want_block(id(3), sender);
-        client.cancel(&[id(0), id(1), id(3), id(9)]);
+        client.want_block(id(3), asker.clone());
+        client.cancel(&[id(0), id(1), id(3), id(9)], &asker);
         assert_eq!(tell(&mut client), [(id(1), false)]);
     }
 
     #[test]
+    fn who_gives_up_a_block_does_not_take_it_from_another() {
+        let (mut client, first, mut given_up) = wanting([1]);
+        let (second, mut kept) = asker();
+        client.want_block(id(1), second);
+        tell(&mut client);
+        client.cancel(&[id(1)], &first);
+        assert_eq!(tell(&mut client), []);
+        client.on_presence(&id(1), false);
+        assert_eq!(kept.try_recv().unwrap().result, Err(WantError::DontHave));
+        assert!(given_up.try_recv().is_err());
+    }
+
+    #[test]
     fn dont_have_answers_and_is_cancelled_at_the_peer() {
-        let (mut client, mut replies) = wanting([1]);
+        let (mut client, _asker, mut replies) = wanting([1]);
         tell(&mut client);
         client.on_presence(&id(1), false);
         assert_eq!(replies.try_recv().unwrap().result, Err(WantError::DontHave));
@@ -430,10 +449,10 @@ mod tests {
 
     #[test]
     fn a_new_stream_is_told_everything_again_in_order() {
-        let (mut client, _replies) = wanting(0..5);
+        let (mut client, asker, _replies) = wanting(0..5);
         tell(&mut client);
         client.on_block(id(2).hash()).unwrap();
-        client.cancel(&[id(3)]);
+        client.cancel(&[id(3)], &asker);
         client.restart();
         let message = client.next_message(Version::V120).unwrap();
         assert!(message.full);
@@ -446,8 +465,7 @@ mod tests {
         let (haves, mut has) = mpsc::unbounded_channel();
         client.want_have(id(1), haves);
         assert_eq!(tell(&mut client).len(), 1);
-        let (sender, _replies) = mpsc::unbounded_channel();
-        client.want_block(id(1), sender);
+        client.want_block(id(1), asker().0);
         let message = client.next_message(Version::V120).unwrap();
         assert_eq!(message.entries[0].action, Action::Want { block: true, send_dont_have: true });
         assert_eq!(client.on_block(id(1).hash()).unwrap().len(), 1);
@@ -466,14 +484,14 @@ mod tests {
 
     #[test]
     fn one_block_never_asked_for_is_a_lie_where_one_is_owed() {
-        let (mut client, _replies) = wanting([1]);
+        let (mut client, _asker, _replies) = wanting([1]);
         tell(&mut client);
         assert!(client.on_unwanted(id(2).hash()));
     }
 
     #[test]
     fn sixteen_in_a_row_are_a_lie_and_a_wanted_block_between_them_makes_good() {
-        let (mut client, _replies) = wanting(0..100);
+        let (mut client, _asker, _replies) = wanting(0..100);
         tell(&mut client);
         for n in 1000..1015 {
             assert!(!client.on_unwanted(id(n).hash()));
@@ -487,16 +505,16 @@ mod tests {
 
     #[test]
     fn a_block_that_was_given_up_is_forgiven_once() {
-        let (mut client, _replies) = wanting([1, 2]);
+        let (mut client, asker, _replies) = wanting([1, 2]);
         tell(&mut client);
-        client.cancel(&[id(1)]);
+        client.cancel(&[id(1)], &asker);
         assert!(!client.on_unwanted(id(1).hash()));
         assert!(client.on_unwanted(id(1).hash()));
     }
 
     #[test]
     fn who_owes_nothing_may_send_some_blocks_but_not_thousands() {
-        let (mut client, _replies) = wanting([]);
+        let (mut client, _asker, _replies) = wanting([]);
         for n in 1..UNWANTED_FLOOD {
             assert!(!client.on_unwanted(id(n).hash()));
         }
@@ -505,11 +523,10 @@ mod tests {
 
     #[test]
     fn wants_that_come_and_go_leave_nothing_behind() {
-        let (mut client, _replies) = wanting([]);
+        let (mut client, asker, _replies) = wanting([]);
         for n in 0..20_000 {
-            let (sender, _) = mpsc::unbounded_channel();
-            client.want_block(id(n), sender);
-            client.cancel(&[id(n)]);
+            client.want_block(id(n), asker.clone());
+            client.cancel(&[id(n)], &asker);
         }
         assert!(client.is_empty());
         assert!(client.untold.len() <= 2 * MAX_ENTRIES);
@@ -518,7 +535,7 @@ mod tests {
 
     #[test]
     fn the_memory_of_answers_is_bounded() {
-        let (mut client, _replies) = wanting(0..10_000);
+        let (mut client, _asker, _replies) = wanting(0..10_000);
         for n in 0..10_000 {
             client.next_message(Version::V120);
             client.on_block(id(n).hash()).unwrap();

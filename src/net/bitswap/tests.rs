@@ -6,4 +6,4 @@ mod fake;
 mod node;
 mod strangers;
 
-use node::{Node, block, blocks, collect, ids};
+use node::{Node, asker, block, blocks, collect, ids};

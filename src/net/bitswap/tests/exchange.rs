@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-
-use super::{Node, block, blocks, collect, ids};
+use super::{Node, asker, block, blocks, collect, ids};
 use crate::net::{PeerEvent, WantError};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -98,9 +96,9 @@ async fn a_connection_that_breaks_in_the_middle_answers_every_want() {
     let all = blocks(1, 400, 256 << 10);
     b.store.put(&all);
     a.connect(&b).await;
-    let (replies, mut answers) = mpsc::unbounded_channel();
+    let (asker, mut answers) = asker();
     let ids = ids(&all);
-    a.handle.want_blocks(b.id, &ids, &replies);
+    a.handle.want_blocks(b.id, &ids, &asker);
     let first = answers.recv().await.unwrap();
     first.result.unwrap();
     b.disconnect(a.id);
@@ -137,9 +135,9 @@ async fn both_may_dial_each_other_and_nothing_is_lost() {
     let all = blocks(1, 300, 100_000);
     b.store.put(&all);
     a.connect(&b).await;
-    let (replies, mut answers) = mpsc::unbounded_channel();
+    let (asker, mut answers) = asker();
     let ids = ids(&all);
-    a.handle.want_blocks(b.id, &ids, &replies);
+    a.handle.want_blocks(b.id, &ids, &asker);
     b.dial(a.address.clone()).await;
     assert!(collect(&mut answers, &ids).await.iter().all(Result::is_ok));
 }

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use super::super::{Behaviour, BlockStore, Config, Event, Handle, new};
 use crate::{
     content::{Block, ContentId, Multihash},
-    net::{BlockReply, WantError},
+    net::{Asker, BlockReply, WantError},
     tasks::Tasks,
 };
 
@@ -146,10 +146,16 @@ impl Node {
         peer: PeerId,
         ids: &[ContentId],
     ) -> Vec<Result<Block, WantError>> {
-        let (replies, mut answers) = mpsc::unbounded_channel();
-        self.handle.want_blocks(peer, ids, &replies);
+        let (asker, mut answers) = asker();
+        self.handle.want_blocks(peer, ids, &asker);
         collect(&mut answers, ids).await
     }
+}
+
+/// Somebody who wants blocks, and what it is answered.
+pub(crate) fn asker() -> (Arc<dyn Asker>, mpsc::UnboundedReceiver<BlockReply>) {
+    let (sender, answers) = mpsc::unbounded_channel();
+    (Arc::new(sender), answers)
 }
 
 /// One answer for each id, in the order of ids.

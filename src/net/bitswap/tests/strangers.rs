@@ -6,7 +6,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::{
-    Node, block, blocks, collect,
+    Node, asker, block, blocks, collect,
     fake::{Fake, entries, payload, receive, send, want, wantlist},
     ids,
 };
@@ -30,8 +30,8 @@ async fn pair() -> (Node, Fake) {
 }
 
 fn wanting(node: &Node, fake: &Fake, ids: &[ContentId]) -> mpsc::UnboundedReceiver<BlockReply> {
-    let (replies, answers) = mpsc::unbounded_channel();
-    node.handle.want_blocks(fake.id, ids, &replies);
+    let (asker, answers) = asker();
+    node.handle.want_blocks(fake.id, ids, &asker);
     answers
 }
 
@@ -131,10 +131,12 @@ async fn version_1_0_0_gets_and_gives_bare_blocks() {
 async fn a_cancelled_want_is_cancelled_at_the_peer_and_not_answered() {
     let (node, mut fake) = pair().await;
     let all = blocks(1, 2, 5000);
-    let mut answers = wanting(&node, &fake, &ids(&all));
+    let (asker, mut answers) = asker();
+    node.handle.want_blocks(fake.id, &ids(&all), &asker);
     let mut wants = fake.accept().await;
     receive(&mut wants).await;
-    node.handle.cancel(fake.id, &[*all[0].cid()]);
+    node.handle.cancel(fake.id, &[*all[0].cid()], &asker);
+    drop(asker);
     assert_eq!(entries(&receive(&mut wants).await), [(*all[0].cid(), false)]);
     let mut stream = fake.open().await;
     // It was under way already; the peer is not to blame.
