@@ -1,5 +1,12 @@
-//! The system calls that no safe crate offers.
-#![allow(unsafe_code, reason = "fcntl(F_SETLEASE) has no safe wrapper in nix or rustix")]
+//! What no safe crate offers: leases, and an allocator of two.
+#![allow(
+    unsafe_code,
+    reason = "fcntl(F_SETLEASE) has no safe wrapper in nix or rustix, and GlobalAlloc is an unsafe trait"
+)]
+
+mod allocator;
+
+pub use allocator::Allocator;
 
 use std::{fs::File, io, os::fd::AsRawFd};
 

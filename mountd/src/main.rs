@@ -16,9 +16,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// 1.4 times the throughput of the network stack that the system's allocator allows.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: chiral::sys::Allocator = chiral::sys::Allocator;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

@@ -14,6 +14,7 @@
 //! multiplexed connection would stand still.
 
 mod behaviour;
+mod buffers;
 mod client;
 mod frame;
 mod handler;

@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::wire::MAX_FRAME_LEN;
+use super::{buffers::Buffers, wire::MAX_FRAME_LEN};
 
 /// Bytes of a block that go out together with its header: a header alone would be an encrypted frame of its own.
 const HEAD_LEN: usize = 16 << 10;
@@ -60,14 +60,14 @@ fn deadline(len: usize) -> Duration {
 
 /// Waits for a frame. None at the end of the stream.
 ///
-/// `started` is called when its first byte is there. The frame lies in one buffer of its exact length; memory is
-/// touched only as bytes arrive, so a claimed length costs nothing.
+/// `started` is called when its first byte is there. The frame lies in one buffer.
 ///
 /// # Errors
 /// As [`FrameError`] says; the stream is of no use afterwards.
 pub(super) async fn read<S, G>(
     stream: &mut S,
     budget: &Budget,
+    buffers: &Arc<Buffers>,
     started: impl FnOnce() -> G,
 ) -> Result<Option<(Bytes, G)>, FrameError>
 where
@@ -82,11 +82,11 @@ where
         .await
         .map_err(|_| FrameError::Stalled)??;
     let _permit = budget.take(len).ok_or(FrameError::Budget)?;
-    let mut frame = vec![0; len];
-    timeout(deadline(len), stream.read_exact(&mut frame))
+    let mut frame = buffers.take(len);
+    timeout(deadline(len), stream.read_exact(frame.as_mut()))
         .await
         .map_err(|_| FrameError::Stalled)??;
-    Ok(Some((frame.into(), guard)))
+    Ok(Some((Bytes::from_owner(frame), guard)))
 }
 
 async fn read_len<S: AsyncRead + Unpin>(stream: &mut S, first: u8) -> Result<usize, FrameError> {
@@ -164,7 +164,9 @@ mod tests {
 
     async fn read_all(bytes: &[u8]) -> Result<Option<Bytes>, FrameError> {
         let budget = Budget::new(MAX_FRAME_LEN);
-        Ok(read(&mut Cursor::new(bytes), &budget, || ()).await?.map(|(frame, ())| frame))
+        Ok(read(&mut Cursor::new(bytes), &budget, &Arc::default(), || ())
+            .await?
+            .map(|(frame, ())| frame))
     }
 
     #[tokio::test]
@@ -194,10 +196,15 @@ mod tests {
         let held = budget.take(60 << 10).unwrap();
         // A frame of 50 KiB.
         let bytes = [&[0x80, 0x90, 0x03][..], &[1; 50 << 10]].concat();
-        let refused = read(&mut Cursor::new(&bytes), &budget, || ()).await;
+        let refused = read(&mut Cursor::new(&bytes), &budget, &Arc::default(), || ()).await;
         assert!(matches!(refused, Err(FrameError::Budget)));
         drop(held);
-        assert!(read(&mut Cursor::new(&bytes), &budget, || ()).await.unwrap().is_some());
+        assert!(
+            read(&mut Cursor::new(&bytes), &budget, &Arc::default(), || ())
+                .await
+                .unwrap()
+                .is_some()
+        );
         assert!(budget.take(100 << 10).is_some());
     }
 
@@ -206,10 +213,12 @@ mod tests {
         let (near, mut far) = tokio::io::duplex(64);
         let mut near = near.compat();
         let budget = Budget::new(MAX_FRAME_LEN);
-        let idle = timeout(Duration::from_secs(3600), read(&mut near, &budget, || ())).await;
+        let idle =
+            timeout(Duration::from_secs(3600), read(&mut near, &budget, &Arc::default(), || ()))
+                .await;
         assert!(idle.is_err(), "waits for the first byte for ever");
         tokio::io::AsyncWriteExt::write_all(&mut far, &[200]).await.unwrap();
-        let stalled = read(&mut near, &budget, || ()).await;
+        let stalled = read(&mut near, &budget, &Arc::default(), || ()).await;
         assert!(matches!(stalled, Err(FrameError::Stalled)));
         let stalled = write(&mut near, &[0; 1000]).await;
         assert!(matches!(stalled, Err(FrameError::Stalled)));

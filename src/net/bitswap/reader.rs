@@ -27,17 +27,18 @@ pub(super) async fn run(
     mut stream: Stream,
 ) {
     loop {
-        let (frame, _busy) = match frame::read(&mut stream, &budget, || link.busy()).await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return,
-            Err(error @ FrameError::TooLong) => {
-                return shared.misbehaved(&peer, error.to_string());
-            }
-            Err(error) => {
-                tracing::debug!(peer = %peer.id, %error, "bitswap stream ends");
-                return;
-            }
-        };
+        let (frame, _busy) =
+            match frame::read(&mut stream, &budget, &shared.buffers, || link.busy()).await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return,
+                Err(error @ FrameError::TooLong) => {
+                    return shared.misbehaved(&peer, error.to_string());
+                }
+                Err(error) => {
+                    tracing::debug!(peer = %peer.id, %error, "bitswap stream ends");
+                    return;
+                }
+            };
         let message = match Message::decode(frame.clone()) {
             Ok(message) => message,
             Err(error) => return shared.misbehaved(&peer, error.to_string()),

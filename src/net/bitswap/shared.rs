@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::{
     BlockStore, Config, Event,
+    buffers::Buffers,
     ledger::Ledgers,
     peer::{Link, Peer},
 };
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     pub(super) tasks: Tasks,
     /// Bytes exchanged with each peer.
     pub(super) ledgers: Ledgers,
+    /// Memory for inbound frames.
+    pub(super) buffers: Arc<Buffers>,
     peers: Mutex<HashMap<PeerId, Arc<Peer>>>,
     changes: broadcast::Sender<PeerEvent>,
     events: mpsc::UnboundedSender<Event>,
@@ -49,6 +52,7 @@ impl Shared {
             store,
             tasks,
             ledgers: Ledgers::new(),
+            buffers: Arc::default(),
             peers: Mutex::default(),
             changes: broadcast::Sender::new(MAX_CHANGES),
             events,

@@ -261,7 +261,11 @@ pub(crate) async fn send(stream: &mut Stream, message: &proto::Message) {
 }
 
 pub(crate) async fn receive(stream: &mut Stream) -> proto::Message {
-    let frame = frame::read(stream, &Budget::new(8 << 20), || ()).await.unwrap().unwrap().0;
+    let frame = frame::read(stream, &Budget::new(8 << 20), &Arc::default(), || ())
+        .await
+        .unwrap()
+        .unwrap()
+        .0;
     proto::Message::decode(frame).unwrap()
 }
 
