@@ -56,8 +56,11 @@ struct NodeWait {
 #[derive(Clone, Copy, Debug)]
 struct User {
     file: ContentId,
-    /// Where in the file it was needed first.
-    start: u64,
+    /// What it covers of this file where it was needed first. Each file has its own: one block may stand at another
+    /// place in each.
+    range: ByteRange,
+    /// Its bytes are being written into this file.
+    writing: bool,
     /// It was needed in another place too while it was under way. What came may have been placed before that place
     /// was known.
     elsewhere: bool,

@@ -257,3 +257,90 @@ async fn an_engine_that_shuts_down_ends_its_reads() {
     let (read, ()) = tokio::join!(read, stop);
     assert!(matches!(read, Err(DownloadError::Closed)), "{read:?}");
 }
+
+/// A file of these leaves in this order.
+fn file_of(leaves: &[&Block]) -> (ContentId, Vec<u8>, Blocks) {
+    let mut builder = FileBuilder::new(SMALL);
+    let (mut data, mut all) = (Vec::new(), Vec::new());
+    for leaf in leaves {
+        all.extend(builder.push(*leaf.cid(), leaf.data().len() as u64));
+        all.push((*leaf).clone());
+        data.extend_from_slice(leaf.data());
+    }
+    let built = builder.finish(Metadata::default());
+    all.extend(built.nodes);
+    (built.root, data, all.into_iter().map(|block| (*block.cid(), block)).collect())
+}
+
+/// Two files of one directory that have a leaf in common, at another place in each.
+fn sharing() -> (Block, [(ContentId, Vec<u8>, Blocks); 2]) {
+    let leaf = |byte: u8| Block::raw(vec![byte; CHUNK].into());
+    let (shared, a, b, c) = (leaf(1), leaf(2), leaf(3), leaf(4));
+    let files = [file_of(&[&shared, &a, &b]), file_of(&[&c, &a, &shared])];
+    (shared, files)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_that_is_here_is_copied_to_the_place_that_each_file_has_for_it() {
+    for at_once in [true, false] {
+        let world = World::new();
+        let (shared, [first, second]) = sharing();
+        let other = file_of(&[&shared]);
+        world.source("one", SOON, &[first.2, second.2, other.2].into_iter().flatten().collect());
+        world.engine.fetch(&other.0, Strategy::Streaming).await.unwrap();
+        // Both below one root, so that one actor looks the leaf up for both.
+        let root = first.0;
+        let one = world.engine.file(&root, &first.0).await.unwrap();
+        let two = world.engine.file(&root, &second.0).await.unwrap();
+        let (got_one, got_two) = if at_once {
+            tokio::join!(one.read(READER, all(&first.1)), two.read(READER, all(&second.1)))
+        } else {
+            let later = async {
+                tokio::task::yield_now().await;
+                two.read(READER, all(&second.1)).await
+            };
+            tokio::join!(one.read(READER, all(&first.1)), later)
+        };
+        assert!(got_one.unwrap() == first.1, "the first file is wrong");
+        assert!(got_two.unwrap() == second.1, "the second file is wrong");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_from_the_network_comes_to_its_place_in_each_file_whenever_that_one_joins() {
+    for pause in [0, 1, 2, 3, 5, 8, 13] {
+        let world = World::new();
+        let (_, [first, second]) = sharing();
+        world.source("one", SOON, &[first.2, second.2].into_iter().flatten().collect());
+        let root = first.0;
+        let one = world.engine.file(&root, &first.0).await.unwrap();
+        let two = world.engine.file(&root, &second.0).await.unwrap();
+        let later = async {
+            for _ in 0..pause {
+                tokio::task::yield_now().await;
+            }
+            two.read(READER, all(&second.1)).await
+        };
+        let (got_one, got_two) = tokio::join!(one.read(READER, all(&first.1)), later);
+        assert!(got_one.unwrap() == first.1 && got_two.unwrap() == second.1, "after {pause}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_that_is_here_is_refused_where_a_node_gives_it_another_length() {
+    let world = World::new();
+    let leaf = Block::raw(vec![1; CHUNK].into());
+    let honest = file_of(&[&leaf]);
+    let mut builder = FileBuilder::new(SMALL);
+    let mut nodes = builder.push(*leaf.cid(), 2 * CHUNK as u64);
+    nodes.extend(builder.push(*leaf.cid(), CHUNK as u64));
+    let built = builder.finish(Metadata::default());
+    nodes.extend(built.nodes);
+    let mut blocks: Blocks = nodes.into_iter().map(|block| (*block.cid(), block)).collect();
+    blocks.extend(honest.2);
+    world.source("one", SOON, &blocks);
+    world.engine.fetch(&honest.0, Strategy::Streaming).await.unwrap();
+    let handle = world.engine.file(&built.root, &built.root).await.unwrap();
+    let read = handle.read(READER, ByteRange::new(0, CHUNK as u64)).await;
+    assert!(matches!(read, Err(DownloadError::Store(_))), "{read:?}");
+}
