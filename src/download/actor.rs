@@ -168,9 +168,12 @@ impl Actor {
                 news = news(&mut self.found) => self.news(news),
                 () = tokio::time::sleep_until(timer) => {}
             }
-            // Replies go first above; a stream of them must not keep a new reader waiting.
+            // Replies go first above; a stream of them must not keep a new reader waiting, nor a new source.
             while let Ok(command) = self.commands.try_recv() {
                 self.command(command);
+            }
+            while let Some(Ok(found)) = self.found.as_mut().map(mpsc::Receiver::try_recv) {
+                self.news(Some(found));
             }
             self.work();
             if self.may_end() && self.shared.retire(&self.root, &self.commands) {
@@ -288,7 +291,7 @@ impl Actor {
             }
             Ok(block) => {
                 let len = block.data().len() as u64;
-                self.link.progress.count(now);
+                self.link.progress.count(now, len);
                 // A source may name the block by another version or codec; what was wanted is what the tree knows.
                 let block = Block::from_store(reply.id, block.data().clone());
                 let demand = self.scheduler.delivered(now, &reply.source, &reply.id, len);
@@ -308,7 +311,7 @@ impl Actor {
         }
         self.plan(now);
         self.start_jobs();
-        let allowance = self.shared.allowance();
+        let allowance = self.shared.allowance(self.accounted);
         for action in self.scheduler.step(now, allowance) {
             self.act(action);
         }
@@ -316,6 +319,7 @@ impl Actor {
         let held = self.scheduler.in_flight() + self.to_write.bytes();
         self.shared.account(self.accounted, held);
         self.accounted = held;
+        self.link.held.store(held, Ordering::Relaxed);
         self.link.retries.store(self.scheduler.retries(), Ordering::Relaxed);
         for event in self.scheduler.take_events() {
             self.emit(event);
@@ -355,8 +359,11 @@ impl Actor {
         for user in self.users.remove(id).unwrap_or_default() {
             let Some(entry) = self.files.get_mut(&user.file) else { continue };
             entry.outstanding = entry.outstanding.saturating_sub(1);
-            let range = ByteRange::new(0, entry.file.size());
-            let error = DownloadError::Stalled { id: user.file, range };
+            let error = DownloadError::Stalled { id: user.file, range: user.range };
+            entry.file.fail(user.range, &error);
+            // The next read asks for it again; so does what needs it in another place now.
+            entry.file.readers().replan();
+            entry.dirty |= user.elsewhere;
             entry.stop_whole(&error);
         }
     }

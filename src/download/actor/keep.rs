@@ -142,13 +142,14 @@ impl Actor {
     fn insert(&mut self, now: Duration, file: &ContentId, range: ByteRange, block: &Block) {
         let Some(entry) = self.files.get_mut(file) else { return };
         let open = Arc::clone(&entry.file);
-        open.progress.count(now);
+        open.progress.count(now, block.data().len() as u64);
         let mut layout = open.layout();
         let inserted = layout.insert(block);
         // A node may have bytes of its own and children too.
         if inserted.as_ref().is_ok_and(|places| range.len() > content_len(places)) {
             open.readers().replan();
             entry.dirty = true;
+            entry.more_to_order();
         }
         match inserted {
             Ok(mut places) if !places.is_empty() => {
@@ -276,6 +277,7 @@ impl Actor {
         if let Some(entry) = self.files.get_mut(&file) {
             if elsewhere {
                 entry.file.readers().replan();
+                entry.more_to_order();
             }
             entry.dirty |= elsewhere || entry.whole.is_some();
         }
