@@ -166,6 +166,7 @@ impl Source for Scripted {
 struct Sources {
     known: Mutex<Vec<Arc<Scripted>>>,
     searches: Mutex<Vec<mpsc::Sender<Found>>>,
+    arrived: Mutex<HashSet<ContentId>>,
 }
 
 impl Sources {
@@ -186,6 +187,10 @@ impl Sources {
 }
 
 impl Finder for Sources {
+    fn arrived(&self, block: &ContentId) {
+        self.arrived.lock().unwrap().insert(*block);
+    }
+
     fn find(&self, _root: &ContentId) -> mpsc::Receiver<Found> {
         let (found, receiver) = mpsc::channel(100);
         for source in self.known.lock().unwrap().iter() {
@@ -255,6 +260,8 @@ async fn a_file_is_read_through_one_source_and_kept() {
     let asked = source.asked();
     let distinct: HashSet<_> = asked.iter().collect();
     assert_eq!((asked.len(), distinct.len()), (blocks.len(), blocks.len()), "each block once");
+    let arrived = world.sources.arrived.lock().unwrap().clone();
+    assert!(blocks.keys().all(|id| arrived.contains(id)), "whoever waits for one is told");
     let mut paths = HashSet::new();
     while let Ok(event) = events.try_recv() {
         if let Event::DownloadChunkComplete { path, .. } = event {

@@ -76,6 +76,10 @@ impl Finder for BitswapFinder {
         });
         receiver
     }
+
+    fn arrived(&self, block: &ContentId) {
+        self.net.block_arrived(block);
+    }
 }
 
 /// The receiver does not listen any more.

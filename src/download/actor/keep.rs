@@ -248,6 +248,9 @@ impl Actor {
 
     fn written(&mut self, now: Duration, written: Written) {
         self.to_write.ended(written.held);
+        if written.result.is_ok() {
+            self.shared.finder.arrived(&written.id);
+        }
         if written.file.is_none()
             && let Some(wait) = self.nodes.remove(&written.id)
         {
