@@ -40,6 +40,8 @@ const SEARCH_ON: Duration = Duration::from_secs(60);
 const LINGER: Duration = Duration::from_secs(60);
 /// How often figures are taken and what nobody needs any more is looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// When the last search has ended this long ago and nothing came since, whoever asks for something starts another.
+const SEARCH_AGAIN: Duration = Duration::from_secs(10);
 /// How often what was learnt about the sources is kept; a crash costs a slower start only.
 const REMEMBER: Duration = Duration::from_secs(30);
 /// Replies that are taken at once.
@@ -94,6 +96,8 @@ pub(super) struct Actor {
     /// News of the finder; none until something is needed that is not here.
     found: Option<mpsc::Receiver<Found>>,
     searching: bool,
+    /// When everybody had been asked who has the root.
+    searched: Option<Duration>,
     replies_in: mpsc::UnboundedSender<Reply>,
     replies: mpsc::UnboundedReceiver<Reply>,
     files: HashMap<ContentId, Entry>,
@@ -130,6 +134,7 @@ impl Actor {
             sources: HashMap::new(),
             found: None,
             searching: false,
+            searched: None,
             replies_in,
             replies,
             files: HashMap::new(),
@@ -192,6 +197,9 @@ impl Actor {
 
     fn command(&mut self, command: Command) {
         let now = self.now();
+        if !matches!(command, Command::Idle(_)) {
+            self.search_again(now);
+        }
         match command {
             Command::Node { id, answer } => self.node(now, id, answer),
             Command::Look(file) => {
@@ -242,6 +250,15 @@ impl Actor {
         self.want(now, id, Need { cid: id, range }, urgency);
     }
 
+    /// Somebody asks for something: where those who were found give nothing, it is worth looking for others.
+    fn search_again(&mut self, now: Duration) {
+        let last = self.searched.map(|searched| searched.max(self.link.progress.last()));
+        if last.is_some_and(|last| now >= last + SEARCH_AGAIN) {
+            self.searched = None;
+            self.shared.finder.ask_again(&self.root);
+        }
+    }
+
     /// Asks the network for a block.
     fn want(&mut self, now: Duration, file: ContentId, need: Need, urgency: Urgency) {
         if !self.searching {
@@ -275,7 +292,7 @@ impl Actor {
                     self.shared.reputations.put(&id, reputation);
                 }
             }
-            Some(Found::Searched) => {}
+            Some(Found::Searched) => self.searched = Some(now),
             // The search ended by itself; the next want starts another.
             None => (self.found, self.searching) = (None, false),
         }

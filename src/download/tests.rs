@@ -167,6 +167,7 @@ struct Sources {
     known: Mutex<Vec<Arc<Scripted>>>,
     searches: Mutex<Vec<mpsc::Sender<Found>>>,
     arrived: Mutex<HashSet<ContentId>>,
+    asked_again: Mutex<usize>,
 }
 
 impl Sources {
@@ -187,6 +188,10 @@ impl Sources {
 }
 
 impl Finder for Sources {
+    fn ask_again(&self, _root: &ContentId) {
+        *self.asked_again.lock().unwrap() += 1;
+    }
+
     fn arrived(&self, block: &ContentId) {
         self.arrived.lock().unwrap().insert(*block);
     }
@@ -260,6 +265,8 @@ async fn a_file_is_read_through_one_source_and_kept() {
     let asked = source.asked();
     let distinct: HashSet<_> = asked.iter().collect();
     assert_eq!((asked.len(), distinct.len()), (blocks.len(), blocks.len()), "each block once");
+    // Readers are woken first.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let arrived = world.sources.arrived.lock().unwrap().clone();
     assert!(blocks.keys().all(|id| arrived.contains(id)), "whoever waits for one is told");
     let mut paths = HashSet::new();
@@ -372,6 +379,9 @@ async fn what_nobody_has_ends_after_the_lookup_timeout_and_is_found_when_somebod
     let error = world.engine.file(&root, &root).await.unwrap_err();
     assert!(matches!(error, DownloadError::NotFound(id) if id == root), "{error}");
     assert_eq!(began.elapsed().as_secs(), 30);
+    assert_eq!(*world.sources.asked_again.lock().unwrap(), 0);
+    assert!(world.engine.file(&root, &root).await.is_err());
+    assert_eq!(*world.sources.asked_again.lock().unwrap(), 1, "another call searches once more");
     // The search goes on: the node that comes now is kept without a new call.
     world.source("late", SOON, &blocks);
     tokio::time::sleep(Duration::from_secs(1)).await;
