@@ -110,8 +110,10 @@ impl Inner {
     }
 
     fn sync_pending(&self, pending: &Pending) -> Result<(), StoreError> {
-        let files = pending.dirty.values().filter_map(|object| object.written());
-        self.sync(files.collect(), pending.dirty.keys().copied())
+        let ranges = pending.ranges();
+        let written = pending.dirty.iter().filter(|(id, _)| ranges.contains_key(id));
+        let files = written.map(|(_, object)| object.written()).collect::<Result<_, _>>()?;
+        self.sync(files, pending.dirty.keys().copied())
     }
 
     /// After a failed fsync nobody knows what is on the disk, and asking again would be told "all is well":

@@ -385,18 +385,21 @@ impl Object {
         durable
     }
 
-    /// The commit of `durable` stands. The writing descriptor is not needed once the file is complete.
+    /// The commit of `durable` stands. The writing descriptor is not needed once that is the whole file; while it is
+    /// not, leaves that came during the commit wait for the next one.
     pub(super) fn committed(&self, synced: &[ByteRange]) {
         let durable = self.durable_with(synced);
+        let whole = durable.contains(ByteRange::new(0, self.size));
         self.state_write().durable = durable;
-        if self.is_complete() {
+        if whole {
             self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }
 
-    /// The file to sync, if this process wrote to it.
-    pub(super) fn written(&self) -> Option<Arc<File>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The file to sync after leaves were written. Any descriptor does: fdatasync writes out what all of them wrote.
+    pub(super) fn written(&self) -> Result<Arc<File>, StoreError> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        writer.map_or_else(|| self.reader(), Ok)
     }
 
     /// Keeps readers and writers out while holes are punched.

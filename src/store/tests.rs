@@ -7,6 +7,7 @@ mod crash;
 mod full;
 mod keeping;
 mod model;
+mod races;
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
