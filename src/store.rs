@@ -105,8 +105,8 @@ pub enum StoreError {
     /// The working state could not be read or written.
     #[error("working state: {0}")]
     State(#[from] sled::Error),
-    /// The index was written by a later release.
-    #[error("{} has format {found}, which this release does not know; start the newer one", path.display())]
+    /// The index was written by another release.
+    #[error("{} has format {found}, which this release does not know; start the one that wrote it", path.display())]
     Format {
         /// The index.
         path: PathBuf,
@@ -201,7 +201,7 @@ struct Inner {
     /// Whoever holds it runs the group commit.
     leader: Mutex<()>,
     figures: Figures,
-    /// Objects went since nodes were swept last.
+    /// Objects went, or the upload tree let go of something, since nodes were swept last.
     evicted: AtomicBool,
     /// What was found to be retained last.
     retained: Mutex<Option<keep::Retained>>,
@@ -352,7 +352,7 @@ impl Store {
     /// Lets a new version be written into an object, in the ranges of `overwritten` (whole leaves) only; durable when it
     /// returns. Its old leaves there are kept beside it, so that the old version is served as before; a [`Seal`] makes
     /// it the new version. To be called again before other ranges are written. None unless the caller's upload is its
-    /// only owner, nobody has it open or mapped, here or elsewhere, and nothing at all is pinned.
+    /// only owner, nobody has it open or mapped, here or elsewhere, and no pin reaches it.
     ///
     /// # Errors
     /// When the index cannot be read or written, or the disk has no room for the old leaves.

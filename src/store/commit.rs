@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     os::unix::fs::MetadataExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use super::{
@@ -231,7 +231,7 @@ impl Inner {
 
     /// Ids are never given twice, not even those whose files are gone.
     fn put_next_id(&self, rows: &Rows<'_>) -> Result<(), StoreError> {
-        let next = self.next_id.load(std::sync::atomic::Ordering::Relaxed);
+        let next = self.next_id.load(Ordering::Relaxed);
         rows.txn.open_table(index::META)?.insert("next_id", next)?;
         Ok(())
     }
@@ -365,6 +365,11 @@ impl Inner {
             }
         }
         for request in &group.requests {
+            let batch = &request.batch;
+            if !is_done(request) && (!batch.release.is_empty() || batch.published.is_some()) {
+                // Nodes that it reached may be reached by nothing now.
+                self.evicted.store(true, Ordering::Relaxed);
+            }
             finish(request, Ok(()));
         }
         // Dropping the last handles takes locks, so not inside one.
@@ -408,16 +413,17 @@ fn apply_tree(rows: &mut Rows<'_>, batch: &Batch) -> Result<(), StoreError> {
         let mut info = info.clone();
         info.chunks.clear();
         let json = serde_json::to_vec(&info).map_err(|e| StoreError::Index(e.to_string()))?;
-        rows.put(index::FILES, &info.cid.hash().to_bytes(), &json)?;
+        rows.put(index::FILES, &codec::content_key(&info.cid), &json)?;
     }
     for id in &batch.files_remove {
-        rows.remove(index::FILES, &id.hash().to_bytes())?;
+        rows.remove(index::FILES, &codec::content_key(id))?;
     }
     if let Some(roots) = &batch.published {
+        rows.txn.open_table(index::META)?.insert(index::TREE_KNOWN, 1)?;
         rows.txn.open_table(index::PUBLISHED)?.retain(|_, _| false)?;
         for root in roots {
             let row = codec::encode_named(root, "");
-            rows.put(index::PUBLISHED, &root.hash().to_bytes(), &row)?;
+            rows.put(index::PUBLISHED, &codec::content_key(root), &row)?;
         }
     }
     Ok(())

@@ -94,16 +94,27 @@ impl Inner {
         size: u64,
     ) -> Result<Arc<Object>, StoreError> {
         let mut registry = self.registry();
-        if let Some(object) = registry.made(root.hash()) {
-            return Ok(object);
+        let made = registry.made(&root);
+        match made {
+            Some(object) if object.size() == size => return Ok(object),
+            // Dropped under no lock.
+            Some(other) => {
+                drop(registry);
+                drop(other);
+                registry = self.registry();
+            }
+            None => {}
         }
         let (id, path, file) = self.create_file()?;
-        self.disk.set_len(&file, size).map_err(|e| StoreError::io("set length of", &path, e))?;
+        if let Err(error) = self.disk.set_len(&file, size) {
+            // The first error tells more than why its file stays until the next start.
+            let _ = self.remove_file(id);
+            return Err(StoreError::io("set length of", &path, error));
+        }
         let row = ObjectRow::content(root, size, now_secs());
         let object = Arc::new(Object::new(self, id, root, row));
         *object.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
-        registry.insert(&object);
-        registry.by_root.insert(*root.hash(), Arc::downgrade(&object));
+        registry.insert_made(&object);
         drop(registry);
         self.pending().mark_dirty(&object);
         Ok(object)

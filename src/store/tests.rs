@@ -8,6 +8,7 @@ mod full;
 mod keeping;
 mod model;
 mod races;
+mod reached;
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 

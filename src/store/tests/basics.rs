@@ -150,7 +150,7 @@ fn a_block_of_two_files_is_served_after_one_of_them_is_gone() {
     store.commit(Batch { release: vec![released], ..Batch::default() }).unwrap();
     // Keeps the other file from being collected.
     let _open = store.object(root_of(&other).cid()).unwrap().unwrap();
-    assert_eq!(store.inner.remove_objects(&[released]).unwrap().objects, 1);
+    assert_eq!(store.inner.remove_objects(&[released], None).unwrap().unwrap().objects, 1);
     assert!(store.object(root_of(&shared).cid()).unwrap().is_none());
     assert_eq!(store.block(block.cid()).unwrap().unwrap(), block);
     assert_eq!(store.block(leaves(&shared)[1].0.cid()).unwrap(), None);
@@ -164,11 +164,11 @@ fn a_file_published_twice_is_kept_until_its_last_owner_goes() {
     store.commit(batch).unwrap();
     store.commit(Batch { own: vec![id], ..Batch::default() }).unwrap();
     for left in [1, 0] {
-        assert_eq!(store.inner.remove_objects(&[id]).unwrap().objects, 0);
+        assert_eq!(store.inner.remove_objects(&[id], None).unwrap().unwrap().objects, 0);
         store.commit(Batch { release: vec![id], ..Batch::default() }).unwrap();
         assert!(store.object_by_id(id).unwrap().is_some(), "{left} owners left");
     }
-    assert_eq!(store.inner.remove_objects(&[id]).unwrap().objects, 1);
+    assert_eq!(store.inner.remove_objects(&[id], None).unwrap().unwrap().objects, 1);
     assert_eq!(store.stats().unwrap().objects, 0);
 }
 

@@ -8,16 +8,19 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
     super::{
-        Store,
+        Batch, ObjectId, Pin, Store,
         disk::{Disk, RealDisk},
         recover,
     },
-    content, leaves, options, root_of, scratch, whole,
+    content, leaves, options, publish, root_of, scratch, whole,
 };
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -27,6 +30,8 @@ type Hook = Box<dyn FnOnce() + Send>;
 struct WatchedDisk {
     syncs: Mutex<HashMap<u64, usize>>,
     during_sync: Mutex<Option<Hook>>,
+    /// Lengths cannot be set.
+    stuck: AtomicBool,
 }
 
 impl fmt::Debug for WatchedDisk {
@@ -49,6 +54,13 @@ impl Disk for WatchedDisk {
             hook();
         }
         RealDisk.sync_data(file)
+    }
+
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        if self.stuck.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        RealDisk.set_len(file, len)
     }
 }
 
@@ -73,4 +85,71 @@ fn a_last_leaf_that_comes_while_the_others_are_synced_is_synced_before_its_row()
     assert_eq!(disk.syncs(object.path()), 1);
     store.flush().unwrap();
     assert_eq!(disk.syncs(object.path()), 2, "its row says that it is on disk");
+}
+
+#[test]
+fn what_was_committed_since_the_walk_is_not_swept() {
+    let dir = scratch();
+    let (store, _) = open(dir.path());
+    store.commit(Batch { published: Some(Vec::new()), ..Batch::default() }).unwrap();
+    let since = store.inner.commits().unwrap();
+    let (reached, _) = store.inner.garbage().unwrap();
+    let bytes = content(1, 2);
+    let (_, batch) = publish(&store, &bytes);
+    store.commit(batch).unwrap();
+    assert_eq!(store.inner.sweep_nodes(&reached, since).unwrap(), None);
+    assert!(store.block(root_of(&bytes).cid()).unwrap().is_some());
+    assert_eq!(store.gc().unwrap().nodes, 0);
+    assert!(store.block(root_of(&bytes).cid()).unwrap().is_some());
+}
+
+#[test]
+fn nothing_that_is_published_while_garbage_is_collected_is_lost() {
+    let dir = scratch();
+    let (store, _) = open(dir.path());
+    store.commit(Batch { published: Some(Vec::new()), ..Batch::default() }).unwrap();
+    let all: Vec<_> = (0..60u8).map(|seed| content(seed, 1)).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for bytes in &all {
+                store.commit(publish(&store, bytes).1).unwrap();
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        while !done.load(Ordering::SeqCst) {
+            store.gc().unwrap();
+        }
+    });
+    for bytes in &all {
+        assert!(store.block(root_of(bytes).cid()).unwrap().is_some());
+    }
+}
+
+#[test]
+fn a_pin_that_is_set_while_something_is_chosen_for_eviction_keeps_it() {
+    let dir = scratch();
+    let (store, _) = open(dir.path());
+    let bytes = content(2, 1);
+    let object = store.create_object(root_of(&bytes).cid(), bytes.len() as u64).unwrap();
+    for (block, range) in &leaves(&bytes) {
+        object.place(block, &whole(block, range.start)).unwrap();
+    }
+    store.flush().unwrap();
+    let id = object.id();
+    drop(object);
+    let since = store.inner.commits().unwrap();
+    store.pin(Pin { root: *root_of(&bytes).cid(), name: String::new() }).unwrap();
+    assert_eq!(store.inner.remove_objects(&[id], Some(since)).unwrap(), None);
+    assert_eq!(store.gc().unwrap().objects, 0);
+    assert!(store.object_by_id(id).unwrap().is_some());
+}
+
+#[test]
+fn an_object_that_could_not_be_made_leaves_no_file() {
+    let dir = scratch();
+    let (store, disk) = open(dir.path());
+    disk.stuck.store(true, Ordering::SeqCst);
+    assert!(store.create_object(root_of(b"x").cid(), 100).is_err());
+    assert!(!store.inner.object_path(ObjectId(1)).exists());
 }
