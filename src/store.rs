@@ -287,6 +287,11 @@ impl Store {
     ) -> Result<Self, StoreError> {
         recover::open(options, tasks, Arc::new(disk::FillingDisk(full)))
     }
+    /// How many transactions were committed.
+    #[cfg(test)]
+    pub(crate) fn commits(&self) -> Result<u64, StoreError> {
+        self.inner.commits()
+    }
     /// Commits what is pending and closes the files; later calls fail.
     pub fn close(&self) -> Result<(), StoreError> {
         self.inner.close()

@@ -15,7 +15,7 @@ use super::{
     pending::Pending,
     rows::Rows,
 };
-use crate::content::ByteRange;
+use crate::content::{ByteRange, ContentId};
 
 /// Above this many files one syncfs is cheaper than their fdatasyncs, although it writes what others wrote, too.
 const MAX_SINGLE_SYNCS: usize = 8;
@@ -249,10 +249,14 @@ impl Inner {
                 return Err(StoreError::Rejected(text));
             }
         }
-        for id in &batch.own {
-            let known = rows.object(*id)?.is_some_and(|row| row.root.is_some());
-            if !known && !batch.seal.iter().any(|seal| seal.object == *id) {
-                return Err(StoreError::Rejected(format!("object {} is not there to own", id.0)));
+        for (id, root) in &batch.own {
+            let same = |other: &ContentId| other.to_v1() == root.to_v1();
+            let sealed = |seal: &Seal| seal.object == *id && same(&seal.root);
+            let row = rows.object(*id)?;
+            let there = row.is_some_and(|r| r.is_whole() && r.root.as_ref().is_some_and(same));
+            if !there && !batch.seal.iter().any(sealed) {
+                let text = format!("object {} is not there to own, or not (all of) {root}", id.0);
+                return Err(StoreError::Rejected(text));
             }
         }
         Ok(())
@@ -274,7 +278,7 @@ impl Inner {
                 rows.put_object(*id, &row)?;
             }
         }
-        for id in &batch.own {
+        for (id, _) in &batch.own {
             if let Some(mut row) = rows.object(*id)? {
                 row.owners += 1;
                 rows.put_object(*id, &row)?;

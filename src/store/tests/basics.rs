@@ -162,7 +162,8 @@ fn a_file_published_twice_is_kept_until_its_last_owner_goes() {
     let store = bench.open();
     let (id, batch) = publish(&store, &content(5, 1));
     store.commit(batch).unwrap();
-    store.commit(Batch { own: vec![id], ..Batch::default() }).unwrap();
+    let own = vec![(id, *root_of(&content(5, 1)).cid())];
+    store.commit(Batch { own, ..Batch::default() }).unwrap();
     for left in [1, 0] {
         assert_eq!(store.inner.remove_objects(&[id], None).unwrap().unwrap().objects, 0);
         store.commit(Batch { release: vec![id], ..Batch::default() }).unwrap();
@@ -177,7 +178,7 @@ fn a_batch_that_does_not_fit_changes_nothing() {
     let bench = Bench::new();
     let store = bench.open();
     let (_, mut batch) = publish(&store, &content(6, 2));
-    batch.own.push(ObjectId(99));
+    batch.own.push((ObjectId(99), *root_of(b"x").cid()));
     batch.tree_put.push((1, vec![1]));
     assert!(matches!(store.commit(batch), Err(StoreError::Rejected(_))));
     assert_eq!(store.tree().unwrap(), vec![]);
@@ -292,4 +293,25 @@ fn what_is_published_or_pinned_is_retained_and_what_is_cached_is_not() {
         assert_eq!(store.is_retained(leaf.cid()).unwrap(), retained);
         assert_eq!(store.is_retained(root_of(bytes).cid()).unwrap(), retained);
     }
+}
+
+#[test]
+fn only_whole_content_of_the_same_root_can_be_owned() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let own = |id, root| store.commit(Batch { own: vec![(id, root)], ..Batch::default() });
+    let bytes = content(1, 3);
+    let root = *root_of(&bytes).cid();
+    let object = download(&store, &bytes);
+    own(object.id(), root).unwrap();
+    let other = own(object.id(), *root_of(b"another").cid());
+    assert!(matches!(other, Err(StoreError::Rejected(_))));
+    store.withdraw(leaves(&bytes)[1].0.cid()).unwrap();
+    assert!(matches!(own(object.id(), root), Err(StoreError::Rejected(_))));
+    let whole_again = download(&store, &bytes);
+    own(whole_again.id(), root).unwrap();
+    drop((object, whole_again));
+    let part = content(2, 2);
+    let object = store.create_object(root_of(&part).cid(), 2 * LEAF).unwrap();
+    assert!(matches!(own(object.id(), *root_of(&part).cid()), Err(StoreError::Rejected(_))));
 }
