@@ -24,6 +24,7 @@ mod keep;
 mod merge;
 mod object;
 mod pending;
+mod recheck;
 mod recover;
 mod registry;
 mod report;
@@ -201,6 +202,8 @@ struct Inner {
     /// Whoever holds it runs the group commit.
     leader: Mutex<()>,
     figures: Figures,
+    /// Objects whose files look changed and are to be hashed again.
+    suspects: Mutex<HashSet<ObjectId>>,
     /// Objects went, or the upload tree let go of something, since nodes were swept last.
     evicted: AtomicBool,
     /// What was found to be retained last.
@@ -433,6 +436,10 @@ impl Store {
     /// Evicts least recently read content until the limits hold. Runs by itself; here for tests.
     pub fn evict(&self) -> Result<GcReport, StoreError> {
         self.inner.evict()
+    }
+    /// Evicts what nobody needs, for a write past the store that found the disk full; whether there is more room now.
+    pub fn make_room(&self) -> Result<bool, StoreError> {
+        Ok(self.inner.evict_for_space()?.bytes > 0)
     }
     /// A tree of working state.
     pub fn state(&self, name: &'static str) -> Result<StateTree, StoreError> {

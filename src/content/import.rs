@@ -250,7 +250,7 @@ impl DirectoryBuilder {
 
     /// Adds a child; a name that is there already is replaced. Names are bytes, as those of files are: two that no text
     /// can tell apart are two.
-    pub fn add(&mut self, name: impl AsRef<[u8]>, cid: ContentId, tsize: u64) {
+    pub fn add(&mut self, name: &(impl AsRef<[u8]> + ?Sized), cid: ContentId, tsize: u64) {
         self.entries.insert(name.as_ref().to_owned(), (cid, tsize));
     }
 
@@ -282,6 +282,6 @@ impl DirectoryBuilder {
 }
 
 /// The node of a symbolic link, whose target is bytes as every path is.
-pub fn symlink(target: impl AsRef<[u8]>, meta: Metadata) -> Block {
+pub fn symlink(target: &(impl AsRef<[u8]> + ?Sized), meta: Metadata) -> Block {
     Block::dag_pb(dag_pb::encode(&[], &unixfs::symlink(target.as_ref(), meta)).into())
 }

@@ -199,7 +199,7 @@ impl Inner {
         let right = object.is_complete()
             && object.size() == size
             && !self.flusher.refused().contains(&object.id())
-            && object.backing().is_ok_and(|file| file.is_some());
+            && object.verified_backing().is_ok_and(|file| file.is_some());
         right.then(|| object.id())
     }
 

@@ -2,7 +2,8 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs, io,
+    fs,
+    io::{self, Seek, SeekFrom},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -149,8 +150,13 @@ impl Inner {
                 Some(work) => work.writer()?,
                 None => return Err(PublishError::NotFound),
             };
-            // copy_file_range underneath: extents are shared where the filesystem can.
-            io::copy(&mut from, &mut &*writer).map_err(io_error("copy"))
+            self.with_room("copy", || {
+                // Where an attempt that found the disk full has left off.
+                let done = (&*writer).stream_position()?;
+                from.seek(SeekFrom::Start(done))?;
+                // copy_file_range underneath: extents are shared where the filesystem can.
+                io::copy(&mut from, &mut &*writer)
+            })
         });
         self.release(handle);
         copied.map(|_| attr.ino)

@@ -5,7 +5,9 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::{Inner, Object, ObjectId, RECENT_OBJECTS, StoreError, codec::Leaf, guard, index};
+use super::{
+    Inner, Object, ObjectId, RECENT_OBJECTS, StoreError, codec::Leaf, guard, index, recheck::Look,
+};
 use crate::content::{Block, ByteRange, ContentId, Multihash, sha2_256};
 
 impl Inner {
@@ -32,8 +34,10 @@ impl Inner {
         if let Some(node) = self.node(id.hash())? {
             return Ok(Some(Block::from_store(*id, node.data().clone())));
         }
-        let bytes = self.with_leaf(id.hash(), |object, leaf| {
-            if object.is_unchanged()? { object.read_block(leaf) } else { Ok(None) }
+        let bytes = self.with_leaf(id.hash(), |object, leaf| match object.look()? {
+            Look::Same => object.read_block(leaf),
+            Look::Touched(_) => object.verify_leaf(self, id.hash(), leaf),
+            Look::Resized => self.withdraw_resized(object).map(|()| None),
         })?;
         Ok(bytes.map(|bytes| Block::from_store(*id, bytes)))
     }
@@ -164,7 +168,7 @@ impl Inner {
 
     /// Takes bytes of an object out of service.
     pub(super) fn withdraw_range(
-        self: &Arc<Self>,
+        &self,
         object: &Object,
         range: ByteRange,
     ) -> Result<(), StoreError> {

@@ -62,8 +62,9 @@ struct Candidate {
     allocated: u64,
 }
 
-/// Starts the task that commits downloads and the one that holds the limits.
+/// Starts the task that commits downloads and holds the limits, and the one that hashes again what looks changed.
 pub(super) fn start(inner: &Arc<Inner>, tasks: &Tasks) {
+    super::recheck::start(inner, tasks);
     // Weak, so that a store whose last clone is dropped goes at once.
     let store = Arc::downgrade(inner);
     let (cancelled, runner) = (tasks.cancelled(), tasks.clone());
@@ -75,7 +76,12 @@ pub(super) fn start(inner: &Arc<Inner>, tasks: &Tasks) {
             let Some(inner) = store.upgrade() else { return };
             let woken = wait_for_wake(inner);
             tokio::select! {
-                () = &mut cancelled => return,
+                () = &mut cancelled => {
+                    if let Some(inner) = store.upgrade() {
+                        inner.stopping.store(true, Ordering::Relaxed);
+                    }
+                    return;
+                }
                 () = woken => {}
                 () = tokio::time::sleep(Store::FLUSH_INTERVAL) => since_evict += Store::FLUSH_INTERVAL,
             }
@@ -101,7 +107,7 @@ async fn wait_for_wake(inner: Arc<Inner>) {
     wake.notified().await;
 }
 
-fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
+pub(super) fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
     let Some(inner) = store.upgrade() else { return };
     inner.reserve.refill();
     if let Err(error) = inner.flush() {
@@ -109,7 +115,7 @@ fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
     }
     inner.write_reads_behind();
     let over = Figures::get(&inner.figures.cache) > inner.cache_allowance();
-    if (due || over)
+    if (due || over || inner.is_short())
         && let Err(error) = inner.evict()
     {
         tracing::warn!(%error, "eviction failed");
@@ -132,10 +138,22 @@ impl Inner {
         self.limits.cache.saturating_add(u64::try_from(pinned).unwrap_or(0))
     }
 
+    /// Whether less of the disk is free than should be, and looking for what can go is worth it: what is uploaded comes
+    /// past the store, as fast as the disk takes it.
+    fn is_short(&self) -> bool {
+        let barren = guard(&self.fruitless).is_some_and(|at| at.elapsed() < EVICT_INTERVAL);
+        !barren && measure(&self.objects).is_ok_and(|disk| disk.free < self.limits.min_free)
+    }
+
     /// Removes least recently read content until the limits hold.
     pub(super) fn evict(self: &Arc<Self>) -> Result<GcReport, StoreError> {
         let disk = measure(&self.objects)?;
-        self.evict_until(self.limits.min_free.saturating_sub(disk.free))
+        let room = self.limits.min_free.saturating_sub(disk.free);
+        let report = self.evict_until(room)?;
+        if room > 0 {
+            *guard(&self.fruitless) = (report.bytes == 0).then(Instant::now);
+        }
+        Ok(report)
     }
 
     /// Makes room after a write found the disk full.

@@ -363,6 +363,21 @@ pub(super) fn leaves(
     Ok(found)
 }
 
+/// The leaf of an object that has the byte at `at`.
+pub(super) fn leaf_at(
+    txn: &ReadTransaction,
+    object: ObjectId,
+    at: u64,
+) -> Result<Option<(Multihash, Leaf)>, StoreError> {
+    let table = txn.open_table(LEAVES)?;
+    let Some(entry) = table.range((object.0, 0)..=(object.0, at))?.next_back() else {
+        return Ok(None);
+    };
+    let start = entry?.0.value().1;
+    let mut found = leaves(txn, object, start, 1)?;
+    Ok(found.pop().filter(|(_, leaf)| leaf.range.end > at))
+}
+
 /// The id that a leaf's block is known by: raw without an envelope, dag-pb with one.
 pub(super) fn leaf_id(hash: Multihash, leaf: &Leaf) -> ContentId {
     if leaf.envelope == codec::Envelope::default() {

@@ -84,6 +84,7 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         queue: Mutex::default(),
         leader: Mutex::default(),
         figures: Figures::default(),
+        suspects: Mutex::default(),
         evicted: AtomicBool::new(false),
         retained: Mutex::default(),
         fruitless: Mutex::default(),

@@ -340,3 +340,23 @@ async fn a_file_whose_bytes_are_those_of_a_node_is_a_file_of_its_own() {
     assert_eq!(bench.read(ino), data);
     assert_eq!(bench.objects(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_finds_the_disk_full_is_done_again_when_what_is_cached_made_room() {
+    let bench = Bench::new();
+    let gone = bench.put("gone", &bytes(LEAF, 12));
+    bench.uploads.cid(gone).await.unwrap();
+    bench.unlink("gone");
+    bench.uploads.fsync(UploadIno::ROOT).unwrap();
+    assert_eq!(bench.objects(), 1, "it is cache now");
+    let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let mut attempts = 0;
+    let written = bench.uploads.inner.with_room("write", || {
+        attempts += 1;
+        if attempts == 1 { Err(full()) } else { Ok(7) }
+    });
+    assert_eq!(written.unwrap(), 7);
+    assert_eq!(bench.objects(), 0);
+    let nothing_left = bench.uploads.inner.with_room("write", || Err::<(), _>(full()));
+    assert!(matches!(nothing_left, Err(PublishError::Io { .. })));
+}

@@ -3,7 +3,10 @@
 use std::{os::unix::fs::FileExt, time::SystemTime};
 
 use super::{
-    super::{Batch, KnownRoot, ObjectId, Pin, SealLeaves, Store, StoreError},
+    super::{
+        Batch, KnownRoot, ObjectId, Pin, SealLeaves, Store, StoreError, disk::RealDisk, evict,
+        recheck::Look, recover,
+    },
     Bench, LEAF, content, leaves, options, publish, root_of, whole,
 };
 use crate::content::{Block, ByteRange, ContentId, FileInfo, Multihash, Placement};
@@ -196,10 +199,72 @@ fn a_published_file_that_someone_wrote_into_is_withdrawn() {
     let (id, batch) = publish(&store, &bytes);
     store.commit(batch).unwrap();
     let path = store.inner.object_path(id);
-    std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"!", 0).unwrap();
-    assert_eq!(store.block(leaves(&bytes)[1].0.cid()).unwrap(), None);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"!", 0).unwrap();
+    let blocks = leaves(&bytes);
+    assert_eq!(store.block(blocks[0].0.cid()).unwrap(), None);
+    assert_eq!(store.block(blocks[1].0.cid()).unwrap().as_ref(), Some(&blocks[1].0));
     let object = store.object_by_id(id).unwrap().unwrap();
     assert!(object.backing().unwrap().is_none() && !object.is_complete());
+    assert!(matches!(object.read(ByteRange::new(0, 9)), Err(StoreError::Missing(_))));
+    assert_eq!(object.read(LEAF_1).unwrap(), bytes[4096..8192]);
+    // Cut, it cannot be told what is left.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(5000).unwrap();
+    assert_eq!(store.block(blocks[1].0.cid()).unwrap(), None);
+}
+
+const LEAF_1: ByteRange = ByteRange { start: LEAF, end: 2 * LEAF };
+
+#[test]
+fn a_published_file_that_only_looks_changed_stays_in_service() {
+    let bench = Bench::new();
+    let mut store = bench.open();
+    let bytes = content(9, 3);
+    let (id, batch) = publish(&store, &bytes);
+    store.commit(batch).unwrap();
+    let path = store.inner.object_path(id);
+    let touch = |mode: u32| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let reopen = |store: Store| {
+        store.close().unwrap();
+        drop(store);
+        bench.open()
+    };
+    for (round, verify) in [(0, false), (1, true)] {
+        touch(0o640 + round);
+        store = reopen(store);
+        let object = store.object_by_id(id).unwrap().unwrap();
+        assert_ne!(object.look().unwrap(), Look::Same);
+        // Each leaf, and each part of one, is verified by itself.
+        assert_eq!(object.read(ByteRange::new(100, 9000)).unwrap(), bytes[100..9000]);
+        assert_eq!(store.block(leaves(&bytes)[2].0.cid()).unwrap().unwrap(), leaves(&bytes)[2].0);
+        if verify {
+            assert_eq!(store.verify(&mut |_, _| {}).unwrap().bad, vec![]);
+            assert_eq!(object.look().unwrap(), Look::Same);
+        }
+        assert!(object.backing().unwrap().is_some());
+        drop(object);
+        store = reopen(store);
+        let object = store.object_by_id(id).unwrap().unwrap();
+        assert_eq!(object.look().unwrap(), Look::Same, "the new times are kept");
+    }
+}
+
+#[test]
+fn a_large_file_that_looks_changed_is_hashed_behind_the_one_who_opens_it() {
+    let bench = Bench::new();
+    let store =
+        recover::open_idle(&options(bench.dir.path()), std::sync::Arc::new(RealDisk)).unwrap();
+    let bytes = content(10, (17 << 20) / LEAF);
+    let (id, batch) = publish(&store, &bytes);
+    store.commit(batch).unwrap();
+    let file = std::fs::File::open(store.inner.object_path(id)).unwrap();
+    file.set_times(std::fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
+    let object = store.object_by_id(id).unwrap().unwrap();
+    assert!(object.backing().unwrap().is_none() && object.is_complete());
+    evict::maintain(&std::sync::Arc::downgrade(&store.inner), false, false);
+    assert!(object.backing().unwrap().is_some());
 }
 
 #[test]

@@ -17,8 +17,9 @@ use std::{
 use super::{
     super::{
         Batch, ObjectId, Pin, Store,
+        codec::{Envelope, Leaf},
         disk::{Disk, RealDisk},
-        recover,
+        evict, recover,
     },
     content, leaves, options, publish, root_of, scratch, whole,
 };
@@ -152,4 +153,41 @@ fn an_object_that_could_not_be_made_leaves_no_file() {
     disk.stuck.store(true, Ordering::SeqCst);
     assert!(store.create_object(root_of(b"x").cid(), 100).is_err());
     assert!(!store.inner.object_path(ObjectId(1)).exists());
+}
+
+#[test]
+fn a_leaf_of_the_same_object_is_read_while_somebody_waits_to_punch() {
+    let dir = scratch();
+    let (store, _) = open(dir.path());
+    let bytes = content(3, 2);
+    let object = store.create_object(root_of(&bytes).cid(), bytes.len() as u64).unwrap();
+    let (block, range) = leaves(&bytes)[0].clone();
+    object.place(&block, &whole(&block, 0)).unwrap();
+    let leaf = Leaf { object: object.id(), range, envelope: Envelope::default() };
+    std::thread::scope(|scope| {
+        let shared = object.shared();
+        scope.spawn(|| drop(object.exclusive()));
+        // Nobody else gets in once it waits.
+        while object.try_shared().is_some() {
+            std::thread::yield_now();
+        }
+        let (_, read) = store.inner.source_of(&object, &leaf).unwrap().unwrap();
+        assert_eq!(read, bytes[..4096]);
+        drop(shared);
+    });
+}
+
+#[test]
+fn a_disk_that_gets_full_is_looked_at_with_each_tick() {
+    let dir = scratch();
+    let mut options = options(dir.path());
+    options.min_free = u64::MAX / 2;
+    let store = recover::open_idle(&options, Arc::new(RealDisk)).unwrap();
+    let bytes = content(4, 1);
+    let object = store.create_object(root_of(&bytes).cid(), bytes.len() as u64).unwrap();
+    let (block, _) = leaves(&bytes)[0].clone();
+    object.place(&block, &whole(&block, 0)).unwrap();
+    drop((object, store.flush().unwrap()));
+    evict::maintain(&Arc::downgrade(&store.inner), false, false);
+    assert!(store.object(root_of(&bytes).cid()).unwrap().is_none());
 }
