@@ -204,6 +204,9 @@ struct Inner {
     figures: Figures,
     /// Objects whose files look changed and are to be hashed again.
     suspects: Mutex<HashSet<ObjectId>>,
+    suspected: Arc<tokio::sync::Notify>,
+    /// The daemon ends: long work stops.
+    stopping: AtomicBool,
     /// Objects went, or the upload tree let go of something, since nodes were swept last.
     evicted: AtomicBool,
     /// What was found to be retained last.

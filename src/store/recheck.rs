@@ -6,13 +6,16 @@
 
 use std::{
     fs::File,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use bytes::Bytes;
 
 use super::{FileStamp, Inner, Object, ObjectId, StoreError, codec::Leaf, guard, index};
-use crate::content::{Block, ByteRange, Multihash};
+use crate::{
+    content::{Block, ByteRange, Multihash},
+    tasks::Tasks,
+};
 
 /// Files of up to this size are hashed again while the caller waits: some 20 ms.
 const AT_ONCE: u64 = 16 << 20;
@@ -176,6 +179,9 @@ impl Inner {
         let mut from = 0;
         let bad = Mutex::new(Vec::new());
         loop {
+            if self.stopping.load(Ordering::Relaxed) {
+                return Err(StoreError::Closed);
+            }
             let leaves =
                 self.index.read(|txn| index::leaves(txn, object.id(), from, LEAF_BATCH))?;
             let Some((_, last)) = leaves.last() else { break };

@@ -85,6 +85,8 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         leader: Mutex::default(),
         figures: Figures::default(),
         suspects: Mutex::default(),
+        suspected: Arc::default(),
+        stopping: AtomicBool::new(false),
         evicted: AtomicBool::new(false),
         retained: Mutex::default(),
         fruitless: Mutex::default(),

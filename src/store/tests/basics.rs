@@ -4,7 +4,7 @@ use std::{os::unix::fs::FileExt, time::SystemTime};
 
 use super::{
     super::{
-        Batch, KnownRoot, ObjectId, Pin, SealLeaves, Store, StoreError, disk::RealDisk, evict,
+        Batch, KnownRoot, ObjectId, Pin, SealLeaves, Store, StoreError, disk::RealDisk,
         recheck::Look, recover,
     },
     Bench, LEAF, content, leaves, options, publish, root_of, whole,
@@ -263,7 +263,7 @@ fn a_large_file_that_looks_changed_is_hashed_behind_the_one_who_opens_it() {
     file.set_times(std::fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
     let object = store.object_by_id(id).unwrap().unwrap();
     assert!(object.backing().unwrap().is_none() && object.is_complete());
-    evict::maintain(&std::sync::Arc::downgrade(&store.inner), false, false);
+    store.inner.recheck_suspects();
     assert!(object.backing().unwrap().is_some());
 }
 
