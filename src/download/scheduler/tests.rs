@@ -668,6 +668,9 @@ fn a_timeout_leaves_little_in_flight_at_a_source_that_holds_back() {
         flying.extend(asked(&scheduler.step(now, u64::MAX)).into_iter().map(|(_, id)| id));
     }
     assert!(scheduler.in_flight() > 16 * BLOCK);
+    let rate = scheduler.reputations().next().unwrap().1.rate.unwrap();
     scheduler.step(Duration::from_secs(40), u64::MAX);
     assert!(scheduler.in_flight() <= 4 * BLOCK, "{}", scheduler.in_flight());
+    let after = scheduler.reputations().next().unwrap().1.rate.unwrap();
+    assert!((after - rate / 2.0).abs() < 1.0, "one timeout, however many blocks: {rate} {after}");
 }

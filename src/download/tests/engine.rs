@@ -440,3 +440,26 @@ async fn a_root_whose_sources_are_silent_does_not_keep_another_from_its_readers(
     let read = tokio::time::timeout(Duration::from_secs(5), handle.read(READER, all(&data))).await;
     assert_eq!(read.unwrap().unwrap(), data);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_replies_does_not_keep_a_new_source_from_being_asked() {
+    let world = World::new();
+    let (root, _, blocks) = file(60_000, 4);
+    let flags: Arc<[AtomicBool; 2]> = Arc::default();
+    world.source("floods", Script::Floods(flags.clone()), &Blocks::new());
+    let find = async {
+        let node = world.engine.node(&root, &root).await;
+        flags[0].store(true, Ordering::SeqCst);
+        node
+    };
+    let add = async {
+        tokio::task::yield_now().await;
+        while world.sources.known.lock().unwrap()[0].asked().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        world.source("two", Script::FailsFirst(0, Transient::Reset.into()), &blocks);
+    };
+    let (node, ()) = tokio::join!(find, add);
+    assert_eq!(node.unwrap(), blocks[&root]);
+    assert!(!flags[1].load(Ordering::SeqCst), "it was only asked when the flood had ended");
+}
