@@ -185,8 +185,8 @@ async fn flood(
         if endless.load(Ordering::SeqCst) {
             return;
         }
-        // More than the actor takes at once.
-        (0..100).for_each(|_| drop(replies.send(nothing(other))));
+        // More than the actor takes in one turn of the runtime.
+        (0..10_000).for_each(|_| drop(replies.send(nothing(other))));
         tokio::task::yield_now().await;
     }
 }

@@ -328,6 +328,30 @@ async fn a_leaf_from_the_network_comes_to_its_place_in_each_file_whenever_that_o
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_needs_a_leaf_while_it_is_written_into_another_gets_it_too() {
+    for _ in 0..10 {
+        let world = World::new();
+        let (shared, [first, second]) = sharing();
+        world.source("one", SOON, &[first.2, second.2].into_iter().flatten().collect());
+        let root = first.0;
+        let one = world.engine.file(&root, &first.0).await.unwrap();
+        let two = world.engine.file(&root, &second.0).await.unwrap();
+        let mut events = world.engine.events();
+        let later = async {
+            loop {
+                match events.recv().await.unwrap() {
+                    Event::DownloadChunkProgress { cid, .. } if cid == *shared.cid() => break,
+                    _ => {}
+                }
+            }
+            two.read(READER, all(&second.1)).await
+        };
+        let (got_one, got_two) = tokio::join!(one.read(READER, all(&first.1)), later);
+        assert!(got_one.unwrap() == first.1 && got_two.unwrap() == second.1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_leaf_that_is_here_is_refused_where_a_node_gives_it_another_length() {
     let world = World::new();
     let leaf = Block::raw(vec![1; CHUNK].into());
