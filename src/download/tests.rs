@@ -66,9 +66,6 @@ enum Script {
     Renames,
     /// Gives another block for each want.
     Mixes,
-    /// Has nothing, and says so without end about blocks that nobody asked for, until it is told to stop. Sets the
-    /// second flag when it was not for ten seconds.
-    Floods(Arc<[AtomicBool; 2]>),
 }
 
 #[derive(Debug)]
@@ -146,10 +143,6 @@ impl Source for Scripted {
                         };
                         Block::from_store(other, block.data().clone())
                     }),
-                    Script::Floods(flags) => {
-                        flood(&id, want.id, &replies, flags).await;
-                        continue;
-                    }
                     Script::Mixes => Ok(Block::raw(Bytes::from_static(b"something else"))),
                 };
                 let _ = replies.send(Reply { source: id.clone(), id: want.id, result });
@@ -165,29 +158,6 @@ impl Source for Scripted {
     }
     fn ban(&self, for_time: Duration) {
         *self.banned.lock().unwrap() = Some(for_time);
-    }
-}
-
-async fn flood(
-    source: &SourceId,
-    wanted: ContentId,
-    replies: &mpsc::UnboundedSender<Reply>,
-    [stop, endless]: &[AtomicBool; 2],
-) {
-    let nothing =
-        |id| Reply { source: source.clone(), id, result: Err(Permanent::NotFound.into()) };
-    let _ = replies.send(nothing(wanted));
-    let other = *Block::raw(Bytes::from_static(b"something else")).cid();
-    // The clock of the test stands still meanwhile.
-    let began = std::time::Instant::now();
-    while !stop.load(Ordering::SeqCst) {
-        endless.store(began.elapsed() > Duration::from_secs(10), Ordering::SeqCst);
-        if endless.load(Ordering::SeqCst) {
-            return;
-        }
-        // More than the actor takes in one turn of the runtime.
-        (0..10_000).for_each(|_| drop(replies.send(nothing(other))));
-        tokio::task::yield_now().await;
     }
 }
 
