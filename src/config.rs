@@ -302,6 +302,16 @@ mod tests {
     }
 
     #[test]
+    fn time_for_a_chunk_at_one_source_and_over_all_are_two_keys() {
+        let text = "[download]\nchunk_timeout_secs = 7\nchunk_timeout = \"9m\"\n";
+        let settings: Settings = toml::from_str(text).unwrap();
+        let options = settings.node_options().download;
+        assert_eq!(options.chunk_attempt_timeout, Duration::from_secs(7));
+        assert_eq!(options.chunk_timeout, Duration::from_secs(540));
+        assert_eq!(Settings::default().download.chunk_timeout_secs.get(), 60);
+    }
+
+    #[test]
     fn private_drops_the_public_list_and_keeps_what_the_user_named() {
         let own: Address = "/ip4/127.0.0.1/tcp/4001".parse().map(Address).unwrap();
         let mut settings = Settings::default();

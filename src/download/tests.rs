@@ -24,6 +24,8 @@ use crate::{
 };
 
 mod engine;
+mod sharing;
+mod waits;
 
 const CHUNK: usize = 4096;
 const SMALL: ImportParams =
@@ -47,6 +49,20 @@ fn file(len: usize, seed: u8) -> (ContentId, Vec<u8>, Blocks) {
     let built = builder.finish(Metadata::default());
     blocks.extend(built.nodes.iter().map(|block| (*block.cid(), block.clone())));
     (built.root, data, blocks)
+}
+
+/// A file of these leaves in this order.
+fn file_of(leaves: &[&Block]) -> (ContentId, Vec<u8>, Blocks) {
+    let mut builder = FileBuilder::new(SMALL);
+    let (mut data, mut all) = (Vec::new(), Vec::new());
+    for leaf in leaves {
+        all.extend(builder.push(*leaf.cid(), leaf.data().len() as u64));
+        all.push((*leaf).clone());
+        data.extend_from_slice(leaf.data());
+    }
+    let built = builder.finish(Metadata::default());
+    all.extend(built.nodes);
+    (built.root, data, all.into_iter().map(|block| (*block.cid(), block)).collect())
 }
 
 /// What a scripted source does with a want.
@@ -371,40 +387,6 @@ async fn a_source_that_dies_is_replaced_by_a_slow_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_has_ends_after_the_lookup_timeout_and_is_found_when_somebody_comes() {
-    let world = World::new();
-    let (root, data, blocks) = file(60_000, 4);
-    world.source("poor", Script::Gives(Duration::from_millis(1)), &Blocks::new());
-    let began = tokio::time::Instant::now();
-    let error = world.engine.file(&root, &root).await.unwrap_err();
-    assert!(matches!(error, DownloadError::NotFound(id) if id == root), "{error}");
-    assert_eq!(began.elapsed().as_secs(), 30);
-    assert_eq!(*world.sources.asked_again.lock().unwrap(), 0);
-    assert!(world.engine.file(&root, &root).await.is_err());
-    assert_eq!(*world.sources.asked_again.lock().unwrap(), 1, "another call searches once more");
-    // The search goes on: the node that comes now is kept without a new call.
-    world.source("late", SOON, &blocks);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(world.store.block(&root).unwrap().is_some());
-    let handle = world.engine.file(&root, &root).await.unwrap();
-    assert_eq!(handle.read(READER, all(&data)).await.unwrap(), data);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_read_that_gets_nothing_stalls_and_the_next_one_tries_again() {
-    let world = World::new();
-    let (root, data, blocks) = file(60_000, 4);
-    world.source("dies", Script::Dies(1), &blocks);
-    let handle = world.engine.file(&root, &root).await.unwrap();
-    let error = handle.read(READER, all(&data)).await.unwrap_err();
-    assert!(matches!(error, DownloadError::Stalled { id, .. } if id == root), "{error}");
-    world.source("late", SOON, &blocks);
-    // Reads within a second of it are taken for repetitions of the same one.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(handle.read(READER, all(&data)).await.unwrap(), data);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_dropped_read_leaves_nothing_and_a_dropped_handle_ends_the_download() {
     let world = World::new();
     let (root, data, blocks) = file(60_000, 4);
@@ -438,37 +420,6 @@ async fn a_restart_fetches_only_what_is_missing() {
     let fetched: u64 =
         source.asked().iter().filter(leaf).map(|id| blocks[id].data().len() as u64).sum();
     assert_eq!(fetched + before, 200_000);
-}
-
-#[tokio::test(start_paused = true)]
-async fn leaves_that_another_file_has_are_copied_and_not_fetched() {
-    let world = World::new();
-    let (first, data, blocks) = file(40 * CHUNK, 6);
-    world.source("one", SOON, &blocks);
-    world.engine.fetch(&first, Strategy::Streaming).await.unwrap();
-
-    // The same bytes behind a first block of their own.
-    let mut builder = FileBuilder::new(SMALL);
-    let head = Block::raw(Bytes::from_static(b"head"));
-    let mut nodes = builder.push(*head.cid(), 4);
-    for chunk in data.chunks(CHUNK) {
-        nodes.extend(
-            builder.push(*Block::raw(Bytes::copy_from_slice(chunk)).cid(), chunk.len() as u64),
-        );
-    }
-    let built = builder.finish(Metadata::default());
-    nodes.extend(built.nodes);
-    nodes.push(head.clone());
-    let second: Blocks = nodes.into_iter().map(|block| (*block.cid(), block)).collect();
-    let source = world.source("two", SOON, &second);
-    world.engine.fetch(&built.root, Strategy::Streaming).await.unwrap();
-    let handle = world.engine.file(&built.root, &built.root).await.unwrap();
-    let whole = handle.read_now(READER, ByteRange::new(0, handle.size())).unwrap().unwrap();
-    assert_eq!(&whole[..4], b"head");
-    assert_eq!(whole[4..], data);
-    let leaves: Vec<_> =
-        source.asked().into_iter().filter(|id| id.codec() == crate::content::Codec::Raw).collect();
-    assert!(leaves.iter().all(|id| id == head.cid()), "{leaves:?}");
 }
 
 #[tokio::test(start_paused = true)]

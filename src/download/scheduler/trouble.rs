@@ -61,8 +61,9 @@ impl Scheduler {
                 }
             }
             SourceError::Transient(Transient::Timeout | Transient::Reset) => {
-                self.count_failure(now, source, sent.at);
-                if *error == SourceError::Transient(Transient::Timeout)
+                let counted = self.count_failure(now, source, sent.at);
+                if counted
+                    && *error == SourceError::Transient(Transient::Timeout)
                     && let Some(peer) = self.peers.get_mut(source)
                 {
                     // What it holds back counts as in flight, which others could use meanwhile.
@@ -113,10 +114,11 @@ impl Scheduler {
         self.events.push(Event::ChunkRetry { chunk: *id, attempt, of, delay });
     }
 
-    fn count_failure(&mut self, now: Duration, source: &SourceId, sent: Duration) {
-        let Some(peer) = self.peers.get_mut(source) else { return };
+    /// Counts a failure, unless it came with one that was counted already; whether it did.
+    fn count_failure(&mut self, now: Duration, source: &SourceId, sent: Duration) -> bool {
+        let Some(peer) = self.peers.get_mut(source) else { return false };
         if peer.failed_at.is_some_and(|at| sent <= at) {
-            return;
+            return false;
         }
         peer.failed_at = Some(now);
         peer.failures += 1;
@@ -126,6 +128,7 @@ impl Scheduler {
             let pause = self.options.peer_blacklist;
             self.pause(now, source, pause, Why::Doubted);
         }
+        true
     }
 
     /// Leaves a source alone; what it has not answered goes to others.

@@ -68,6 +68,8 @@ struct Want {
     blocks: Vec<Waiter>,
     haves: Vec<HaveSender>,
     told: Told,
+    /// The peer was asked for the block, on this stream or one before it.
+    owed: bool,
 }
 
 /// Who waits for a block, and by which id it was asked for.
@@ -146,6 +148,7 @@ impl Client {
             blocks: Vec::new(),
             haves: Vec::new(),
             told: Told::No,
+            owed: false,
         })
     }
 
@@ -263,6 +266,7 @@ impl Client {
         self.told_haves += usize::from(telling == Told::Have);
         self.told_haves -= usize::from(want.told == Told::Have);
         want.told = telling;
+        want.owed |= block;
         // The want replaces the one that was to be taken back. Kubo reads a message that has both as the cancel alone,
         // and one that comes later would take this want back.
         self.cancels.remove(hash);
@@ -340,7 +344,7 @@ impl Client {
             return false;
         }
         self.unwanted += 1;
-        let owed = self.wants.values().filter(|want| want.told == Told::Block).count();
+        let owed = self.wants.values().filter(|want| want.owed).count();
         let limit = if owed == 0 { UNWANTED_FLOOD } else { owed.min(UNWANTED_IN_DEBT) };
         self.unwanted >= limit
     }
@@ -675,5 +679,13 @@ mod tests {
             assert!(!client.on_unwanted(id(1).hash()));
         }
         assert!(client.on_unwanted(id(1).hash()));
+    }
+
+    #[test]
+    fn a_new_stream_does_not_make_good_what_the_peer_owes() {
+        let (mut client, _asker, _replies) = wanting([1]);
+        tell(&mut client);
+        client.restart();
+        assert!(client.on_unwanted(id(2).hash()));
     }
 }

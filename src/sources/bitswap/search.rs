@@ -82,19 +82,66 @@ pub(super) struct Search<N> {
     without: Vec<(PeerId, bool)>,
     /// Blocks that the sources gave.
     delivered: Arc<AtomicU64>,
+    /// How many these were at the last look.
+    seen: u64,
 }
 
-/// News of a search in the DHT.
+/// News of the searches in the DHT.
 enum Named {
     Provider(Provider),
-    /// The search has ended; whether anybody was asked.
-    End(bool),
+    /// Everybody was asked.
+    End,
+    /// It is time to ask once more.
+    Due,
 }
 
-/// A running search in the DHT.
-struct Lookup {
-    found: mpsc::Receiver<Result<Provider, NetError>>,
+/// The searches in the DHT, one after the other.
+struct Lookups {
+    running: Option<mpsc::Receiver<Result<Provider, NetError>>>,
+    /// Whether there was anybody to ask.
     asked: bool,
+    /// When the next one begins, where none runs.
+    next: Instant,
+    /// Wait after the one that runs.
+    pause: Duration,
+}
+
+impl Lookups {
+    fn new() -> Self {
+        Self { running: None, asked: false, next: Instant::now(), pause: FIRST_PAUSE }
+    }
+
+    fn start(&mut self, found: mpsc::Receiver<Result<Provider, NetError>>) {
+        (self.running, self.asked) = (Some(found), true);
+    }
+
+    /// Has the next one begin at once; one that runs is as good.
+    fn hurry(&mut self) {
+        (self.next, self.pause) = (Instant::now(), FIRST_PAUSE);
+    }
+
+    async fn next(&mut self) -> Named {
+        let Some(found) = &mut self.running else {
+            tokio::time::sleep_until(self.next).await;
+            return Named::Due;
+        };
+        loop {
+            match found.recv().await {
+                Some(Ok(provider)) => return Named::Provider(provider),
+                Some(Err(error)) => {
+                    tracing::debug!("search for providers: {error}");
+                    self.asked &= !matches!(error, NetError::Bootstrap);
+                }
+                None => break,
+            }
+        }
+        self.running = None;
+        self.next = Instant::now() + if self.asked { self.pause } else { NOBODY_PAUSE };
+        if self.asked {
+            self.pause = (self.pause * 2).min(LAST_PAUSE);
+        }
+        Named::End
+    }
 }
 
 impl<N: Network> Search<N> {
@@ -115,6 +162,7 @@ impl<N: Network> Search<N> {
             waiting: VecDeque::new(),
             without: Vec::new(),
             delivered: Arc::default(),
+            seen: 0,
         };
         (search, receiver)
     }
@@ -124,11 +172,10 @@ impl<N: Network> Search<N> {
         let (peers, mut changes) = self.net.peers();
         let mut again = self.again.subscribe();
         let (mut probes, mut dials) = (FuturesUnordered::new(), FuturesUnordered::new());
-        self.meet_all(peers).await?;
-        let mut lookup = Some(self.look_up());
-        let (mut pause, mut next_lookup) = (FIRST_PAUSE, Instant::now());
-        let (mut next_probes, mut delivered) = (Instant::now() + PROBE_AGAIN, 0);
+        let mut lookups = Lookups::new();
+        let mut next_probes = Instant::now() + PROBE_AGAIN;
         let found = self.found.clone();
+        self.meet_all(peers).await?;
         loop {
             while probes.len() < PROBES
                 && let Some((peer, chiral)) = self.waiting.pop_front()
@@ -153,45 +200,28 @@ impl<N: Network> Search<N> {
                 Some(peer) = dials.next(), if !dials.is_empty() => {
                     self.providers.dialled(Instant::now(), &peer);
                 }
-                named = next(&mut lookup) => match named {
+                named = lookups.next() => match named {
                     Named::Provider(provider) => self.named(provider).await?,
-                    Named::End(asked) => {
-                        lookup = None;
-                        let wait = if asked { pause } else { NOBODY_PAUSE };
-                        next_lookup = Instant::now() + wait;
-                        if asked {
-                            pause = (pause * 2).min(LAST_PAUSE);
-                        }
-                        self.say(Found::Searched).await?;
-                    }
+                    Named::End => self.say(Found::Searched).await?,
+                    Named::Due => lookups.start(self.net.providers(&self.root)),
                 },
-                () = tokio::time::sleep_until(next_lookup), if lookup.is_none() => {
-                    lookup = Some(self.look_up());
-                }
                 // This search holds a sender of it, so that it never closes.
-                Ok(()) = again.changed() => {
-                    pause = FIRST_PAUSE;
-                    if lookup.is_none() {
-                        lookup = Some(self.look_up());
-                    }
-                }
+                Ok(()) = again.changed() => lookups.hurry(),
                 () = tokio::time::sleep_until(next_probes) => {
                     next_probes = Instant::now() + PROBE_AGAIN;
-                    let before = std::mem::replace(
-                        &mut delivered,
-                        self.delivered.load(Ordering::Relaxed),
-                    );
-                    if delivered == before {
-                        self.waiting.extend(self.without.drain(..));
-                    }
+                    self.probe_again();
                 }
                 () = sleep_until(due) => {}
             }
         }
     }
 
-    fn look_up(&self) -> Lookup {
-        Lookup { found: self.net.providers(&self.root), asked: true }
+    /// Those that did not have the root are to be asked again, unless something came since the last call.
+    fn probe_again(&mut self) {
+        let delivered = self.delivered.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.seen, delivered) == delivered {
+            self.waiting.extend(self.without.drain(..));
+        }
     }
 
     /// Chiral nodes first: they take deep pipelines and answer at once.
@@ -294,21 +324,6 @@ impl<N: Network> Search<N> {
 
     async fn say(&self, news: Found) -> Result<(), Unheard> {
         self.found.send(news).await.map_err(|_| Unheard)
-    }
-}
-
-/// The next news of the DHT; waits for ever while it is not asked.
-async fn next(lookup: &mut Option<Lookup>) -> Named {
-    let Some(lookup) = lookup else { return std::future::pending().await };
-    loop {
-        match lookup.found.recv().await {
-            Some(Ok(provider)) => return Named::Provider(provider),
-            Some(Err(error)) => {
-                tracing::debug!("search for providers: {error}");
-                lookup.asked &= !matches!(error, NetError::Bootstrap);
-            }
-            None => return Named::End(lookup.asked),
-        }
     }
 }
 
