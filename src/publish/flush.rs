@@ -260,7 +260,7 @@ impl Inner {
                         // Gone since: the next round takes its row out, and this one leaves it as it is.
                         continue;
                     }
-                    let work = cell.as_deref().map(work_row).transpose()?.flatten();
+                    let work = cell.as_deref().map(|c| self.work_row(c)).transpose()?.flatten();
                     if cell.is_some_and(|cell| cell.state().dead) {
                         continue;
                     }
@@ -350,17 +350,25 @@ impl Inner {
 /// A working file's row, and the file to sync before it.
 type Unfinished = (WorkRow, Option<Arc<File>>);
 
-/// The working file of a cell as its row has it, and the file to sync: names must not come before the data that was
-/// closed under them.
-fn work_row(cell: &FileCell) -> Result<Option<Unfinished>, PublishError> {
-    let mut state = cell.state();
-    let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
-    let idle = state.progress.handles() == 0;
-    let Some(work) = &mut state.work else { return Ok(None) };
-    // What the row says of an overlay's leaves must be on disk, too.
-    let sync = if open && work.overlay.is_none() { None } else { Some(work.reader()?) };
-    if idle {
-        work.rest();
+impl Inner {
+    /// The working file of a cell as its row has it, and the file to sync: names must not come before the data that was
+    /// closed under them.
+    fn work_row(&self, cell: &FileCell) -> Result<Option<Unfinished>, PublishError> {
+        let mut state = cell.state();
+        let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
+        let idle = state.progress.handles() == 0;
+        let Some(work) = &mut state.work else { return Ok(None) };
+        // What the row says of an overlay's leaves must be on disk, too. Those are written under this very lock, and
+        // what is closed by nobody, so that it can be written again.
+        let sync = if open && work.overlay.is_none() {
+            None
+        } else {
+            self.store.rewrite_unsynced(work.id())?;
+            Some(work.reader()?)
+        };
+        if idle {
+            work.rest();
+        }
+        Ok(Some((work.row(open), sync)))
     }
-    Ok(Some((work.row(open), sync)))
 }

@@ -84,6 +84,7 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         queue: Mutex::default(),
         leader: Mutex::default(),
         figures: Figures::default(),
+        unsynced: Mutex::default(),
         suspects: Mutex::default(),
         suspected: Arc::default(),
         stopping: AtomicBool::new(false),
