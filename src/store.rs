@@ -67,6 +67,7 @@ use self::{
     registry::Registry,
     reserve::Reserve,
     rows::Delta,
+    state::State,
 };
 use crate::{
     content::{Block, ByteRange, ContentId, FileInfo, RangeSet},
@@ -182,9 +183,9 @@ struct Inner {
     disk: Arc<dyn Disk>,
     index: Index,
     reserve: Arc<Reserve>,
-    state: sled::Db,
+    state: Arc<State>,
     /// Object id to the second of its last read; written behind.
-    reads: sled::Tree,
+    reads: StateTree,
     /// Last reads that are not in `reads` yet.
     new_reads: Mutex<HashMap<ObjectId, u64>>,
     /// Holds the lock of the data folder as long as it is open.
@@ -463,7 +464,7 @@ impl Store {
     }
     /// A tree of working state.
     pub fn state(&self, name: &'static str) -> Result<StateTree, StoreError> {
-        Ok(StateTree::new(self.inner.state.open_tree(name)?))
+        Ok(self.inner.state.tree(name))
     }
     /// Makes downloaded blocks durable now instead of within two seconds.
     pub fn flush(&self) -> Result<(), StoreError> {
