@@ -134,23 +134,33 @@ impl Inner {
         let (mut round, finished) = self.begin_round();
         self.choose(&mut round, finished);
         let owned: Vec<_> = round.batch.own.iter().map(|(object, _)| *object).collect();
+        match self.commit(round) {
+            Err(PublishError::Store(StoreError::Rejected(reason))) if !owned.is_empty() => {
+                // Those files are hashed once more and get copies of their own; all else goes on without them.
+                tracing::warn!(reason, "content that was to be shared is not whole any more");
+                self.flusher.refused().extend(owned);
+                let (round, none) = self.begin_round();
+                self.names().finished.extend(none);
+                self.commit(round)
+            }
+            done => done,
+        }
+    }
+
+    fn commit(&self, mut round: Round) -> Result<(), PublishError> {
         let committed = self.rows(&mut round).and_then(|()| {
             self.store.commit(std::mem::take(&mut round.batch)).map_err(PublishError::from)
         });
         match committed {
             Ok(()) => {
-                self.flusher.refused().clear();
-                self.apply(round);
-                Ok(())
-            }
-            Err(error) => {
-                if matches!(error, PublishError::Store(StoreError::Rejected(_))) {
-                    self.flusher.refused().extend(owned);
+                if !round.committing.is_empty() {
+                    self.flusher.refused().clear();
                 }
-                self.undo(round);
-                Err(error)
+                self.apply(round);
             }
+            Err(_) => self.undo(round),
         }
+        committed
     }
 
     fn begin_round(&self) -> (Round, Vec<Finished>) {
@@ -185,7 +195,11 @@ impl Inner {
                 Some(object) => Some(*object),
                 None => self.existing(&root, done.stamp.size),
             };
-            if done.cell.state().progress.begin_commit(done.generation) {
+            let mut state = done.cell.state();
+            // One that is gone holds nothing any more, and would never let go of what it got here.
+            let begun = !state.dead && state.progress.begin_commit(done.generation);
+            drop(state);
+            if begun {
                 let object = self.take(round, done, existing);
                 chosen.insert(root, object);
             }
