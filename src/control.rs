@@ -25,7 +25,7 @@ mod upkeep;
 mod wire;
 
 pub use self::{
-    client::{Bytes, Client, ClientError, Method},
+    client::{Bytes, Client, ClientError, DaemonProcess, Method},
     reference::{Reference, ReferenceError},
     server::{ServeError, Server},
     wire::{

@@ -26,4 +26,4 @@ mod tree;
 mod upload;
 mod xattr;
 
-pub use mount::{Mount, MountError, MountOptions, detach_stale, unmount_path};
+pub use mount::{Mount, MountError, MountOptions, detach_stale, mounted_path, unmount_path};

@@ -11,7 +11,7 @@ mod status;
 mod tests;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -131,7 +131,7 @@ impl Node {
         let finder = Arc::new(BitswapFinder::new(net.clone(), &tasks));
         let engine = Engine::new(options.download, store.clone(), finder, &tasks);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
-        let uploads = Uploads::open(options.publish, store.clone(), announcer, &tasks)?;
+        let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
         let inner = Inner {
             store,
             net,
@@ -158,9 +158,11 @@ impl Node {
         if !late.is_empty() {
             tracing::warn!(?late, "tasks did not end in time");
         }
-        let closed = self.store().close();
+        let store = self.store().clone();
+        // A disk that is slow to take the last commit holds up a thread for that, not the caller.
+        let closed = self.tasks().blocking("close store", move || store.close()).await;
         hashed?;
-        Ok(closed?)
+        Ok(closed.map_err(|e| blocked("closing", self.store().dir(), e))??)
     }
 
     /// What is on disk.
@@ -209,6 +211,23 @@ async fn open_store(options: StoreOptions, tasks: &Tasks) -> Result<Store, NodeE
     let inside = tasks.clone();
     let dir = options.dir.clone();
     let opened = tasks.blocking("open store", move || Store::open(options, &inside)).await;
-    let failed = |source| StoreError::Io { what: "opening", path: dir, source };
-    Ok(opened.map_err(|e| failed(std::io::Error::other(e)))??)
+    Ok(opened.map_err(|e| blocked("opening", &dir, e))??)
+}
+
+/// Reads the upload tree; what an earlier process left unfinished is looked at, and written.
+async fn open_uploads(
+    options: PublishOptions,
+    store: &Store,
+    announcer: Arc<Announcer>,
+    tasks: &Tasks,
+) -> Result<Uploads, NodeError> {
+    let (inside, open) = (tasks.clone(), store.clone());
+    let open = move || Uploads::open(options, open, announcer, &inside);
+    let opened = tasks.blocking("open uploads", open).await;
+    Ok(opened.map_err(|e| blocked("opening", store.dir(), e))??)
+}
+
+/// A thread for the disk did not come to its end.
+fn blocked(what: &'static str, dir: &Path, error: tokio::task::JoinError) -> StoreError {
+    StoreError::Io { what, path: dir.to_owned(), source: std::io::Error::other(error) }
 }

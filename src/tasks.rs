@@ -135,6 +135,18 @@ impl Tasks {
     }
 }
 
+/// Starts a thread that is not counted and that nobody waits for: one that watches over the end of all the others,
+/// and ends with the process.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn outliving<F>(name: &'static str, work: F) -> std::io::Result<()>
+where
+    F: FnOnce() + Send + 'static,
+{
+    thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
 impl Default for Tasks {
     fn default() -> Self {
         Self::new()

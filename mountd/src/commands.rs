@@ -1,6 +1,7 @@
 //! The commands, and who carries each out.
 
 mod content;
+mod get;
 mod look;
 mod pins;
 mod shell;
@@ -12,7 +13,10 @@ use chiral::{control::Client, tasks::Tasks};
 use crate::{
     background,
     cli::{Cli, Command, ConfigCommand, Global, MountArgs},
-    daemon, output, settings,
+    daemon,
+    exit::Signalled,
+    output, settings,
+    signals::Signals,
 };
 
 /// Carries a command out.
@@ -47,6 +51,15 @@ fn config(global: &Global, command: ConfigCommand) -> anyhow::Result<()> {
     }
 }
 
+/// Drops `work` at a signal that ends the command, so that it takes away what it has half written.
+async fn until_signal(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        done = work => done,
+        signal = signals.next() => Err(Signalled(signal).into()),
+    }
+}
+
 /// Commands for which a daemon is asked. One thread is enough for them.
 fn ask_daemon(global: &Global, command: Command) -> anyhow::Result<()> {
     let data_dir = settings::load(global)?.data_dir;
@@ -59,7 +72,7 @@ fn ask_daemon(global: &Global, command: Command) -> anyhow::Result<()> {
             Command::Id => look::id(&client, json).await,
             Command::Connect { address } => look::connect(&client, json, address).await,
             Command::Add(args) => content::add(&client, json, &args).await,
-            Command::Get { id, output } => content::get(&client, json, &id, output).await,
+            Command::Get { id, output } => until_signal(get::get(&client, json, &id, output)).await,
             Command::Cat { id, offset, length } => content::cat(&client, &id, offset, length).await,
             Command::Ls { id } => content::list(&client, json, &id).await,
             Command::Pin(command) => pins::run(&client, json, command).await,

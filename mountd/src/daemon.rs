@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,18 +17,18 @@ use chiral::{
 };
 use tokio::{
     runtime::{Builder, Runtime},
-    signal::unix::{Signal, SignalKind, signal},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
 
-use crate::{cli::MountArgs, exit::Usage, mounting, output, system};
-
-/// Time from the first signal to the end of the process.
-const STOP_WITHIN: Duration = Duration::from_secs(10);
+use crate::{
+    cli::MountArgs,
+    ending::{Ending, STOP_WITHIN},
+    exit::Usage,
+    mounting, output, system,
+};
 
 /// Part of [`STOP_WITHIN`] that is left for the last index commit and the end of the process itself.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+const FOR_THE_STORE: Duration = Duration::from_secs(2);
 
 /// Mounts and serves until a signal, `umount` or the kernel ends it.
 pub(crate) fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
@@ -38,8 +38,9 @@ pub(crate) fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
     system::raise_open_files();
     let mountpoint = checked(&args.mountpoint)?;
     refuse_nested(&settings.data_dir, &mountpoint).map_err(|error| Usage(error.to_string()))?;
+    let ending = Ending::watch()?;
     let runtime = runtime()?;
-    let done = runtime.block_on(serve(settings, &mountpoint));
+    let done = runtime.block_on(serve(settings, &mountpoint, &ending));
     // What did not end within its deadline was reported; it must not hold up the end of the process.
     runtime.shutdown_background();
     done
@@ -72,35 +73,28 @@ fn checked(mountpoint: &Path) -> anyhow::Result<PathBuf> {
     mountpoint.canonicalize().with_context(|| shown.to_string())
 }
 
-async fn serve(settings: &Settings, mountpoint: &Path) -> anyhow::Result<()> {
-    let mut signals = Signals::new()?;
+async fn serve(settings: &Settings, mountpoint: &Path, ending: &Ending) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let node = tokio::select! {
         started = Node::start(settings.node_options(), tasks.clone()) => started?,
-        () = signals.next() => return Ok(()),
+        () = ending.begun() => bail!("ended by a signal before it had mounted"),
     };
-    let stop = CancellationToken::new();
-    let mount = match ready(settings, mountpoint, &node, &stop).await {
+    let mount = match ready(settings, mountpoint, &node, ending).await {
         Ok(mount) => mount,
         Err(error) => {
-            node.stop(STOP_WITHIN - LAST_MOMENT).await?;
+            ending.begin();
+            node.stop(STOP_WITHIN - FOR_THE_STORE).await?;
             return Err(error);
         }
     };
     tokio::select! {
-        () = signals.next() => tracing::info!("a signal ends the daemon"),
-        () = stop.cancelled() => tracing::info!("a client ends the daemon"),
+        () = ending.begun() => tracing::info!("a signal or a client ends the daemon"),
         () = mount.ended() => tracing::info!("the mount is gone"),
     }
-    let end = Instant::now() + STOP_WITHIN - LAST_MOMENT;
+    ending.begin();
+    let end = Instant::now() + STOP_WITHIN - FOR_THE_STORE;
     system::notify("STOPPING=1");
-    tokio::select! {
-        stopped = shut_down(mount, &node, end) => stopped?,
-        () = signals.next() => {
-            tracing::error!("a second signal: ending at once");
-            process::exit(1);
-        }
-    }
+    shut_down(mount, &node, end).await?;
     for (name, count) in tasks.alive() {
         eprintln!("chiral: {count} × `{name}` did not end in time");
     }
@@ -112,10 +106,10 @@ async fn ready(
     settings: &Settings,
     mountpoint: &Path,
     node: &Node,
-    stop: &CancellationToken,
-) -> anyhow::Result<Mount> {
-    let server = Server::bind(node.clone(), stop.clone())?;
-    let mount = mounting::start(settings, mountpoint, node, node.tasks()).await?;
+    ending: &Ending,
+) -> anyhow::Result<Arc<Mount>> {
+    let server = Server::bind(node.clone(), ending.token())?;
+    let mount = mounting::start(settings, mountpoint, node, ending).await?;
     node.set_mountpoint(Some(mountpoint.to_owned()));
     server.start();
     system::notify("READY=1");
@@ -124,32 +118,10 @@ async fn ready(
 }
 
 /// The mount goes first: programs get their errors at once, and no new write comes in while the rest is finished.
-async fn shut_down(mount: Mount, node: &Node, end: Instant) -> anyhow::Result<()> {
+async fn shut_down(mount: Arc<Mount>, node: &Node, end: Instant) -> anyhow::Result<()> {
     let detached = mounting::detach(mount, node.tasks()).await;
     node.set_mountpoint(None);
     let stopped = node.stop(end.saturating_duration_since(Instant::now())).await;
     detached?;
     Ok(stopped?)
-}
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -16,6 +16,11 @@ use chiral::{
 #[error("{0}")]
 pub(crate) struct Usage(pub String);
 
+/// A signal ended the command.
+#[derive(Debug, thiserror::Error)]
+#[error("ended by signal {0}")]
+pub(crate) struct Signalled(pub i32);
+
 /// The daemon that was started in the background ended; it told why itself.
 #[derive(Debug, thiserror::Error)]
 #[error("the daemon for {} ended before it had mounted ({status})", mountpoint.display())]
@@ -51,8 +56,14 @@ fn code_of(error: &anyhow::Error) -> u8 {
     if error.is::<Usage>() || error.is::<ConfigError>() || error.is::<ReferenceError>() {
         return USAGE;
     }
+    if let Some(Signalled(signal)) = error.downcast_ref() {
+        // As a shell tells of a program that a signal has killed.
+        return u8::try_from(128 + signal).unwrap_or(FAILED);
+    }
     if let Some(exited) = error.downcast_ref::<Exited>() {
-        return exited.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED);
+        let code = exited.status.code().and_then(|code| u8::try_from(code).ok());
+        // An end in good order is none of the things that were asked for.
+        return code.filter(|code| *code != 0).unwrap_or(FAILED);
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotRunning(_)) => NO_DAEMON,

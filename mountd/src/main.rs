@@ -4,12 +4,14 @@ mod background;
 mod cli;
 mod commands;
 mod daemon;
+mod ending;
 mod exit;
 mod hash;
 mod mounting;
 mod output;
 mod progress;
 mod settings;
+mod signals;
 mod system;
 
 use std::process::ExitCode;

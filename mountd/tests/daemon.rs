@@ -120,3 +120,18 @@ fn a_daemon_that_cannot_start_in_the_background_says_why() {
     assert!(error.contains("in use by another chiral daemon"), "{error}");
     assert!(!is_mounted(&second));
 }
+
+#[test]
+fn a_mountpoint_and_a_data_folder_are_free_as_soon_as_umount_returns() {
+    let lab = Lab::new();
+    // By a name that is not the mount's own.
+    let link = lab.dir.path().join("link");
+    std::os::unix::fs::symlink(lab.mountpoint(), &link).unwrap();
+    for round in 0..5 {
+        let mounted = lab.mount(&[]);
+        let error = String::from_utf8_lossy(&mounted.stderr);
+        assert!(mounted.status.success(), "round {round}: {error}");
+        lab.ok(&["umount", link.to_str().unwrap()]);
+        assert!(!is_mounted(&lab.mountpoint()));
+    }
+}

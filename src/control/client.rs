@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -11,8 +12,12 @@ use http_body_util::{BodyExt, BodyStream, Full};
 pub use hyper::Method;
 use hyper::{Request, Response, body::Incoming, header};
 use hyper_util::rt::TokioIo;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::UnixStream,
+};
 
 use super::{Failure, socket::SocketPath};
 use crate::tasks::Tasks;
@@ -40,6 +45,20 @@ pub enum ClientError {
     /// The connection broke, or what came is not what was asked for.
     #[error("the daemon's answer broke off: {0}")]
     Broken(String),
+}
+
+/// The process of a daemon. It stays the same one, also when its number is given to another.
+#[derive(Debug)]
+pub struct DaemonProcess(AsyncFd<OwnedFd>);
+
+impl DaemonProcess {
+    /// Resolves when the process has ended; all that it had locked is free by then.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub async fn ended(&self) -> io::Result<()> {
+        self.0.readable().await.map(drop)
+    }
 }
 
 /// Asks one daemon.
@@ -161,6 +180,17 @@ impl Client {
         })
     }
 
+    /// The process that listens; none when it is in a world of processes of its own, or the kernel is too old to
+    /// watch one.
+    ///
+    /// # Errors
+    /// [`ClientError`] when nobody listens.
+    pub async fn process(&self) -> Result<Option<DaemonProcess>, ClientError> {
+        let stream = self.connect().await?;
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
+        Ok(pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).and_then(watched))
+    }
+
     async fn connect(&self) -> Result<UnixStream, ClientError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -171,6 +201,14 @@ impl Client {
         let path = SocketPath::of(&self.dir).map_err(failed)?;
         UnixStream::connect(path.as_path()).await.map_err(failed)
     }
+}
+
+#[allow(
+    deprecated,
+    reason = "its successor is unsafe, for types that exchange their descriptor; this one is owned"
+)]
+fn watched(process: OwnedFd) -> Option<DaemonProcess> {
+    AsyncFd::with_interest(process, Interest::READABLE).ok().map(DaemonProcess)
 }
 
 fn broken(error: impl ToString) -> ClientError {

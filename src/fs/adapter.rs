@@ -17,7 +17,7 @@ use super::{
     interrupt::Interrupts,
     mount::Capabilities,
     open::Wanted,
-    reply::{errno, file_type, send_attr, send_empty, send_found, send_made, send_xattr, time},
+    reply::{errno, file_type, send_attr, send_empty, send_found, send_xattr, time},
     semantics::{Fs, STATFS_BLOCK},
     upload::{Caller, Place},
 };
@@ -138,7 +138,8 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         guarded("mknod", || {
-            send_made(reply, self.fs().mknod(place(parent, name), mode, caller(request)));
+            let answer = self.fs().mknod(place(parent, name), mode, caller(request));
+            self.shared.settle("mknod", request, answer, send_found(reply));
         });
     }
 
@@ -152,7 +153,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         guarded("mkdir", || {
-            send_made(reply, self.fs().mkdir(place(parent, name), mode, caller(request)));
+            send_found(reply)(self.fs().mkdir(place(parent, name), mode, caller(request)));
         });
     }
 
@@ -165,12 +166,15 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         guarded("symlink", || {
-            send_made(reply, self.fs().symlink(place(parent, name), target, caller(request)));
+            send_found(reply)(self.fs().symlink(place(parent, name), target, caller(request)));
         });
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded("unlink", || send_empty(reply)(self.fs().unlink(place(parent, name))));
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded("unlink", || {
+            let answer = self.fs().unlink(place(parent, name));
+            self.shared.settle("unlink", request, answer, send_empty(reply));
+        });
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -179,7 +183,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         to_parent: INodeNo,
@@ -189,7 +193,8 @@ impl Filesystem for Adapter {
     ) {
         guarded("rename", || {
             let (from, to) = (place(parent, name), place(to_parent, to_name));
-            send_empty(reply)(self.fs().rename(from, to, flags.bits()));
+            let answer = self.fs().rename(from, to, flags.bits());
+            self.shared.settle("rename", request, answer, send_empty(reply));
         });
     }
 
@@ -206,7 +211,8 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         guarded("open", || {
-            let answer = self.fs().open(ino.0, Wanted(flags.0));
+            let backed = self.shared.backings.is_backed(ino.0);
+            let answer = self.fs().open(ino.0, Wanted(flags.0), backed);
             self.shared.settle(
                 "open",
                 request,
@@ -229,7 +235,8 @@ impl Filesystem for Adapter {
         guarded("create", || {
             let created =
                 self.fs().create(place(parent, name), mode, caller(request), Wanted(flags));
-            send_created(&self.shared, reply, created);
+            let send = send_created(self.shared.clone(), reply);
+            self.shared.settle("create", request, created, send);
         });
     }
 
@@ -289,9 +296,10 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
+    /// The kernel waits for no answer; when its message comes, its own count is lowered already.
     fn release(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -300,8 +308,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded("release", || {
-            self.fs().close(fh.0, |ino, mode| self.shared.backings.release(ino, mode));
+            let rest = self.fs().close(fh.0, |ino, mode| self.shared.backings.release(ino, mode));
             reply.ok();
+            self.shared.settle("release", request, rest, drop);
         });
     }
 
@@ -375,15 +384,15 @@ impl Filesystem for Adapter {
 
     fn releasedir(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
         guarded("releasedir", || {
-            self.fs().close(fh.0, |_, _| {});
-            reply.ok();
+            let rest = self.fs().close(fh.0, |_, _| {});
+            self.shared.settle("releasedir", request, rest, send_empty(reply));
         });
     }
 
@@ -463,16 +472,19 @@ impl Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        guarded("lseek", || match self.fs().lseek(fh.0, offset, whence) {
-            Ok(offset) => reply.offset(offset),
-            Err(e) => reply.error(errno(e)),
+        guarded("lseek", || {
+            let answer = self.fs().lseek(fh.0, offset, whence);
+            self.shared.settle("lseek", request, answer, |outcome| match outcome {
+                Ok(offset) => reply.offset(offset),
+                Err(e) => reply.error(errno(e)),
+            });
         });
     }
 

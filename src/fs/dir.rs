@@ -16,7 +16,7 @@ use super::{
     handles::Handle,
     lookup::of_directory,
     names,
-    semantics::{Fs, published},
+    semantics::{Fs, known},
     tree::{self, Content, Ino, Shape, What},
 };
 use crate::{
@@ -134,10 +134,10 @@ impl Fs {
         let uploads = self.node.uploads();
         let parent = match dir {
             UploadIno::ROOT => tree::ROOT,
-            dir => tree::of_upload(published(uploads.parent(dir))?),
+            dir => tree::of_upload(known(uploads.parent(dir))?),
         };
         let mut listing = Listing::new(ino, parent);
-        for entry in published(uploads.readdir(dir))? {
+        for entry in known(uploads.readdir(dir))? {
             let shape = match entry.kind {
                 UploadKind::File => Shape::File,
                 UploadKind::Directory => Shape::Directory,

@@ -58,13 +58,13 @@ impl Shared {
         }
     }
 
-    /// Chooses the mode of an opened file and keeps it under a handle.
+    /// Chooses the mode of an opened file and keeps it under a handle; what is refused is closed again.
     fn grant(
         &self,
         ino: u64,
         opened: Opened,
         register: impl FnOnce(&std::fs::File) -> std::io::Result<BackingId>,
-    ) -> Granted {
+    ) -> Outcome<Granted> {
         let Some(opener) = opened.opener() else {
             // What was rendered at open is read from there, whatever size the attributes say.
             let flags = match opened {
@@ -72,10 +72,24 @@ impl Shared {
                 _ => FopenFlags::FOPEN_DIRECT_IO,
             };
             let fh = FileHandle(self.fs.keep_open(ino, opened, Mode::Cached));
-            return Granted { fh, flags, backing: None };
+            return Ok(Granted { fh, flags, backing: None });
         };
-        let candidate = || self.fs.candidate(&opened);
-        let (mode, backing) = self.backings.acquire(ino, opener, candidate, register);
+        let candidate = self.fs.candidate(&opened);
+        let acquired = self.backings.acquire(ino, opener, candidate.as_ref(), register);
+        let finished = acquired.and_then(|(mode, backing)| match self.fs.finish_open(&opened) {
+            Ok(()) => Ok((mode, backing)),
+            Err(e) => {
+                self.backings.release(ino, mode);
+                Err(e)
+            }
+        });
+        let (mode, backing) = match finished {
+            Ok(finished) => finished,
+            Err(e) => {
+                self.fs.abandon(opened);
+                return Err(e);
+            }
+        };
         let flags = match (mode, &opened) {
             // The bytes of content are the same for ever.
             (Mode::Cached, Opened::Content(_)) => FopenFlags::FOPEN_KEEP_CACHE,
@@ -83,7 +97,7 @@ impl Shared {
             (Mode::PassthroughDirect, _) => FopenFlags::FOPEN_DIRECT_IO,
         };
         let fh = FileHandle(self.fs.keep_open(ino, opened, mode));
-        Granted { fh, flags, backing }
+        Ok(Granted { fh, flags, backing })
     }
 }
 
@@ -106,30 +120,38 @@ pub(super) fn send_opened(
     ino: u64,
     reply: ReplyOpen,
 ) -> impl FnOnce(Outcome<Opened>) + Send {
-    move |outcome| match outcome {
-        Ok(opened) => {
-            let granted = shared.grant(ino, opened, |file| reply.open_backing(file));
-            match granted.backing {
-                Some(backing) => reply.opened_passthrough(granted.fh, granted.flags, &backing),
-                None => reply.opened(granted.fh, granted.flags),
+    move |outcome| {
+        let register = |file: &std::fs::File| reply.open_backing(file);
+        match outcome.and_then(|opened| shared.grant(ino, opened, register)) {
+            Ok(Granted { fh, flags, backing: Some(backing) }) => {
+                reply.opened_passthrough(fh, flags, &backing);
             }
+            Ok(Granted { fh, flags, backing: None }) => reply.opened(fh, flags),
+            Err(e) => reply.error(errno(e)),
         }
-        Err(e) => reply.error(errno(e)),
     }
 }
 
-pub(super) fn send_created(shared: &Shared, reply: ReplyCreate, outcome: Outcome<(Attr, Opened)>) {
-    let (attr, opened) = match outcome {
-        Ok(created) => created,
-        Err(e) => return reply.error(errno(e)),
-    };
-    let granted = shared.grant(attr.ino, opened, |file| reply.open_backing(file));
-    // One time is for name and attributes, and those of a file that is being written change.
-    let (ttl, attr) = (SECOND, file_attr(&attr));
-    match granted.backing {
-        Some(backing) => {
-            reply.created_passthrough(&ttl, &attr, GENERATION, granted.fh, granted.flags, &backing);
+pub(super) fn send_created(
+    shared: Shared,
+    reply: ReplyCreate,
+) -> impl FnOnce(Outcome<(Attr, Opened)>) + Send {
+    move |outcome| {
+        let register = |file: &std::fs::File| reply.open_backing(file);
+        let granted = outcome.and_then(|(attr, opened)| {
+            let granted = shared.grant(attr.ino, opened, register)?;
+            Ok((file_attr(&attr), granted))
+        });
+        // One time is for name and attributes, and those of a file that is being written change.
+        let ttl = SECOND;
+        match granted {
+            Ok((attr, Granted { fh, flags, backing: Some(backing) })) => {
+                reply.created_passthrough(&ttl, &attr, GENERATION, fh, flags, &backing);
+            }
+            Ok((attr, Granted { fh, flags, backing: None })) => {
+                reply.created(&ttl, &attr, GENERATION, fh, flags);
+            }
+            Err(e) => reply.error(errno(e)),
         }
-        None => reply.created(&ttl, &attr, GENERATION, granted.fh, granted.flags),
     }
 }

@@ -42,6 +42,15 @@ pub(super) fn of_download(error: &DownloadError, during: During) -> Errno {
     }
 }
 
+/// The same for an inode of the upload tree that the kernel knows. If there is none any more, its name may lead to
+/// another one by now (`chiral add` replaces trees past the kernel): ESTALE makes the kernel walk the path again.
+pub(super) fn of_known(error: &PublishError) -> Errno {
+    match error {
+        PublishError::NotFound => Errno::ESTALE,
+        error => of_publish(error),
+    }
+}
+
 pub(super) fn of_publish(error: &PublishError) -> Errno {
     match error {
         PublishError::NotFound => Errno::ENOENT,

@@ -41,41 +41,59 @@ pub(super) enum Ask {
         version: u64,
         /// Whether that file is all there is, no overlay over another one.
         whole: bool,
+        /// Whether it may be mapped: it is opened for reading as well.
+        maps: bool,
     },
     /// An upload is opened for reading. All its reads come to the daemon, so that they follow the newest version.
     Reader,
 }
 
 /// Chooses the mode; every answer is one that the kernel accepts. `passthrough`: the kernel and this process can do it.
-pub(super) fn choose(held: &Held, ask: Ask, passthrough: bool) -> Mode {
+///
+/// None: the open has to be refused. All handles of an inode share one backing file, and what is mapped is that file;
+/// a writer of a newer version would store into an older one, which is sealed and read by its id.
+pub(super) fn choose(held: &Held, ask: Ask, passthrough: bool) -> Option<Mode> {
     if held.cached > 0 {
-        return Mode::Cached;
+        return Some(Mode::Cached);
     }
     if held.backed > 0 {
         let same = match ask {
             Ask::Content { complete } => complete.is_some() && complete == held.version,
-            Ask::Writer { version, whole } => whole && held.version == Some(version),
+            Ask::Writer { version, whole, maps } => {
+                let same = whole && held.version == Some(version);
+                if maps && !same {
+                    return None;
+                }
+                same
+            }
             Ask::Reader => false,
         };
-        return if same { Mode::Passthrough } else { Mode::PassthroughDirect };
+        return Some(if same { Mode::Passthrough } else { Mode::PassthroughDirect });
     }
-    match ask {
+    Some(match ask {
         Ask::Content { complete: Some(_) } | Ask::Writer { whole: true, .. } if passthrough => {
             Mode::Passthrough
         }
         Ask::Content { .. } | Ask::Writer { .. } | Ask::Reader => Mode::Cached,
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The kernel's rule: which open succeeds beside which.
-    fn kernel_accepts(held: &Held, mode: Mode) -> bool {
+    /// The kernel's rule, which open succeeds beside which, and ours: nothing that can be written through a mapping
+    /// stands on another version than its own.
+    fn is_accepted(held: &Held, ask: Ask, mode: Mode) -> bool {
+        let writes_elsewhere = match ask {
+            Ask::Writer { maps: false, .. } | Ask::Content { .. } | Ask::Reader => false,
+            Ask::Writer { version, whole, maps: true } => {
+                held.backed > 0 && !(whole && held.version == Some(version))
+            }
+        };
         match mode {
             Mode::Cached => held.backed == 0,
-            Mode::Passthrough | Mode::PassthroughDirect => held.cached == 0,
+            Mode::Passthrough | Mode::PassthroughDirect => held.cached == 0 && !writes_elsewhere,
         }
     }
 
@@ -83,7 +101,9 @@ mod tests {
         let mut all = vec![Ask::Reader, Ask::Content { complete: None }];
         for version in [1, 2] {
             all.push(Ask::Content { complete: Some(version) });
-            all.extend([true, false].map(|whole| Ask::Writer { version, whole }));
+            for maps in [true, false] {
+                all.extend([true, false].map(|whole| Ask::Writer { version, whole, maps }));
+            }
         }
         all
     }
@@ -103,13 +123,25 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_is_one_that_the_kernel_ends_with_eio() {
+    fn no_answer_is_one_that_the_kernel_ends_with_eio_or_that_maps_an_older_version_for_writing() {
         for held in states() {
             for ask in asks() {
                 for passthrough in [true, false] {
-                    let mode = choose(&held, ask, passthrough);
-                    assert!(kernel_accepts(&held, mode), "{held:?} {ask:?} {mode:?}");
+                    if let Some(mode) = choose(&held, ask, passthrough) {
+                        assert!(is_accepted(&held, ask, mode), "{held:?} {ask:?} {mode:?}");
+                    }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn only_writers_that_map_beside_another_version_are_refused() {
+        for held in states() {
+            for ask in asks() {
+                let elsewhere = matches!(ask, Ask::Writer { version, whole, maps: true }
+                    if held.backed > 0 && (!whole || held.version != Some(version)));
+                assert_eq!(choose(&held, ask, true).is_none(), elsewhere, "{held:?} {ask:?}");
             }
         }
     }
@@ -118,10 +150,10 @@ mod tests {
     fn only_a_whole_file_of_the_held_version_is_passed_through() {
         for held in states() {
             for ask in asks() {
-                if choose(&held, ask, true) == Mode::Passthrough {
+                if choose(&held, ask, true) == Some(Mode::Passthrough) {
                     let version = match ask {
                         Ask::Content { complete } => complete,
-                        Ask::Writer { version, whole } => whole.then_some(version),
+                        Ask::Writer { version, whole, .. } => whole.then_some(version),
                         Ask::Reader => None,
                     };
                     assert!(version.is_some(), "{ask:?}");
@@ -134,21 +166,24 @@ mod tests {
     #[test]
     fn nothing_is_passed_through_from_idle_without_the_capability() {
         for ask in asks() {
-            assert_eq!(choose(&Held::default(), ask, false), Mode::Cached);
+            assert_eq!(choose(&Held::default(), ask, false), Some(Mode::Cached));
         }
     }
 
     #[test]
     fn readers_of_uploads_always_read_through_the_daemon() {
         for held in states() {
-            assert_ne!(choose(&held, Ask::Reader, true), Mode::Passthrough);
+            assert_ne!(choose(&held, Ask::Reader, true), Some(Mode::Passthrough));
         }
     }
 
     #[test]
     fn a_complete_file_and_a_new_upload_are_passed_through_from_idle() {
         let idle = Held::default();
-        assert_eq!(choose(&idle, Ask::Content { complete: Some(7) }, true), Mode::Passthrough);
-        assert_eq!(choose(&idle, Ask::Writer { version: 7, whole: true }, true), Mode::Passthrough);
+        let content = Ask::Content { complete: Some(7) };
+        let writer = Ask::Writer { version: 7, whole: true, maps: true };
+        for ask in [content, writer] {
+            assert_eq!(choose(&idle, ask, true), Some(Mode::Passthrough));
+        }
     }
 }

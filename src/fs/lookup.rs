@@ -16,12 +16,12 @@ use super::{
     control,
     errno::{During, of_node, of_publish},
     names::{RootName, content_name, root_name},
-    semantics::Fs,
+    semantics::{Fs, of_name},
     tree::{self, Content, Ino, Shape, What},
 };
 use crate::{
     content::{ContentId, Entry},
-    node::{NodeError, PublishError, UploadIno},
+    node::{NodeError, UploadIno},
 };
 
 /// What a name leads to.
@@ -74,11 +74,14 @@ impl Fs {
 
     /// Below `upload` names come and go only through the kernel; in it also by `chiral add`, past the kernel.
     fn lookup_upload(&self, dir: UploadIno, name: &OsStr) -> Outcome<Found> {
-        let ttl = if dir == UploadIno::ROOT { SECOND } else { HOUR };
-        match self.node.uploads().lookup(dir, name) {
+        let ttl = upload_ttl(dir);
+        let uploads = self.node.uploads();
+        match uploads.lookup(dir, name) {
             Ok(attr) => Ok(Found::Entry { attr: upload(&attr), ttl }),
-            Err(PublishError::NotFound) => Ok(Found::Absent(ttl)),
-            Err(error) => Err(of_publish(&error)),
+            Err(error) => match of_name(uploads, dir, &error) {
+                Errno::ENOENT => Ok(Found::Absent(ttl)),
+                errno => Err(errno),
+            },
         }
     }
 
@@ -134,6 +137,11 @@ impl Fs {
         self.tree.enter(ino, Content { parent, root, id, shape });
         Ok(Found::Entry { attr, ttl })
     }
+}
+
+/// How long the kernel may keep a name of a directory of the upload tree.
+pub(super) fn upload_ttl(dir: UploadIno) -> Duration {
+    if dir == UploadIno::ROOT { SECOND } else { HOUR }
 }
 
 /// The errno of a directory operation on `dir`: one that is no directory after all was a placeholder.

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::Command,
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -25,7 +26,7 @@ use super::{
     mountinfo::{self, MountEntry, is_listed, mounted_at},
     semantics::Fs,
 };
-use crate::node::Node;
+use crate::{node::Node, tasks};
 
 /// Requests that may wait at once. With the library's 16, that many readers of a file whose sources are gone would
 /// hold up the cached reads of every other file; work per content is bounded below.
@@ -41,6 +42,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
 const DETACH_TIME: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const DETACH_POLL: Duration = Duration::from_millis(20);
+/// As many symbolic links in a row as the kernel follows.
+const MAX_LINKS: usize = 40;
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -275,7 +278,7 @@ fn read_ahead(device: &MountEntry) {
 /// # Errors
 /// When a dead one cannot be detached.
 pub fn detach_stale(mountpoint: &Path) -> Result<bool, MountError> {
-    let path = known_as(mountpoint);
+    let path = mounted_path(mountpoint);
     let ours = mounted_at(&path).is_ok_and(|e| e.is_some_and(|e| e.kind == mountinfo::TYPE));
     let dead =
         || matches!(nix::sys::statfs::statfs(&path), Err(Errno::ENOTCONN | Errno::ECONNABORTED));
@@ -285,21 +288,25 @@ pub fn detach_stale(mountpoint: &Path) -> Result<bool, MountError> {
     detach(&path).map(|()| true)
 }
 
-/// Detaches a mount of chiral, alive or stale, for `chiral umount`; whether there was one. If it is still there after two seconds although
-/// it was detached (a daemon that hangs, with programs waiting for it), its connection is cut off: those programs
-/// get errors instead of waiting for ever.
+/// Detaches a mount of chiral, alive or stale, for `chiral umount`; whether there was one. From a daemon that does not
+/// answer it is taken away with all that programs wait for: they get errors instead of waiting for ever.
 ///
-/// Blocks for up to those two seconds.
+/// Blocks for up to four seconds.
 ///
 /// # Errors
 /// When it cannot be detached.
 pub fn unmount_path(mountpoint: &Path) -> Result<bool, MountError> {
-    let path = known_as(mountpoint);
+    let path = mounted_path(mountpoint);
     let failed = |source| MountError::Mountpoint { path: path.clone(), source };
     let entry = mounted_at(&path).map_err(failed)?;
     let Some(entry) = entry.filter(|entry| entry.kind == mountinfo::TYPE) else {
         return Ok(false);
     };
+    let answers = is_answered(&path).map_err(failed)?;
+    // Only while it is mounted can the system call cut a connection off, and only root may.
+    if !answers && umount2(&path, DETACHED | MntFlags::MNT_FORCE).is_ok() {
+        return Ok(true);
+    }
     detach(&path)?;
     let connection = PathBuf::from(format!("/sys/fs/fuse/connections/{}", entry.minor));
     let mut left = DETACH_TIME;
@@ -314,13 +321,27 @@ pub fn unmount_path(mountpoint: &Path) -> Result<bool, MountError> {
     Ok(true)
 }
 
+/// Whether the daemon behind a mount, or the kernel in place of a dead one, answers a question that waits for nobody.
+fn is_answered(mountpoint: &Path) -> io::Result<bool> {
+    let (answered, answer) = mpsc::channel();
+    let path = mountpoint.to_owned();
+    tasks::outliving("question to a mount", move || {
+        let _ = nix::sys::statfs::statfs(&path);
+        let _ = answered.send(());
+    })?;
+    Ok(answer.recv_timeout(DETACH_TIME).is_ok())
+}
+
 /// Whether requests wait on a connection; one that is only held open by a program that does nothing has none.
 fn is_stuck(connection: &Path) -> bool {
     fs::read_to_string(connection.join("waiting")).is_ok_and(|waiting| waiting.trim() != "0")
 }
 
+/// The name is free at once; what is open lives on.
+const DETACHED: MntFlags = MntFlags::MNT_DETACH.union(MntFlags::UMOUNT_NOFOLLOW);
+
 fn detach(path: &Path) -> Result<(), MountError> {
-    let error = match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+    let error = match umount2(path, DETACHED) {
         Ok(()) => return Ok(()),
         // Nothing is mounted there any more.
         Err(Errno::EINVAL) => return Ok(()),
@@ -344,14 +365,51 @@ fn detach(path: &Path) -> Result<(), MountError> {
     }
 }
 
-/// The path as the mount table has it. The last component of a stale mount cannot be looked at, so only the folder
-/// that it lies in is made canonical.
-fn known_as(mountpoint: &Path) -> PathBuf {
-    let absolute = std::path::absolute(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
+/// A mountpoint as the mount table has it, without symbolic links. What is mounted there is not looked at: a stale
+/// mount gives errors and one whose daemon hangs never answers, but neither is asked for what readlink(2) tells.
+pub fn mounted_path(mountpoint: &Path) -> PathBuf {
+    let mut path = known_as(mountpoint);
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { break };
+        // An absolute target takes the place of the whole.
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        path = known_as(&folder.join(target));
+    }
+    path
+}
+
+/// The path with the folder that its last component lies in made canonical.
+fn known_as(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     match (absolute.parent(), absolute.file_name()) {
         (Some(parent), Some(name)) => {
             parent.canonicalize().map_or(absolute.clone(), |parent| parent.join(name))
         }
-        _ => absolute,
+        // `..` at the end: there is nothing but to look.
+        _ => absolute.canonicalize().unwrap_or(absolute),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_mountpoint_is_found_through_links_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        fs::create_dir(&real).unwrap();
+        symlink("real", dir.path().join("link")).unwrap();
+        symlink(dir.path().join("link"), dir.path().join("second")).unwrap();
+        symlink("loop", dir.path().join("loop")).unwrap();
+        for name in ["real", "link", "second", "real/", "link/", "real/../link"] {
+            assert_eq!(mounted_path(&dir.path().join(name)), real, "{name}");
+        }
+        assert!(mounted_path(&dir.path().join("loop")).ends_with("loop"));
+        assert_eq!(mounted_path(Path::new("/")), Path::new("/"));
     }
 }

@@ -12,21 +12,32 @@ use super::{
     errno::{During, of_download, of_node},
     handles::Handle,
     iomode::Mode,
-    semantics::{Fs, published},
+    semantics::{Fs, known, published},
     tree::{Content, Ino, Shape, What},
 };
 use crate::{
     content::ByteRange,
-    node::{FileHandle, OpenFlags, ReaderId, UploadHandle, UploadIno},
+    node::{FileHandle, OpenFlags, ReaderId, SetAttr, UploadHandle, UploadIno},
 };
 
 /// A file that was opened below and is waiting for the mode that the kernel is to use.
 #[derive(Debug)]
 pub(super) enum Opened {
     Content(FileHandle),
-    Upload { upload: UploadIno, handle: UploadHandle, writes: bool, executes: bool },
+    Upload(OpenedUpload),
     Text(Bytes),
     Events(EventStream),
+}
+
+/// A file of the upload tree that was opened below.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpenedUpload {
+    pub(super) upload: UploadIno,
+    pub(super) handle: UploadHandle,
+    /// What was asked for.
+    pub(super) wanted: Wanted,
+    /// Whether it is still to be cut to nothing, once it is certain that the open succeeds.
+    pub(super) to_be_cut: bool,
 }
 
 /// The kernel's own flag on what it opens to run it (FMODE_EXEC); it has no name in libc.
@@ -39,6 +50,11 @@ pub(super) struct Wanted(pub(super) i32);
 impl Wanted {
     pub(super) fn writes(self) -> bool {
         self.0 & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// Whether what is opened can be mapped so that stores change it.
+    pub(super) fn maps(self) -> bool {
+        self.0 & libc::O_ACCMODE == libc::O_RDWR
     }
 
     pub(super) fn flags(self) -> OpenFlags {
@@ -64,15 +80,18 @@ impl Opened {
     pub(super) fn opener(&self) -> Option<Opener> {
         match self {
             Self::Content(_) => Some(Opener::Content),
-            Self::Upload { writes: true, .. } => Some(Opener::UploadWriter),
-            Self::Upload { writes: false, .. } => Some(Opener::UploadReader),
+            Self::Upload(OpenedUpload { wanted, .. }) if wanted.writes() => {
+                Some(Opener::UploadWriter { maps: wanted.maps() })
+            }
+            Self::Upload(_) => Some(Opener::UploadReader),
             Self::Text(_) | Self::Events(_) => None,
         }
     }
 }
 
 impl Fs {
-    pub(super) fn open(self: &Arc<Self>, ino: Ino, wanted: Wanted) -> Answer<Opened> {
+    /// Opens below. `backed`: the inode has a backing file, so that the open may still be refused afterwards.
+    pub(super) fn open(self: &Arc<Self>, ino: Ino, wanted: Wanted, backed: bool) -> Answer<Opened> {
         let what = match self.what(ino) {
             Ok(what) => what,
             Err(errno) => return Answer::error(errno),
@@ -84,7 +103,7 @@ impl Fs {
             What::Root | What::Ipfs | What::Control => Answer::error(Errno::EISDIR),
             What::ControlFile(file) => Answer::Now(self.open_control(file)),
             What::Content(content) => self.open_content(&content),
-            What::Upload(upload) => self.open_upload(upload, wanted),
+            What::Upload(upload) => self.open_upload(upload, wanted, backed),
         }
     }
 
@@ -114,16 +133,18 @@ impl Fs {
         }
     }
 
-    fn open_upload(&self, upload: UploadIno, wanted: Wanted) -> Answer<Opened> {
-        let (uploads, flags) = (self.node.uploads().clone(), wanted.flags());
+    fn open_upload(&self, upload: UploadIno, wanted: Wanted, backed: bool) -> Answer<Opened> {
+        let (uploads, mut flags) = (self.node.uploads().clone(), wanted.flags());
         // For other opens the kernel sees to it; of this one it learns only when the truncation is done.
         if flags.truncate && !flags.write && self.handles.is_executed(upload) {
             return Answer::error(Errno::ETXTBSY);
         }
-        let executes = wanted.executes();
+        // An open that is refused must not have cut anything.
+        let to_be_cut = flags.truncate && wanted.maps() && backed;
+        flags.truncate &= !to_be_cut;
         let work = move || {
-            let handle = published(uploads.open_file(upload, flags))?;
-            Ok(Opened::Upload { upload, handle, writes: flags.write, executes })
+            let handle = known(uploads.open_file(upload, flags))?;
+            Ok(Opened::Upload(OpenedUpload { upload, handle, wanted, to_be_cut }))
         };
         // The first writer of a published file clones it or lays an overlay over it.
         if flags.write || flags.truncate { Answer::blocking(work) } else { Answer::Now(work()) }
@@ -140,7 +161,7 @@ impl Fs {
                 });
                 backing.map(|file| Candidate { file, version: object.id().0, whole: true })
             }
-            Opened::Upload { upload, writes: true, .. } => {
+            Opened::Upload(OpenedUpload { upload, wanted, .. }) if wanted.writes() => {
                 match self.node.uploads().backing(*upload) {
                     Ok(backing) => Some(Candidate {
                         file: backing.file,
@@ -154,7 +175,25 @@ impl Fs {
                 }
             }
             // Readers of uploads read through the daemon.
-            Opened::Upload { writes: false, .. } | Opened::Text(_) | Opened::Events(_) => None,
+            Opened::Upload(_) | Opened::Text(_) | Opened::Events(_) => None,
+        }
+    }
+
+    /// Does what was put off until it was certain that the open succeeds.
+    pub(super) fn finish_open(&self, opened: &Opened) -> Outcome<()> {
+        match opened {
+            Opened::Upload(OpenedUpload { upload, to_be_cut: true, .. }) => {
+                let cut = SetAttr { size: Some(0), ..SetAttr::default() };
+                published(self.node.uploads().setattr(*upload, &cut)).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Undoes an open that does not succeed. May wait for the disk.
+    pub(super) fn abandon(&self, opened: Opened) {
+        if let Opened::Upload(OpenedUpload { handle, .. }) = opened {
+            self.node.uploads().release(handle);
         }
     }
 
@@ -162,8 +201,8 @@ impl Fs {
     pub(super) fn keep_open(&self, ino: Ino, opened: Opened, mode: Mode) -> u64 {
         self.handles.insert(|fh| match opened {
             Opened::Content(file) => Handle::Content { ino, file, reader: ReaderId(fh), mode },
-            Opened::Upload { upload, handle, executes, .. } => {
-                Handle::Upload { ino, upload, handle, mode, executes }
+            Opened::Upload(OpenedUpload { upload, handle, wanted, .. }) => {
+                Handle::Upload { ino, upload, handle, mode, executes: wanted.executes() }
             }
             Opened::Text(text) => Handle::Text(text),
             Opened::Events(events) => Handle::Events(events),
@@ -171,9 +210,10 @@ impl Fs {
     }
 
     /// Forgets a handle. `released` gets inode and mode before the layers below hear of it, so that the kernel's own
-    /// reference to the backing file is gone when they look for writers.
-    pub(super) fn close(&self, fh: u64, released: impl FnOnce(Ino, Mode)) {
-        let Some(handle) = self.handles.remove(fh) else { return };
+    /// reference to the backing file is gone when they look for writers. What is left to do may be done at any time;
+    /// nobody waits for it.
+    pub(super) fn close(&self, fh: u64, released: impl FnOnce(Ino, Mode)) -> Answer<()> {
+        let Some(handle) = self.handles.remove(fh) else { return Answer::ok(()) };
         match &*handle {
             Handle::Content { ino, file, reader, mode } => {
                 released(*ino, *mode);
@@ -181,10 +221,16 @@ impl Fs {
             }
             Handle::Upload { ino, handle, mode, .. } => {
                 released(*ino, *mode);
-                self.node.uploads().release(*handle);
+                let (uploads, handle) = (self.node.uploads().clone(), *handle);
+                // A commit of this file may be under way, which takes as long as its disk does.
+                return Answer::blocking(move || {
+                    uploads.release(handle);
+                    Ok(())
+                });
             }
             Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => {}
         }
+        Answer::ok(())
     }
 
     pub(super) fn read(&self, fh: u64, offset: u64, size: u32) -> Answer<Bytes> {
@@ -246,21 +292,20 @@ impl Fs {
 
     /// SEEK_DATA and SEEK_HOLE. Content has no holes: what is not here yet is data all the same, and a program that
     /// was told of a hole would copy zeros.
-    pub(super) fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Outcome<i64> {
-        match &*self.handles.get(fh)? {
-            Handle::Content { file, .. } => {
-                let size = i64::try_from(file.size()).map_err(|_| Errno::EOVERFLOW)?;
-                match whence {
-                    _ if offset < 0 || offset >= size => Err(Errno::ENXIO),
-                    libc::SEEK_DATA => Ok(offset),
-                    libc::SEEK_HOLE => Ok(size),
-                    _ => Err(Errno::EINVAL),
-                }
-            }
+    pub(super) fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Answer<i64> {
+        let handle = match self.handles.get(fh) {
+            Ok(handle) => handle,
+            Err(errno) => return Answer::error(errno),
+        };
+        match &*handle {
+            Handle::Content { file, .. } => Answer::Now(seek_content(file.size(), offset, whence)),
             Handle::Upload { handle, .. } => {
-                published(self.node.uploads().lseek(*handle, offset, whence))
+                let (uploads, handle) = (self.node.uploads().clone(), *handle);
+                Answer::blocking(move || published(uploads.lseek(handle, offset, whence)))
             }
-            Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => Err(Errno::EINVAL),
+            Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => {
+                Answer::error(Errno::EINVAL)
+            }
         }
     }
 
@@ -271,6 +316,16 @@ impl Fs {
                 Err(Errno::EBADF)
             }
         }
+    }
+}
+
+fn seek_content(size: u64, offset: i64, whence: i32) -> Outcome<i64> {
+    let size = i64::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
+    match whence {
+        _ if offset < 0 || offset >= size => Err(Errno::ENXIO),
+        libc::SEEK_DATA => Ok(offset),
+        libc::SEEK_HOLE => Ok(size),
+        _ => Err(Errno::EINVAL),
     }
 }
 

@@ -8,12 +8,7 @@ use fuser::{
 };
 use nix::errno::Errno;
 
-use super::{
-    answer::Outcome,
-    attr::{Attr, HOUR},
-    lookup::Found,
-    tree::Shape,
-};
+use super::{answer::Outcome, attr::Attr, lookup::Found, tree::Shape};
 
 /// Inode numbers are never given to something else.
 pub(super) const GENERATION: Generation = Generation(0);
@@ -102,11 +97,6 @@ pub(super) fn absent() -> FileAttr {
         blksize: 0,
         flags: 0,
     }
-}
-
-/// Something that was just made. Its name may be kept as long as one that was looked up.
-pub(super) fn send_made(reply: ReplyEntry, outcome: Outcome<Attr>) {
-    send_found(reply)(outcome.map(|attr| Found::Entry { attr, ttl: HOUR }));
 }
 
 /// A value, its length when the caller gave no room, or ERANGE when it gave too little.

@@ -9,11 +9,11 @@ use super::{
     answer::{Answer, Outcome},
     attr::{Attr, Owner, upload},
     control, dir,
-    errno::{During, of_node, of_publish},
+    errno::{During, of_known, of_node, of_publish},
     handles::Handles,
     tree::{Content, Ino, Shape, Tree, What},
 };
-use crate::node::{Node, PublishError, Resolved, SetAttr, UploadIno};
+use crate::node::{Node, PublishError, Resolved, SetAttr, UploadIno, Uploads};
 
 /// Figures of statfs(2), in blocks of [`STATFS_BLOCK`] bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Fs {
             Ok(What::Root | What::Ipfs | What::Control) => Answer::ok(self.owner.directory(ino)),
             Ok(What::ControlFile(file)) => Answer::Now(self.control_attr(file)),
             Ok(What::Upload(upload_ino)) => Answer::Now(
-                published(self.node.uploads().getattr(upload_ino)).map(|attr| upload(&attr)),
+                known(self.node.uploads().getattr(upload_ino)).map(|attr| upload(&attr)),
             ),
             Ok(What::Content(content)) => {
                 let fs = self.clone();
@@ -82,7 +82,7 @@ impl Fs {
         let fs = self.clone();
         let resizes = changes.size.is_some();
         let work = move || {
-            published(fs.node.uploads().setattr(upload_ino, &changes)).map(|attr| upload(&attr))
+            known(fs.node.uploads().setattr(upload_ino, &changes)).map(|attr| upload(&attr))
         };
         // Truncating what lies over a published file copies the chunk that is cut.
         if resizes { Answer::blocking(work) } else { Answer::Now(work()) }
@@ -92,7 +92,7 @@ impl Fs {
         match self.what(ino) {
             Err(errno) => Answer::error(errno),
             Ok(What::Upload(upload_ino)) => Answer::Now(
-                published(self.node.uploads().readlink(upload_ino))
+                known(self.node.uploads().readlink(upload_ino))
                     .map(std::ffi::OsString::into_encoded_bytes),
             ),
             Ok(What::Content(content)) => self.resolved(&content, |_, resolved| {
@@ -164,6 +164,20 @@ impl Fs {
         let text = file.render(&self.node)?;
         Ok(self.owner.control(file.ino(), text.map_or(0, |text| text.len() as u64)))
     }
+}
+
+/// The errno of an operation on a name in a directory of the upload tree. If the directory itself is gone, its own name
+/// may lead to another one by now; see [`of_known`].
+pub(super) fn of_name(uploads: &Uploads, dir: UploadIno, error: &PublishError) -> Errno {
+    match error {
+        PublishError::NotFound if uploads.parent(dir).is_err() => Errno::ESTALE,
+        error => of_publish(error),
+    }
+}
+
+/// The outcome of an operation on an inode of the upload tree that the kernel knows; see [`of_known`].
+pub(super) fn known<T>(result: Result<T, PublishError>) -> Outcome<T> {
+    result.map_err(|e| of_known(&e))
 }
 
 /// The outcome of an operation on the upload tree.

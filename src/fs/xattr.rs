@@ -6,8 +6,8 @@ use nix::errno::Errno;
 
 use super::{
     answer::{Answer, Outcome},
-    errno::of_publish,
-    semantics::{Fs, published},
+    errno::of_known,
+    semantics::{Fs, known},
     tree::{Content, Ino, Shape, What},
 };
 use crate::{
@@ -55,7 +55,7 @@ impl Fs {
             // with ENODATA `ls -l` asks for each file, and the answers are not kept by the kernel.
             (Ok(_), None) if !is_of_user(name) => Answer::error(Errno::EOPNOTSUPP),
             (Ok(What::Upload(upload)), None) => Answer::Now(match name.to_str() {
-                Some(name) => published(self.node.uploads().getxattr(upload, name)),
+                Some(name) => known(self.node.uploads().getxattr(upload, name)),
                 None => Err(Errno::ENODATA),
             }),
             (Ok(_), _) => Answer::error(Errno::ENODATA),
@@ -67,7 +67,7 @@ impl Fs {
         let own = NAMES.map(str::to_owned);
         let names: Vec<String> = match self.what(ino)? {
             What::Upload(upload) => {
-                let set = published(self.node.uploads().listxattr(upload))?;
+                let set = known(self.node.uploads().listxattr(upload))?;
                 own.into_iter().chain(set).collect()
             }
             What::Content(_) => own.into(),
@@ -105,19 +105,19 @@ impl Fs {
                 None => {
                     let uploads = uploads.clone();
                     Answer::later(async move {
-                        uploads.cid(upload).await.map(|id| text(&id)).map_err(|e| of_publish(&e))
+                        uploads.cid(upload).await.map(|id| text(&id)).map_err(|e| of_known(&e))
                     })
                 }
             },
             Attribute::Size => {
-                Answer::Now(published(uploads.getattr(upload)).map(|a| a.size.to_string().into()))
+                Answer::Now(known(uploads.getattr(upload)).map(|a| a.size.to_string().into()))
             }
             // What is uploaded is all here; a directory takes no bytes of its own.
-            Attribute::Cached => Answer::Now(published(uploads.getattr(upload)).map(|attr| {
+            Attribute::Cached => Answer::Now(known(uploads.getattr(upload)).map(|attr| {
                 let bytes = if attr.kind == UploadKind::File { attr.size } else { 0 };
                 bytes.to_string().into()
             })),
-            Attribute::State => Answer::Now(published(uploads.state(upload)).map(|state| {
+            Attribute::State => Answer::Now(known(uploads.state(upload)).map(|state| {
                 let name = match state {
                     UploadState::Writing => "writing",
                     UploadState::Hashing => "hashing",

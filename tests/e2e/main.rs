@@ -4,6 +4,7 @@
 mod client;
 mod crash;
 mod full;
+mod get;
 mod harness;
 mod hostile;
 mod programs;

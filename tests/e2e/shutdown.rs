@@ -10,7 +10,7 @@ use std::{
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::harness::{Daemon, Setup, eventually, is_mounted, noise, run};
+use crate::harness::{Daemon, Setup, eventually, is_mounted, noise, run, xattr};
 
 /// The promise that is made to service managers, which kill what takes longer.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -34,7 +34,9 @@ fn cat(path: PathBuf) -> Child {
 
 impl Busy {
     fn new() -> Self {
-        let source = Daemon::start(&Setup::default());
+        // Its reader of what the other serves gives up when that has ended.
+        let impatient = "[download]\nlookup_timeout = \"5s\"\n".to_owned();
+        let source = Daemon::start(&Setup { config: impatient, ..Setup::default() });
         fs::write(source.path("upload/remote"), noise(REMOTE_LEN, 31)).unwrap();
         let remote = source.cid("upload/remote");
         let daemon = Daemon::start_beside(&source, &Setup::default());
@@ -117,21 +119,82 @@ fn umount_in_the_middle_of_everything_ends_in_good_order() {
     busy.has_ended_well(start);
 }
 
-#[test]
-fn a_second_signal_ends_at_once_and_loses_nothing_that_was_acknowledged() {
-    let mut busy = Busy::new();
-    kill(busy.daemon.pid(), Signal::SIGINT).unwrap();
-    eventually("the detached mount", || (!is_mounted(&busy.daemon.path(""))).then_some(()));
-    kill(busy.daemon.pid(), Signal::SIGINT).unwrap();
-    // An end in good order that was faster than the second signal is as good.
-    let code = busy.daemon.wait().code();
-    assert!(matches!(code, Some(0 | 1)), "{code:?}");
-    assert!(!is_mounted(&busy.daemon.path("")), "the mount is still there");
-    let again = Daemon::start_in(busy.daemon.kill(), &Setup::default());
+/// Longer than the whole end may take is what hashing this would need. It takes no room on the disk.
+const ENDLESS: u64 = 256 << 30;
+
+/// A daemon that hashes, and will for long.
+fn hashing() -> Daemon {
+    let daemon = Daemon::start(&Setup::default());
+    fs::write(daemon.path("upload/served"), noise(SERVED_LEN, 32)).unwrap();
+    daemon.cid("upload/served");
+    let endless = File::create(daemon.path("upload/endless")).unwrap();
+    endless.set_len(ENDLESS).unwrap();
+    // Its name is on disk, whenever the end comes.
+    endless.sync_all().unwrap();
+    drop(endless);
+    eventually("the hashing", || {
+        let state = xattr(&daemon.path("upload/endless"), "user.chiral.state");
+        (state.as_deref() == Some("hashing")).then_some(())
+    });
+    daemon
+}
+
+/// Starts again, without what cannot be hashed in a test's time.
+fn nothing_was_lost(scratch: tempfile::TempDir) {
+    let again = Daemon::start_in(scratch, &Setup::default());
+    fs::remove_file(again.path("upload/endless")).unwrap();
     assert!(fs::read(again.path("upload/served")).unwrap() == noise(SERVED_LEN, 32));
     assert!(again.chiral(&["store", "verify"]).status.success());
     again.stop();
-    busy.readers.iter_mut().for_each(|reader| {
-        eventually("the end of a reader", || reader.try_wait().unwrap());
-    });
+}
+
+#[test]
+fn one_signal_ends_in_good_order_and_in_time_whatever_is_left_to_do() {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let mut daemon = hashing();
+        let start = Instant::now();
+        kill(daemon.pid(), signal).unwrap();
+        let status = daemon.wait();
+        let took = start.elapsed();
+        assert!(took < STOP_WITHIN, "{signal}: {took:?}");
+        assert_eq!(status.code(), Some(0), "{signal}: {}", daemon.log());
+        assert!(!is_mounted(&daemon.path("")), "{signal}: the mount is still there");
+        nothing_was_lost(daemon.kill());
+    }
+}
+
+#[test]
+fn a_second_signal_ends_at_once_and_loses_nothing_that_was_acknowledged() {
+    let mut daemon = hashing();
+    kill(daemon.pid(), Signal::SIGINT).unwrap();
+    eventually("the detached mount", || (!is_mounted(&daemon.path(""))).then_some(()));
+    let start = Instant::now();
+    kill(daemon.pid(), Signal::SIGTERM).unwrap();
+    let code = daemon.wait().code();
+    let took = start.elapsed();
+    // An end in good order waits for the hashing for seconds.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(code, Some(1), "{}", daemon.log());
+    nothing_was_lost(daemon.kill());
+}
+
+#[test]
+fn a_daemon_that_is_stopped_loses_its_mount_to_umount_and_ends_when_it_goes_on() {
+    let mut daemon = Daemon::start(&Setup::default());
+    kill(daemon.pid(), Signal::SIGSTOP).unwrap();
+    // A program that waits for an answer, too.
+    let mut waiting = Command::new("stat").arg(daemon.path("upload")).spawn().unwrap();
+    let start = Instant::now();
+    let output = run(Command::new(env!("CARGO_BIN_EXE_chiral"))
+        .arg("umount")
+        .arg(daemon.path("").to_str().unwrap().trim_end_matches('/'))
+        .env("CHIRAL_DATA_DIR", daemon.data()));
+    let took = start.elapsed();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("does not answer"), "{said}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(!is_mounted(&daemon.path("")), "the mount is still there");
+    eventually("the end of the program", || waiting.try_wait().unwrap());
+    kill(daemon.pid(), Signal::SIGCONT).unwrap();
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
 }

@@ -79,6 +79,110 @@ fn a_reader_beside_the_writer_sees_each_write() {
     });
 }
 
+/// Opens a file for reading and writing with more flags.
+fn open_both(path: &std::path::Path, flags: rustix::fs::OFlags) -> rustix::io::Result<File> {
+    let flags = rustix::fs::OFlags::RDWR | flags;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map(File::from)
+}
+
+#[test]
+fn no_writable_mapping_reaches_a_version_that_is_published_while_somebody_still_reads_it() {
+    in_both_modes(|m| {
+        let old = noise(600_000);
+        let writer = File::create(m.upload("base")).unwrap();
+        writer.write_all_at(&old, 0).unwrap();
+        // Reads beside the writer, from the same file below, and goes on when that is published.
+        let reader = File::open(m.upload("base")).unwrap();
+        drop(writer);
+        let first = m.cid("base");
+
+        let none = rustix::fs::OFlags::empty();
+        for flags in [none, rustix::fs::OFlags::TRUNC] {
+            match open_both(&m.upload("base"), flags) {
+                // The kernel could only map the old version.
+                Err(error) => assert_eq!(error, rustix::io::Errno::TXTBSY),
+                // Without passthrough a mapping is one of the new version.
+                Ok(file) => store_through_a_mapping(&file),
+            }
+        }
+        // What cannot be mapped may write.
+        let mut more = OpenOptions::new().append(true).open(m.upload("base")).unwrap();
+        more.write_all(b"more").unwrap();
+        drop(more);
+        assert_ne!(m.cid("base"), first);
+        assert!(fs::read(m.path(&first)).unwrap() == old, "the published version changed");
+        drop(reader);
+        // Its release comes a moment after the close.
+        let mut tries = 0;
+        let file = loop {
+            match open_both(&m.upload("base"), none) {
+                Err(rustix::io::Errno::TXTBSY) if tries < 1000 => tries += 1,
+                opened => break opened.unwrap(),
+            }
+        };
+        store_through_a_mapping(&file);
+        drop(file);
+        m.cid("base");
+        assert!(fs::read(m.path(&first)).unwrap() == old, "the published version changed");
+    });
+}
+
+/// Changes the first bytes as a program does that maps what it writes; nothing for an empty file.
+fn store_through_a_mapping(file: &File) {
+    let script = "import mmap,sys; m=mmap.mmap(0,0); m[:1]=b'X'; m.flush()";
+    if file.metadata().unwrap().len() > 0 {
+        let status = std::process::Command::new("python3")
+            .args(["-c", script])
+            .stdin(file.try_clone().unwrap())
+            .status();
+        assert!(status.unwrap().success());
+    }
+}
+
+#[test]
+fn an_open_that_is_refused_cuts_nothing() {
+    let Some(m) = mounted(true) else { return };
+    let writer = File::create(m.upload("base")).unwrap();
+    writer.write_all_at(&noise(300_000), 0).unwrap();
+    let reader = File::open(m.upload("base")).unwrap();
+    drop(writer);
+    let cid = m.cid("base");
+    let opened = open_both(&m.upload("base"), rustix::fs::OFlags::TRUNC);
+    if opened.is_ok() {
+        eprintln!("SKIPPED: there is no passthrough on this machine, nothing was refused");
+        return;
+    }
+    assert_eq!(reader.metadata().unwrap().len(), 300_000);
+    assert_eq!(m.cid("base"), cid);
+    assert!(fs::read(m.upload("base")).unwrap() == noise(300_000));
+}
+
+#[test]
+fn a_tree_that_is_replaced_past_the_kernel_is_seen_at_once() {
+    in_both_modes(|m| {
+        let source = m.root.parent().unwrap().join("photos");
+        fs::create_dir_all(source.join("2024")).unwrap();
+        fs::write(source.join("2024/a.jpg"), "old").unwrap();
+        m.sh("cp -r ../photos upload/ && mkdir upload/other && mv upload/photos upload/other/ && mv upload/other/photos upload/");
+        m.sh("ls -lR upload && cat upload/photos/2024/a.jpg");
+        m.cid("photos");
+        for round in ["one", "two"] {
+            fs::write(source.join("2024/a.jpg"), round).unwrap();
+            fs::write(source.join(format!("2024/{round}")), "").unwrap();
+            let import = m.node.uploads().import(&source, "photos".as_ref());
+            m.runtime.block_on(import).unwrap();
+            // Each by itself, so that none profits from what another one has looked up.
+            assert_eq!(fs::read_to_string(m.upload("photos/2024/a.jpg")).unwrap(), round);
+            assert!(m.upload(&format!("photos/2024/{round}")).exists(), "{round}");
+            assert_eq!(m.sh("ls upload/photos"), "2024\n");
+            m.sh(&format!(
+                "ls -l upload/photos/2024 | grep -q {round} && find upload/photos >/dev/null"
+            ));
+            m.sh("touch upload/photos/2024/new && rm upload/photos/2024/new && mkdir upload/photos/x && rmdir upload/photos/x");
+        }
+    });
+}
+
 #[test]
 fn a_tree_is_one_directory_with_a_cid() {
     in_both_modes(|m| {

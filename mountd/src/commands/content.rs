@@ -1,22 +1,18 @@
-//! Publishing and reading content.
+//! Publishing content, printing it, and listing.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write},
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
-use chiral::control::{AddRequest, Added, AddedEntry, Client, Kind, Listed, Reference, Stat};
+use anyhow::Context;
+use chiral::control::{AddRequest, Added, AddedEntry, Client, Kind, Listed, Reference};
 use futures::StreamExt;
 
 use crate::{
     cli::{AddArgs, Global},
-    hash,
-    output::{self, bytes},
-    progress::Bar,
-    settings,
+    hash, output, settings,
 };
 
 pub(crate) fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
@@ -99,89 +95,4 @@ pub(crate) async fn cat(
         }
     }
     Ok(out.flush()?)
-}
-
-pub(crate) async fn get(
-    client: &Client,
-    json: bool,
-    id: &str,
-    to: Option<PathBuf>,
-) -> anyhow::Result<()> {
-    let reference: Reference = id.parse()?;
-    let to = to.unwrap_or_else(|| PathBuf::from(reference.name()));
-    let stat: Stat = client.get(&Client::target("stat", id)).await?;
-    let written = fetch(client, &reference, &stat, &to).await?;
-    if json {
-        return output::json(&serde_json::json!({ "cid": stat.cid, "path": to, "bytes": written }));
-    }
-    Ok(output::line(format_args!("{}  {}  {}", stat.cid, bytes(written), to.display()))?)
-}
-
-/// Writes content to `to`, with all below it; gives the bytes of all files.
-async fn fetch(
-    client: &Client,
-    reference: &Reference,
-    stat: &Stat,
-    to: &Path,
-) -> anyhow::Result<u64> {
-    let shown = || to.display().to_string();
-    match stat.kind {
-        Kind::File => fetch_file(client, reference, stat.size, to).await,
-        Kind::Symlink => {
-            symlink(stat.target.as_deref().unwrap_or_default(), to).with_context(shown)?;
-            Ok(0)
-        }
-        Kind::Directory => {
-            match fs::create_dir(to) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_real_dir(to) => {}
-                made => made.with_context(shown)?,
-            }
-            let mut written = 0;
-            let target = Client::target("ls", &reference.to_string());
-            for entry in client.get::<Vec<Listed>>(&target).await? {
-                let path = format!("{}/{}", reference.path, entry.name);
-                let path = path.trim_start_matches('/').to_owned();
-                let below = Reference { root: reference.root, path };
-                let stat: Stat = client.get(&Client::target("stat", &below.to_string())).await?;
-                written += Box::pin(fetch(client, &below, &stat, &to.join(&entry.name))).await?;
-            }
-            Ok(written)
-        }
-    }
-}
-
-/// A symlink does not count: what a stranger published must not be written to where it points.
-fn is_real_dir(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
-}
-
-async fn fetch_file(
-    client: &Client,
-    reference: &Reference,
-    size: u64,
-    to: &Path,
-) -> anyhow::Result<u64> {
-    let shown = || to.display().to_string();
-    let Some(name) = to.file_name() else { bail!("{}: not the name of a file", to.display()) };
-    // Nobody takes half a file for the whole.
-    let part = to.with_file_name(format!(".{}.part", name.to_string_lossy()));
-    let mut body = client.bytes(&Client::target("cat", &reference.to_string()), 0).await?;
-    let mut file = File::create(&part).with_context(shown)?;
-    let mut bar = Bar::new(&name.to_string_lossy(), size);
-    let mut written = 0;
-    while let Some(piece) = body.next().await {
-        let piece = match piece {
-            Ok(piece) => piece,
-            Err(error) => {
-                let _ = fs::remove_file(&part);
-                return Err(error.into());
-            }
-        };
-        file.write_all(&piece).with_context(shown)?;
-        written += piece.len() as u64;
-        bar.add(piece.len());
-        bar.show_sources(client).await;
-    }
-    fs::rename(&part, to).with_context(shown)?;
-    Ok(written)
 }

@@ -1,0 +1,113 @@
+//! When the daemon ends, and that it does: in good order after the first signal, at once after a second one or when
+//! its time is over, whatever else hangs.
+
+use std::{
+    io, process,
+    sync::{Arc, Mutex, TryLockError},
+    thread,
+    time::Duration,
+};
+
+use chiral::{fs::Mount, tasks};
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+
+use crate::signals::Signals;
+
+/// Time from the first signal to the end of the process.
+pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Part of [`STOP_WITHIN`] that is left for the end of the process itself.
+const LAST_MOMENT: Duration = Duration::from_millis(250);
+
+/// Longest wait for a mount that is being made or detached.
+const MOUNTING: Duration = Duration::from_millis(500);
+
+/// How often it is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// The way to the end. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    begun: CancellationToken,
+    mount: Arc<Mutex<Option<Arc<Mount>>>>,
+}
+
+impl Ending {
+    /// From now on signals are handled, on a thread that waits for nothing else: a runtime whose threads all wait for
+    /// a disk would not see them.
+    pub(crate) fn watch() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let signals = {
+            let _inside = runtime.enter();
+            Signals::new()?
+        };
+        let ending = Self { begun: CancellationToken::new(), mount: Arc::default() };
+        let watched = ending.clone();
+        tasks::outliving("chiral-end", move || watched.see_to_it(&runtime, signals))?;
+        Ok(ending)
+    }
+
+    /// Begins the end: [`STOP_WITHIN`] runs.
+    pub(crate) fn begin(&self) {
+        self.begun.cancel();
+    }
+
+    /// Resolves when the end has begun.
+    pub(crate) async fn begun(&self) {
+        self.begun.cancelled().await;
+    }
+
+    /// The token behind [`Ending::begun`], for those that begin the end from elsewhere.
+    pub(crate) fn token(&self) -> CancellationToken {
+        self.begun.clone()
+    }
+
+    /// Makes the mount that is to be detached before any end. Blocks as long as `make` does; the end waits for that.
+    pub(crate) fn mounted<E>(
+        &self,
+        make: impl FnOnce() -> Result<Mount, E>,
+    ) -> Result<Arc<Mount>, E> {
+        let mut place = self.mount.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mount = Arc::new(make()?);
+        *place = Some(mount.clone());
+        Ok(mount)
+    }
+
+    fn see_to_it(&self, runtime: &Runtime, mut signals: Signals) {
+        let why = runtime.block_on(async {
+            tokio::select! {
+                _ = signals.next() => tracing::info!("a signal ends the daemon"),
+                () = self.begun() => {}
+            }
+            self.begin();
+            tokio::select! {
+                _ = signals.next() => "a second signal: ending at once",
+                () = tokio::time::sleep(STOP_WITHIN - LAST_MOMENT) => "the daemon did not end in time; what is not finished is done at the next start",
+            }
+        });
+        eprintln!("chiral: {why}");
+        self.detach();
+        process::exit(1);
+    }
+
+    /// Takes the mount away, so that no program is left with a dead one.
+    fn detach(&self) {
+        let mut left = MOUNTING;
+        loop {
+            match self.mount.try_lock() {
+                Ok(mount) => {
+                    if let Some(Err(error)) = mount.as_ref().map(|mount| mount.unmount()) {
+                        eprintln!("chiral: {error}");
+                    }
+                    return;
+                }
+                Err(TryLockError::WouldBlock) if !left.is_zero() => {
+                    thread::sleep(LOOK_EVERY);
+                    left = left.saturating_sub(LOOK_EVERY);
+                }
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `chiral get`: what strangers published is written where it belongs and nowhere else, whole or not at all.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::harness::{Daemon, Setup, eventually, noise, sh};
+
+/// Names in a folder, also those that begin with a dot.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_symlink_where_a_file_might_be_made_is_not_written_through() {
+    let daemon = Daemon::start(&Setup::default());
+    let victim = daemon.scratch().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    fs::create_dir(daemon.path("upload/tree")).unwrap();
+    for name in [".a.part", "a.part", ".a", "link"] {
+        symlink(&victim, daemon.path("upload/tree").join(name)).unwrap();
+    }
+    symlink(daemon.scratch(), daemon.path("upload/tree/dir")).unwrap();
+    fs::write(daemon.path("upload/tree/a"), "evil").unwrap();
+    let cid = daemon.cid("upload/tree");
+    let to = daemon.scratch().join("got");
+    let got = daemon.chiral(&["get", &cid, "-o", to.to_str().unwrap()]);
+    assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    assert_eq!(fs::read_to_string(to.join("a")).unwrap(), "evil");
+    assert_eq!(names(&to), [".a", ".a.part", "a", "a.part", "dir", "link"]);
+
+    // A tree is also not written through a link that is there already.
+    let folder = daemon.scratch().join("folder");
+    fs::create_dir(&folder).unwrap();
+    symlink(&folder, daemon.scratch().join("elsewhere")).unwrap();
+    let elsewhere = daemon.scratch().join("elsewhere");
+    let refused = daemon.chiral(&["get", &cid, "-o", elsewhere.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(names(&folder), Vec::<String>::new());
+}
+
+#[test]
+fn a_file_is_put_into_a_folder_that_is_there_and_has_the_usual_mode() {
+    let daemon = Daemon::start(&Setup::default());
+    fs::create_dir(daemon.path("upload/tree")).unwrap();
+    fs::write(daemon.path("upload/tree/file"), "text").unwrap();
+    let cid = daemon.cid("upload/tree");
+    fs::create_dir(daemon.scratch().join("folder")).unwrap();
+    let script = format!(
+        "umask 022; CHIRAL_DATA_DIR=data {} get {cid}/file -o folder",
+        env!("CARGO_BIN_EXE_chiral")
+    );
+    sh(&script, daemon.scratch());
+    let file = daemon.scratch().join("folder/file");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "text");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+}
+
+#[test]
+fn a_get_that_is_interrupted_leaves_nothing_half_written() {
+    let publisher = Daemon::start(&Setup::default());
+    fs::write(publisher.path("upload/file"), noise(30_000_000, 51)).unwrap();
+    let cid = publisher.cid("upload/file");
+    let daemon = Daemon::start_far_from(&publisher, 2_000_000);
+    let folder = daemon.scratch().join("folder");
+    fs::create_dir(&folder).unwrap();
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut get = Command::new(env!("CARGO_BIN_EXE_chiral"))
+            .args(["get", &cid, "-o"])
+            .arg(folder.join("file"))
+            .env("CHIRAL_DATA_DIR", daemon.data())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the first bytes", || {
+            let part = names(&folder).pop()?;
+            (fs::metadata(folder.join(part)).ok()?.len() > 0).then_some(())
+        });
+        kill(Pid::from_raw(get.id().cast_signed()), signal).unwrap();
+        let status = eventually("the end", || get.try_wait().unwrap());
+        assert_eq!(status.code(), Some(code));
+        assert_eq!(names(&folder), Vec::<String>::new());
+    }
+}
