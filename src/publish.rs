@@ -27,7 +27,6 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     fs::File,
-    os::unix::ffi::OsStrExt,
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, SystemTime},
@@ -37,7 +36,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::{
-    content::{ContentId, ImportParams, symlink},
+    content::{ContentId, ImportParams},
     store::{Store, StoreError},
     tasks::Tasks,
 };
@@ -246,80 +245,6 @@ type Result<T> = std::result::Result<T, PublishError>;
 /// The time for ctime and mtime.
 fn now() -> SystemTime {
     SystemTime::now()
-}
-
-impl Inner {
-    fn writable(&self) -> Result<()> {
-        if self.options.read_only { Err(PublishError::ReadOnly) } else { Ok(()) }
-    }
-
-    /// Something in the tree changed: it becomes durable, and ids of directories follow.
-    fn changed_names(&self) {
-        self.flusher.later();
-        self.directories.wake();
-    }
-
-    fn add(
-        &self,
-        parent: UploadIno,
-        name: &OsStr,
-        owner: tree::Owner,
-        body: tree::Body,
-    ) -> Result<UploadIno> {
-        self.writable()?;
-        let node = match &body {
-            tree::Body::Symlink(target) => {
-                Some(symlink(target.as_bytes(), crate::content::Metadata::default()))
-            }
-            _ => None,
-        };
-        let ino = {
-            let mut names = self.names();
-            let ino = names.tree.add(parent, name, owner, body, now())?;
-            names.nodes.extend(node);
-            ino
-        };
-        self.changed_names();
-        Ok(ino)
-    }
-
-    fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
-        self.writable()?;
-        let ino = self.names().tree.unlink(parent, name, now())?;
-        self.orphaned(ino);
-        self.changed_names();
-        Ok(())
-    }
-
-    fn rmdir(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
-        self.writable()?;
-        let ino = self.names().tree.rmdir(parent, name, now())?;
-        self.orphaned(ino);
-        self.changed_names();
-        Ok(())
-    }
-
-    fn rename(
-        &self,
-        from: (UploadIno, &OsStr),
-        to: (UploadIno, &OsStr),
-        mode: RenameMode,
-    ) -> Result<()> {
-        self.writable()?;
-        let (replaced, moved) = {
-            let mut names = self.names();
-            (names.tree.rename(from, to, mode, now())?, names.tree.lookup(to.0, to.1)?)
-        };
-        if to.0 == UploadIno::ROOT {
-            // It may be a directory that was none of the top level before.
-            self.announcer.rested(moved);
-        }
-        if let Some(ino) = replaced {
-            self.orphaned(ino);
-        }
-        self.changed_names();
-        Ok(())
-    }
 }
 
 impl Uploads {

@@ -31,6 +31,7 @@ mod report;
 mod reserve;
 mod rows;
 mod state;
+mod unsynced;
 mod verify;
 mod working;
 
@@ -66,6 +67,7 @@ use self::{
     registry::Registry,
     reserve::Reserve,
     rows::Delta,
+    state::State,
 };
 use crate::{
     content::{Block, ByteRange, ContentId, FileInfo, RangeSet},
@@ -181,9 +183,9 @@ struct Inner {
     disk: Arc<dyn Disk>,
     index: Index,
     reserve: Arc<Reserve>,
-    state: sled::Db,
+    state: Arc<State>,
     /// Object id to the second of its last read; written behind.
-    reads: sled::Tree,
+    reads: StateTree,
     /// Last reads that are not in `reads` yet.
     new_reads: Mutex<HashMap<ObjectId, u64>>,
     /// Holds the lock of the data folder as long as it is open.
@@ -202,6 +204,8 @@ struct Inner {
     /// Whoever holds it runs the group commit.
     leader: Mutex<()>,
     figures: Figures,
+    /// Working files whose sync failed and that were not written again since.
+    unsynced: Mutex<HashSet<ObjectId>>,
     /// Objects whose files look changed and are to be hashed again.
     suspects: Mutex<HashSet<ObjectId>>,
     suspected: Arc<tokio::sync::Notify>,
@@ -356,6 +360,20 @@ impl Store {
     pub fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         self.inner.reopen_working(id)
     }
+    /// A sync of a working file failed outside of [`Store::commit`]: what it holds may not be on the disk, and no later
+    /// sync would tell. It is not sealed before [`Store::rewrite_unsynced`].
+    pub fn sync_failed(&self, id: ObjectId) {
+        self.inner.note_unsynced(std::iter::once(id));
+    }
+    /// Whether a sync of a working file failed and it was not written again since.
+    pub fn is_unsynced(&self, id: ObjectId) -> bool {
+        self.inner.is_unsynced(id)
+    }
+    /// Writes all bytes of a working file again if a sync of it failed; whether it did. Its mtime stays, its ctime does
+    /// not. Nobody else may write it meanwhile.
+    pub fn rewrite_unsynced(&self, id: ObjectId) -> Result<bool, StoreError> {
+        self.inner.rewrite_unsynced(id)
+    }
     /// A copy of an object that shares its extents (FICLONE); none where the filesystem cannot.
     pub fn clone_object(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         self.inner.clone_object(id)
@@ -446,7 +464,7 @@ impl Store {
     }
     /// A tree of working state.
     pub fn state(&self, name: &'static str) -> Result<StateTree, StoreError> {
-        Ok(StateTree::new(self.inner.state.open_tree(name)?))
+        Ok(self.inner.state.tree(name))
     }
     /// Makes downloaded blocks durable now instead of within two seconds.
     pub fn flush(&self) -> Result<(), StoreError> {

@@ -134,23 +134,33 @@ impl Inner {
         let (mut round, finished) = self.begin_round();
         self.choose(&mut round, finished);
         let owned: Vec<_> = round.batch.own.iter().map(|(object, _)| *object).collect();
+        match self.commit(round) {
+            Err(PublishError::Store(StoreError::Rejected(reason))) if !owned.is_empty() => {
+                // Those files are hashed once more and get copies of their own; all else goes on without them.
+                tracing::warn!(reason, "content that was to be shared is not whole any more");
+                self.flusher.refused().extend(owned);
+                let (round, none) = self.begin_round();
+                self.names().finished.extend(none);
+                self.commit(round)
+            }
+            done => done,
+        }
+    }
+
+    fn commit(&self, mut round: Round) -> Result<(), PublishError> {
         let committed = self.rows(&mut round).and_then(|()| {
             self.store.commit(std::mem::take(&mut round.batch)).map_err(PublishError::from)
         });
         match committed {
             Ok(()) => {
-                self.flusher.refused().clear();
-                self.apply(round);
-                Ok(())
-            }
-            Err(error) => {
-                if matches!(error, PublishError::Store(StoreError::Rejected(_))) {
-                    self.flusher.refused().extend(owned);
+                if !round.committing.is_empty() {
+                    self.flusher.refused().clear();
                 }
-                self.undo(round);
-                Err(error)
+                self.apply(round);
             }
+            Err(_) => self.undo(round),
         }
+        committed
     }
 
     fn begin_round(&self) -> (Round, Vec<Finished>) {
@@ -185,7 +195,11 @@ impl Inner {
                 Some(object) => Some(*object),
                 None => self.existing(&root, done.stamp.size),
             };
-            if done.cell.state().progress.begin_commit(done.generation) {
+            let mut state = done.cell.state();
+            // One that is gone holds nothing any more, and would never let go of what it got here.
+            let begun = !state.dead && state.progress.begin_commit(done.generation);
+            drop(state);
+            if begun {
                 let object = self.take(round, done, existing);
                 chosen.insert(root, object);
             }
@@ -260,7 +274,7 @@ impl Inner {
                         // Gone since: the next round takes its row out, and this one leaves it as it is.
                         continue;
                     }
-                    let work = cell.as_deref().map(work_row).transpose()?.flatten();
+                    let work = cell.as_deref().map(|c| self.work_row(c)).transpose()?.flatten();
                     if cell.is_some_and(|cell| cell.state().dead) {
                         continue;
                     }
@@ -350,17 +364,25 @@ impl Inner {
 /// A working file's row, and the file to sync before it.
 type Unfinished = (WorkRow, Option<Arc<File>>);
 
-/// The working file of a cell as its row has it, and the file to sync: names must not come before the data that was
-/// closed under them.
-fn work_row(cell: &FileCell) -> Result<Option<Unfinished>, PublishError> {
-    let mut state = cell.state();
-    let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
-    let idle = state.progress.handles() == 0;
-    let Some(work) = &mut state.work else { return Ok(None) };
-    // What the row says of an overlay's leaves must be on disk, too.
-    let sync = if open && work.overlay.is_none() { None } else { Some(work.reader()?) };
-    if idle {
-        work.rest();
+impl Inner {
+    /// The working file of a cell as its row has it, and the file to sync: names must not come before the data that was
+    /// closed under them.
+    fn work_row(&self, cell: &FileCell) -> Result<Option<Unfinished>, PublishError> {
+        let mut state = cell.state();
+        let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
+        let idle = state.progress.handles() == 0;
+        let Some(work) = &mut state.work else { return Ok(None) };
+        // What the row says of an overlay's leaves must be on disk, too. Those are written under this very lock, and
+        // what is closed by nobody, so that it can be written again.
+        let sync = if open && work.overlay.is_none() {
+            None
+        } else {
+            self.store.rewrite_unsynced(work.id())?;
+            Some(work.reader()?)
+        };
+        if idle {
+            work.rest();
+        }
+        Ok(Some((work.row(open), sync)))
     }
-    Ok(Some((work.row(open), sync)))
 }

@@ -156,12 +156,11 @@ impl Inner {
         let cell = self.names().cell(ino);
         match cell {
             Ok(cell) => {
-                let file = match &mut cell.state().work {
-                    Some(work) => Some(work.reader()?),
-                    None => None,
-                };
-                if let Some(file) = file {
-                    file.sync_data().map_err(io_error("fdatasync"))?;
+                if let Some((id, file)) = self.file_to_sync(&cell)? {
+                    file.sync_data().map_err(|source| {
+                        self.store.sync_failed(id);
+                        PublishError::Io { what: "fdatasync", source }
+                    })?;
                 }
                 // Also where only the data or an overlay's leaves are new.
                 self.names().tree.mark(ino);
@@ -170,6 +169,22 @@ impl Inner {
             Err(error) => return Err(error),
         }
         self.flush()
+    }
+}
+
+impl Inner {
+    /// The working file, if there is one. One whose sync failed is written again first; where the kernel may be writing it
+    /// that cannot be done, and each fsync fails until it was closed.
+    fn file_to_sync(&self, cell: &FileCell) -> Result<Option<(ObjectId, Arc<File>)>> {
+        let mut state = cell.state();
+        let writers = state.progress.writers > 0;
+        let Some(work) = &mut state.work else { return Ok(None) };
+        let id = work.id();
+        if writers && work.overlay.is_none() && self.store.is_unsynced(id) {
+            return Err(errno("fdatasync: an earlier one failed", Errno::EIO));
+        }
+        self.store.rewrite_unsynced(id)?;
+        Ok(Some((id, work.reader()?)))
     }
 }
 

@@ -2,19 +2,21 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
 };
 
 use super::{
-    Inner, PublishError, UploadIno,
+    Inner, PublishError, RenameMode, UploadIno,
     dirs::link_of,
     file::FileCell,
     seal::Finished,
-    tree::{Body, Tree},
+    tree::{Body, Owner, Tree},
 };
 use crate::{
-    content::{Block, ContentId},
+    content::{Block, ContentId, Metadata, symlink},
     store::ObjectId,
 };
 
@@ -121,6 +123,76 @@ impl Names {
 }
 
 impl Inner {
+    pub(super) fn writable(&self) -> Result<(), PublishError> {
+        if self.options.read_only { Err(PublishError::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Something in the tree changed: it becomes durable, and ids of directories follow.
+    pub(super) fn changed_names(&self) {
+        self.flusher.later();
+        self.directories.wake();
+    }
+
+    pub(super) fn add(
+        &self,
+        parent: UploadIno,
+        name: &OsStr,
+        owner: Owner,
+        body: Body,
+    ) -> Result<UploadIno, PublishError> {
+        self.writable()?;
+        let node = match &body {
+            Body::Symlink(target) => Some(symlink(target.as_bytes(), Metadata::default())),
+            _ => None,
+        };
+        let ino = {
+            let mut names = self.names();
+            let ino = names.tree.add(parent, name, owner, body, super::now())?;
+            names.nodes.extend(node);
+            ino
+        };
+        self.changed_names();
+        Ok(ino)
+    }
+
+    pub(super) fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {
+        self.writable()?;
+        let ino = self.names().tree.unlink(parent, name, super::now())?;
+        self.orphaned(ino);
+        self.changed_names();
+        Ok(())
+    }
+
+    pub(super) fn rmdir(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {
+        self.writable()?;
+        let ino = self.names().tree.rmdir(parent, name, super::now())?;
+        self.orphaned(ino);
+        self.changed_names();
+        Ok(())
+    }
+
+    pub(super) fn rename(
+        &self,
+        from: (UploadIno, &OsStr),
+        to: (UploadIno, &OsStr),
+        mode: RenameMode,
+    ) -> Result<(), PublishError> {
+        self.writable()?;
+        let (replaced, moved) = {
+            let mut names = self.names();
+            (names.tree.rename(from, to, mode, super::now())?, names.tree.lookup(to.0, to.1)?)
+        };
+        if to.0 == UploadIno::ROOT {
+            // It may be a directory that was none of the top level before.
+            self.announcer.rested(moved);
+        }
+        if let Some(ino) = replaced {
+            self.orphaned(ino);
+        }
+        self.changed_names();
+        Ok(())
+    }
+
     /// Takes the tree lock.
     pub(super) fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)

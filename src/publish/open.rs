@@ -191,9 +191,9 @@ impl Inner {
         let inner = self.clone();
         let flushed = self.tasks.blocking("flush", move || {
             inner.compute_directories();
-            let flushed = inner.flush();
+            inner.flush()?;
             inner.announce_all();
-            flushed
+            Ok(())
         });
         flushed.await.map_err(|_| PublishError::Closed)?
     }

@@ -104,7 +104,7 @@ impl Inner {
             let cell = cell.clone();
             move || !is_current(&cell, generation)
         };
-        let sync = self.sync_large(file.clone(), before.size);
+        let sync = self.sync_large(work.id(), file.clone(), before.size);
         let hashing = hash::hash(
             &self.tasks,
             file.clone(),
@@ -134,11 +134,12 @@ impl Inner {
         &self,
         work: &Arc<WorkingFile>,
     ) -> Result<Option<(Arc<File>, FileStamp)>, PublishError> {
-        let work = work.clone();
+        let (work, store) = (work.clone(), self.store.clone());
         let opened = self.tasks.blocking("seal", move || {
             if is_held(&work) {
                 return Ok(None);
             }
+            store.rewrite_unsynced(work.id())?;
             let file = work.open(false)?;
             let stamp = stamp_of(&file)?;
             Ok(Some((Arc::new(file), stamp)))
@@ -147,15 +148,20 @@ impl Inner {
     }
 
     /// Writes a large file's data out while it is hashed; small ones are synced together by the commit.
-    async fn sync_large(&self, file: Arc<File>, size: u64) -> Result<(), PublishError> {
+    async fn sync_large(
+        &self,
+        id: ObjectId,
+        file: Arc<File>,
+        size: u64,
+    ) -> Result<(), PublishError> {
         if size < LARGE {
             return Ok(());
         }
         let synced = self.tasks.blocking("sync", move || file.sync_data());
-        synced
-            .await
-            .map_err(|_| PublishError::Closed)?
-            .map_err(|source| PublishError::Io { what: "fdatasync", source })
+        synced.await.map_err(|_| PublishError::Closed)?.map_err(|source| {
+            self.store.sync_failed(id);
+            PublishError::Io { what: "fdatasync", source }
+        })
     }
 
     /// Looks whether there is anything to hash, and takes over the times of what was written by a mapping.

@@ -115,3 +115,23 @@ pub struct Batch {
     /// collection keeps the nodes that they reach; until the first such list it keeps all directories.
     pub published: Option<Vec<ContentId>>,
 }
+
+impl Batch {
+    /// Files whose data the index will speak of once it stands.
+    pub(super) fn files(&self) -> impl Iterator<Item = ObjectId> {
+        self.seal.iter().map(|seal| seal.object).chain(self.keep.iter().copied())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.seal.is_empty()
+            && self.keep.is_empty()
+            && self.own.is_empty()
+            && self.release.is_empty()
+            && self.nodes.is_empty()
+            && self.tree_put.is_empty()
+            && self.tree_remove.is_empty()
+            && self.files.is_empty()
+            && self.files_remove.is_empty()
+            && self.published.is_none()
+    }
+}

@@ -73,6 +73,8 @@ impl Inner {
         let mut group = Group { requests, pending, dead: Vec::new() };
         if let Err(error) = self.sync_pending(&group.pending) {
             self.drop_unsynced(&group.pending);
+            // Where that was a syncfs, it has reported what it could not write of other files, too, and will not do so again.
+            self.note_unsynced(group.requests.iter().flat_map(|r| r.batch.files()));
             group.pending = Arc::default();
             group.fail(|request| request.flush, &error);
         }
@@ -134,16 +136,23 @@ impl Inner {
 
     /// Step 1 and 2 of each batch; one that fails leaves the group.
     fn sync_requests(&self, group: &mut Group) {
+        for request in group.requests.iter().filter(|r| !is_done(r)) {
+            if let Err(error) = self.refuse_unsynced(&request.batch) {
+                finish(request, Err(error));
+            }
+        }
         let waiting: Vec<_> = group.requests.iter().filter(|r| !is_done(r)).collect();
         let files = waiting.iter().map(|r| r.batch.sync.len() + r.batch.seal.len()).sum::<usize>();
         if files > MAX_SINGLE_SYNCS {
             if let Err(error) = self.sync_all() {
+                self.note_unsynced(waiting.iter().flat_map(|r| r.batch.files()));
                 group.fail(|_| true, &error);
             }
             return;
         }
         for request in waiting {
             if let Err(error) = self.sync_batch(&request.batch) {
+                self.note_unsynced(request.batch.files());
                 finish(request, Err(error));
             }
         }
@@ -156,8 +165,7 @@ impl Inner {
             let file = File::open(&path).map_err(|e| StoreError::io("open", &path, e))?;
             files.push(Arc::new(file));
         }
-        let names = batch.seal.iter().map(|seal| seal.object).chain(batch.keep.iter().copied());
-        self.sync(files, names)
+        self.sync(files, batch.files())
     }
 
     fn sync_all(&self) -> Result<(), StoreError> {
@@ -478,20 +486,5 @@ impl StoreError {
     /// Whether the disk is full.
     pub fn is_no_space(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
-    }
-}
-
-impl Batch {
-    fn is_empty(&self) -> bool {
-        self.seal.is_empty()
-            && self.keep.is_empty()
-            && self.own.is_empty()
-            && self.release.is_empty()
-            && self.nodes.is_empty()
-            && self.tree_put.is_empty()
-            && self.tree_remove.is_empty()
-            && self.files.is_empty()
-            && self.files_remove.is_empty()
-            && self.published.is_none()
     }
 }

@@ -303,7 +303,7 @@ impl Inner {
         let mut report = GcReport::default();
         for (id, allocated) in removed {
             self.remove_file(id)?;
-            if let Err(error) = self.reads.remove(id.0.to_be_bytes()) {
+            if let Err(error) = self.reads.remove(&id.0.to_be_bytes()) {
                 tracing::debug!(%error, "the time of a last read stays");
             }
             self.evicted.store(true, Ordering::Relaxed);
@@ -350,8 +350,15 @@ impl Inner {
     /// Writes the times of last reads behind.
     pub(super) fn write_reads(&self) -> Result<(), StoreError> {
         let reads = std::mem::take(&mut *guard(&self.new_reads));
-        for (id, at) in reads {
-            self.reads.insert(id.0.to_be_bytes(), &at.to_be_bytes())?;
+        let mut reads = reads.into_iter();
+        while let Some((id, at)) = reads.next() {
+            let written = self.reads.insert(&id.0.to_be_bytes(), &at.to_be_bytes());
+            if written.is_err() {
+                // For the next time, which knows later reads of some.
+                self.note_read(id, at);
+                reads.for_each(|(id, at)| self.note_read(id, at));
+                return written;
+            }
         }
         Ok(())
     }

@@ -222,6 +222,11 @@ impl Index {
     }
 
     /// Opens the database again after a failed commit; it then stands at the last good one.
+    ///
+    /// What is read then comes from the page cache, and may not be on the disk although the kernel will not say so again.
+    /// That does no harm: a commit syncs its pages first and the header, which makes them count, after that. Where the first
+    /// sync failed the header still names the pages of the commit before; where the second did, the pages are on the disk,
+    /// and the header is written anew, and synced, before the commit counts as standing.
     fn reopen(&self) -> Result<(), StoreError> {
         if !matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Failed) {
             return Ok(());

@@ -21,7 +21,8 @@ use super::{
     index::{self, Index},
     reserve::Reserve,
     rows::Delta,
-    state, working,
+    state::State,
+    working,
 };
 use crate::tasks::Tasks;
 
@@ -61,12 +62,12 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
     let reserve = Arc::new(Reserve::open(dir, capacity, disk.clone())?);
     let index = Index::open(&index_path, disk.clone(), reserve.clone())?;
     disk.sync_dir(dir).map_err(|e| StoreError::io("sync", dir, e))?;
-    let state = state::open(&dir.join("state"))?;
+    let state = State::open(&dir.join("state"))?;
     let limits = Limits::new(options, &objects)?;
     Ok(Inner {
         dir: dir.clone(),
         can_clone: working::probe_clone(dir),
-        reads: state.open_tree("store.last_read")?,
+        reads: state.tree("store.last_read"),
         objects,
         disk,
         index,
@@ -84,6 +85,7 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         queue: Mutex::default(),
         leader: Mutex::default(),
         figures: Figures::default(),
+        unsynced: Mutex::default(),
         suspects: Mutex::default(),
         suspected: Arc::default(),
         stopping: AtomicBool::new(false),
@@ -187,7 +189,7 @@ impl Inner {
         };
         self.close_recent();
         // Working state can be rebuilt: a disk that is too full for it is no reason not to close the rest.
-        if let Err(error) = self.write_reads().and_then(|()| Ok(self.state.flush().map(|_| ())?)) {
+        if let Err(error) = self.write_reads().and_then(|()| self.state.flush()) {
             tracing::warn!(%error, "the working state was not written");
         }
         self.index.close();

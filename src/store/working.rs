@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{
     FileStamp, Inner, Object, ObjectId, StoreError,
     codec::{Envelope, Leaf},
-    index,
+    guard, index,
 };
 use crate::{
     content::{ByteRange, Multihash},
@@ -139,6 +139,7 @@ impl Inner {
     pub(super) fn remove_file(&self, id: ObjectId) -> Result<(), StoreError> {
         let path = self.object_path(id);
         self.new_names().remove(&id);
+        guard(&self.unsynced).remove(&id);
         match self.disk.unlink(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(StoreError::io("unlink", &path, e))

@@ -360,3 +360,19 @@ async fn a_write_that_finds_the_disk_full_is_done_again_when_what_is_cached_made
     let nothing_left = bench.uploads.inner.with_room("write", || Err::<(), _>(full()));
     assert!(matches!(nothing_left, Err(PublishError::Io { .. })));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_sync_failed_is_written_again_before_it_is_published() {
+    let bench = Bench::new();
+    let (ino, handle) = bench.create("f");
+    bench.write(handle, 0, b"not on disk");
+    let object = bench.uploads.inner.names().cell(ino).unwrap().state().work.as_ref().unwrap().id();
+    let mtime = bench.uploads.getattr(ino).unwrap().mtime;
+    bench.store.sync_failed(object);
+    assert!(matches!(bench.uploads.fsync(ino), Err(PublishError::Io { .. })), "nor is it later");
+    bench.uploads.release(handle);
+    assert_eq!(bench.uploads.cid(ino).await.unwrap(), id_of(b"not on disk"));
+    assert!(!bench.store.is_unsynced(object));
+    assert_eq!(bench.uploads.getattr(ino).unwrap().mtime, mtime);
+    assert_eq!(bench.read(ino), b"not on disk");
+}

@@ -163,7 +163,7 @@ async fn names_that_are_no_text_stay_apart() {
     for (name, target) in [(b"a\xff", b"t\xff"), (b"a\xfe", b"t\xfe")] {
         let (name_os, target_os) = (OsStr::from_bytes(name), OsStr::from_bytes(target));
         bench.uploads.symlink(dir, name_os, Path::new(target_os), 1, 2).unwrap();
-        let link = symlink(target, Metadata::default());
+        let link = crate::content::symlink(target, Metadata::default());
         builder.add(name, *link.cid(), link.data().len() as u64);
     }
     let built = builder.finish(Metadata::default());

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io,
     os::{
@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     super::{
-        Batch, KnownRoot, ObjectId, Pin, Store, StoreError,
+        Batch, FileStamp, KnownRoot, ObjectId, Pin, Seal, Store, StoreError,
         disk::{Disk, RealDisk},
         recover,
     },
@@ -55,6 +55,8 @@ struct Sim {
     steps: usize,
     fault: Option<(usize, Fault)>,
     off: bool,
+    /// Files of which a sync failed: what had not reached the disk by then never does, although the live file has it.
+    lost: HashSet<u64>,
     /// Synced content, by inode.
     data: HashMap<u64, Vec<u8>>,
     changes: HashMap<u64, Vec<Change>>,
@@ -104,6 +106,9 @@ impl FaultyDisk {
         let ino = file.metadata().unwrap().ino();
         let mut sim = self.sim.lock().unwrap();
         let Some(changes) = sim.changes.remove(&ino) else {
+            if sim.lost.contains(&ino) {
+                return;
+            }
             // Written by the workload itself, past this disk.
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             if !sim.data.contains_key(&ino) || !is_index(&fs::read_link(&path).unwrap()) {
@@ -122,6 +127,14 @@ impl FaultyDisk {
                 }
             }
         }
+    }
+
+    /// A sync of the file failed.
+    fn lose(&self, file: &File) {
+        let ino = file.metadata().unwrap().ino();
+        let mut sim = self.sim.lock().unwrap();
+        sim.changes.remove(&ino);
+        sim.lost.insert(ino);
     }
 
     fn sync_names(&self, dir: &Path) {
@@ -219,7 +232,7 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
-        self.step()?;
+        self.step().inspect_err(|_| self.lose(file))?;
         self.sync_inode(file);
         Ok(())
     }
@@ -231,8 +244,10 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_filesystem(&self, _: &Path) -> io::Result<()> {
-        self.step()?;
         let live = self.live();
+        let failed =
+            |_: &io::Error| live.iter().for_each(|path| self.lose(&File::open(path).unwrap()));
+        self.step().inspect_err(failed)?;
         for path in &live {
             self.sync_inode(&File::open(path).unwrap());
             self.sync_names(path.parent().unwrap());
@@ -287,18 +302,33 @@ impl Script {
 
     /// Publishes content under a key of the tree, in place of `old`.
     fn publish(&mut self, key: u64, bytes: &[u8], old: Option<ObjectId>) -> Option<ObjectId> {
-        let (id, mut batch) = try_publish(&self.store, bytes).ok()?;
+        let (id, sealing) = try_publish(&self.store, bytes).ok()?;
         let row = bytes[..8].to_vec();
-        batch.tree_put.push((key, row.clone()));
-        batch.release.extend(old);
-        batch.files.push(FileInfo {
-            cid: *root_of(bytes).cid(),
-            name: format!("file {key}"),
-            size: bytes.len() as u64,
-            chunks: vec![],
-            created_at: std::time::UNIX_EPOCH,
-        });
-        let result = self.store.commit(batch);
+        let batch = |seal: Vec<Seal>| Batch {
+            seal,
+            tree_put: vec![(key, row.clone())],
+            release: old.into_iter().collect(),
+            files: vec![FileInfo {
+                cid: *root_of(bytes).cid(),
+                name: format!("file {key}"),
+                size: bytes.len() as u64,
+                chunks: vec![],
+                created_at: std::time::UNIX_EPOCH,
+            }],
+            ..Batch::default()
+        };
+        let mut result = self.store.commit(batch(sealing.seal.clone()));
+        if result.is_err() && !self.disk.is_off() {
+            // Just once more: a sync that succeeds now says nothing.
+            result = self.store.commit(batch(sealing.seal.clone()));
+        }
+        if result.is_err() && self.store.rewrite_unsynced(id).is_ok_and(|written| written) {
+            let mut seal = sealing.seal;
+            let file = File::open(self.store.inner.object_path(id)).unwrap();
+            seal[0].stamp = FileStamp::of(&file).unwrap();
+            result = self.store.commit(batch(seal));
+            assert!(result.is_ok() || self.disk.is_off(), "{result:?}");
+        }
         let rows = self.promised.tree.entry(key).or_insert_with(|| vec![None]);
         if self.disk.is_off() {
             // It may have reached the disk or not; nobody was told.
