@@ -177,7 +177,7 @@ pub(crate) enum PinCommand {
         /// CID, with or without a path behind it
         id: String,
     },
-    /// List what is kept
+    /// List what is kept: CID, whether all of it is here, and name. What is incomplete is being fetched
     Ls,
 }
 

@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     content::{ContentId, NodeKind},
-    node::{PeerInfo, Resolved},
+    node::{PinState, Resolved},
 };
+
+/// Trailer behind bytes that broke off: the [`Failure`] as JSON.
+pub(super) const FAILURE: &str = "chiral-failure";
 
 /// Answer to `id`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,36 +33,6 @@ pub struct ConnectRequest {
 pub struct Connected {
     /// Who answered.
     pub peer_id: String,
-}
-
-/// A connected peer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Its id.
-    pub peer_id: String,
-    /// The address it is connected by.
-    pub address: String,
-    /// What it calls itself, once identified.
-    pub agent: Option<String>,
-    /// Round trip of the last ping in milliseconds.
-    pub rtt_ms: Option<f64>,
-    /// Block bytes received from it.
-    pub received: u64,
-    /// Block bytes sent to it.
-    pub sent: u64,
-}
-
-impl From<PeerInfo> for Peer {
-    fn from(peer: PeerInfo) -> Self {
-        Self {
-            peer_id: peer.peer.to_string(),
-            address: peer.address.to_string(),
-            agent: peer.agent,
-            rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
-            received: peer.received,
-            sent: peer.sent,
-        }
-    }
 }
 
 /// Asks to publish a path.
@@ -165,6 +138,14 @@ pub struct PinRow {
     pub cid: ContentId,
     /// A name for people.
     pub name: String,
+    /// Whether all of it is here; else it is being fetched.
+    pub complete: bool,
+}
+
+impl From<PinState> for PinRow {
+    fn from(PinState { pin, complete }: PinState) -> Self {
+        Self { cid: pin.root, name: pin.name, complete }
+    }
 }
 
 /// Answer to `pin rm`.

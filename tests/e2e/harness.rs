@@ -116,13 +116,18 @@ impl Daemon {
 
     /// The same with a line to `peer` that passes `rate` bytes per second.
     pub(crate) fn start_far_from(peer: &Daemon, rate: u32) -> Self {
+        Self::start_far_from_with(peer, rate, String::new())
+    }
+
+    /// The same with a configuration file of its own.
+    pub(crate) fn start_far_from_with(peer: &Daemon, rate: u32, config: String) -> Self {
         let address = peer.addresses().into_iter().find(|a| a.contains("/tcp/")).unwrap();
         let (host, rest) = address.split_once("/tcp/").unwrap();
         let (port, id) = rest.split_once('/').unwrap();
         let line = slow_line((Ipv4Addr::LOCALHOST, port.parse().unwrap()).into(), rate);
         let setup = Setup {
             args: vec!["--peer".to_owned(), format!("{host}/tcp/{}/{id}", line.port())],
-            ..Setup::default()
+            config,
         };
         let daemon = Self::start(&setup);
         eventually("the connection", || (!daemon.peers().is_empty()).then_some(()));
