@@ -1,7 +1,12 @@
 //! The whole interface over a real socket, with a node of its own behind it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use tempfile::TempDir;
@@ -118,6 +123,18 @@ async fn what_is_added_is_told_read_listed_and_pinned() {
     assert!(
         matches!(last, Some(VerifyLine::Report { bytes: 3_000_000.., bad, .. }) if bad.is_empty())
     );
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_need_not_be_text() {
+    let daemon = Daemon::start().await;
+    let folder = daemon.dir.path().join(std::ffi::OsStr::from_bytes(b"no text \xff"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "text").unwrap();
+    let request = AddRequest { path: folder.join("file") };
+    let added: Added = daemon.client.post("/v1/add", &request).await.unwrap();
+    assert_eq!(added.entries[0].name, "file");
     daemon.node.stop(PATIENCE).await.unwrap();
 }
 

@@ -38,8 +38,39 @@ pub struct Connected {
 /// Asks to publish a path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AddRequest {
-    /// Absolute path of a file or directory that the daemon can read.
+    /// Absolute path of a file or directory that the daemon can read. One that is no text goes as its bytes.
+    #[serde(with = "path")]
     pub path: PathBuf,
+}
+
+/// A path as text, or as a list of bytes where it is none.
+mod path {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => text.serialize(to),
+            None => path.as_os_str().as_encoded_bytes().serialize(to),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<std::path::PathBuf, D::Error> {
+        Ok(match Written::deserialize(from)? {
+            Written::Text(text) => text.into(),
+            Written::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
 }
 
 /// What was published.
