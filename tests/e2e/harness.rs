@@ -35,6 +35,13 @@ pub(crate) struct Daemon {
     scratch: TempDir,
 }
 
+/// Says loudly that something was not tested, because the machine lacks what could be installed. With
+/// `CHIRAL_REQUIRE_ALL=1`, which `scripts/test` sets when it has installed all, that is a failure.
+pub(crate) fn skipped(why: &str) {
+    assert!(std::env::var_os("CHIRAL_REQUIRE_ALL").is_none_or(|set| set != "1"), "{why}");
+    eprintln!("SKIPPED: {why}");
+}
+
 /// Waits until `done` gives something; fails the test when it never does.
 pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
