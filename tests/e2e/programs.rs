@@ -55,12 +55,12 @@ fn attributes_are_copied_out_of_the_mount_into_it_and_within_it() {
         diff -r --no-dereference src out1; diff -r --no-dereference src out2; diff -r --no-dereference src out3
         rsync -rlX "mnt/$cid/" mnt/upload/copy1/; cp -a "mnt/$cid" mnt/upload/copy2; rsync -aX mnt/upload/tree/ mnt/upload/copy3/
         cp -r --preserve=xattr mnt/upload/tree mnt/upload/copy4
-        for n in 1 2 3 4; do test "$(getfattr --only-values -n user.chiral.cid mnt/upload/copy$n)" = "$cid"; done
+        # The kernel tells of a close a moment later; the file is waited for.
+        for n in 1 2 3 4; do getfattr -n user.chiral.cid mnt/upload/copy$n/sub/file; test "$(getfattr --only-values -n user.chiral.cid mnt/upload/copy$n)" = "$cid"; done
         test "$(getfattr --only-values -n ipfs.cid mnt/upload/copy1)" = "$cid"
         # It is told, not kept: a changed file has another one.
         echo more >> mnt/upload/copy1/sub/file
-        # The kernel tells of a close a moment later; the file is waited for.
-        getfattr --only-values -n user.chiral.cid mnt/upload/copy1/sub/file
+        getfattr -n user.chiral.cid mnt/upload/copy1/sub/file
         setfattr -n user.chiral.cid -v "$cid" mnt/upload/copy1
         test "$(getfattr --only-values -n user.chiral.cid mnt/upload/copy1)" != "$cid"
         "#,
