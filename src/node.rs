@@ -10,7 +10,7 @@ mod pins;
 mod resolve;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     path::{Path, PathBuf},

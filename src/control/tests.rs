@@ -14,9 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    node::{
-        DownloadOptions, ImportParams, NetOptions, Node, NodeOptions, PublishOptions, StoreOptions,
-    },
+    node::{Node, tests::options},
     tasks::Tasks,
 };
 
@@ -66,22 +64,9 @@ async fn start(dir: &Path) -> (Node, CancellationToken, Client) {
 async fn start_with(dir: &Path, read_only: bool) -> (Node, CancellationToken, Client) {
     // Deeper than the address of a socket may be long.
     let data = dir.join("d".repeat(120)).join("data");
-    let options = NodeOptions {
-        store: StoreOptions { dir: data.clone(), cache_limit: Some(1 << 30), min_free: 0 },
-        net: NetOptions {
-            key_file: data.join("key"),
-            listen: Vec::new(),
-            bootstrap: Vec::new(),
-            peers: Vec::new(),
-            offline: true,
-            serve_cached: true,
-        },
-        download: DownloadOptions {
-            lookup_timeout: Duration::from_millis(200),
-            ..DownloadOptions::default()
-        },
-        publish: PublishOptions { import: ImportParams::DEFAULT, read_only },
-    };
+    let mut options = options(&data, Vec::new(), true);
+    options.download.lookup_timeout = Duration::from_millis(200);
+    options.publish.read_only = read_only;
     fs::create_dir_all(&data).unwrap();
     let node = Node::start(options, Tasks::new()).await.unwrap();
     let stop = CancellationToken::new();

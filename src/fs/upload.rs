@@ -186,10 +186,7 @@ mod tests {
     use super::*;
     use crate::{
         fs::{attr::Owner, tree::UPLOAD_ROOT},
-        node::{
-            DownloadOptions, ImportParams, NetOptions, Node, NodeOptions, PublishOptions,
-            StoreOptions,
-        },
+        node::{Node, tests::options},
         tasks::Tasks,
     };
 
@@ -210,19 +207,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_commit_may_hold_up_is_not_done_by_the_thread_that_serves_the_kernel() {
         let dir = tempfile::tempdir().unwrap();
-        let options = NodeOptions {
-            store: StoreOptions { dir: dir.path().to_owned(), cache_limit: None, min_free: 0 },
-            net: NetOptions {
-                key_file: dir.path().join("key"),
-                listen: Vec::new(),
-                bootstrap: Vec::new(),
-                peers: Vec::new(),
-                offline: true,
-                serve_cached: true,
-            },
-            download: DownloadOptions::default(),
-            publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
-        };
+        let options = options(dir.path(), Vec::new(), true);
         let node = Node::start(options, Tasks::new()).await.unwrap();
         let fs = Arc::new(Fs::new(node.clone(), Owner { uid: 0, gid: 0 }));
         let done = tokio::task::spawn_blocking(move || {
@@ -232,8 +217,14 @@ mod tests {
             assert_eq!(run(fs.write(fh, 0, b"text")), 4);
             assert_eq!(run(fs.lseek(fh, 0, libc::SEEK_DATA)), 0);
             let mut released = false;
-            run(fs.close(fh, |_, _| released = true));
+            // The last writer: nothing of the file is committed before that.
+            assert!(matches!(fs.close(fh, |_, _| released = true), Answer::Now(Ok(()))));
             assert!(released, "the kernel's own reference is given up first");
+            let Answer::Now(Ok(opened)) = fs.open(attr.ino, Wanted(libc::O_RDONLY), false) else {
+                unreachable!("readers wait for nothing")
+            };
+            let fh = fs.keep_open(attr.ino, opened, super::super::iomode::Mode::Cached);
+            run(fs.close(fh, |_, _| {}));
             run(fs.mknod(place("b"), libc::S_IFREG | 0o644, CALLER));
             run(fs.rename(place("a"), place("b"), 0));
             run(fs.unlink(place("b")));

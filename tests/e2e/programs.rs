@@ -50,12 +50,13 @@ fn attributes_are_copied_out_of_the_mount_into_it_and_within_it() {
         mkdir -p src/sub; echo text > src/sub/file; setfattr -n user.note -v kept src/sub/file; ln -s file src/sub/link
         rsync -aX src/ mnt/upload/tree/; rsync -aX src/ mnt/upload/tree/
         test "$(getfattr --only-values -n user.note mnt/upload/tree/sub/file)" = kept
+        # The kernel tells of a close a moment later; files are waited for.
+        getfattr -n user.chiral.cid mnt/upload/tree/sub/file
         cid=$(getfattr --only-values -n user.chiral.cid mnt/upload/tree)
         rsync -rlX "mnt/$cid/" out1/; cp -a "mnt/$cid" out2; cp -r --preserve=xattr "mnt/$cid" out3; tar -C mnt --xattrs -cf out.tar "$cid"
         diff -r --no-dereference src out1; diff -r --no-dereference src out2; diff -r --no-dereference src out3
         rsync -rlX "mnt/$cid/" mnt/upload/copy1/; cp -a "mnt/$cid" mnt/upload/copy2; rsync -aX mnt/upload/tree/ mnt/upload/copy3/
         cp -r --preserve=xattr mnt/upload/tree mnt/upload/copy4
-        # The kernel tells of a close a moment later; the file is waited for.
         for n in 1 2 3 4; do getfattr -n user.chiral.cid mnt/upload/copy$n/sub/file; test "$(getfattr --only-values -n user.chiral.cid mnt/upload/copy$n)" = "$cid"; done
         test "$(getfattr --only-values -n ipfs.cid mnt/upload/copy1)" = "$cid"
         # It is told, not kept: a changed file has another one.
