@@ -119,6 +119,8 @@ pub struct DownloadSettings {
     pub peer_blacklist_duration_secs: u64,
     /// Longest wait for one answer.
     pub request_timeout: Timeout,
+    /// Time that one block may take at one source while another could be asked for it.
+    pub chunk_timeout_secs: NonZeroU32,
     /// Longest time for one block over all sources.
     pub chunk_timeout: Timeout,
     /// Longest time without progress before a lookup or a read gives up; 0: no limit.
@@ -203,6 +205,10 @@ impl Default for DownloadSettings {
                 .unwrap_or(NonZeroU32::MIN),
             peer_blacklist_duration_secs: engine.peer_blacklist.as_secs(),
             request_timeout: Timeout(Span(engine.request_timeout)),
+            chunk_timeout_secs: u32::try_from(engine.chunk_attempt_timeout.as_secs())
+                .ok()
+                .and_then(NonZeroU32::new)
+                .unwrap_or(NonZeroU32::MAX),
             chunk_timeout: Timeout(Span(engine.chunk_timeout)),
             lookup_timeout: Span(engine.lookup_timeout),
         }
@@ -257,6 +263,7 @@ impl DownloadSettings {
             peer_failure_threshold: self.peer_failure_threshold.get(),
             peer_blacklist: Duration::from_secs(self.peer_blacklist_duration_secs).min(NO_LIMIT),
             request_timeout: self.request_timeout.0.0.min(NO_LIMIT),
+            chunk_attempt_timeout: Duration::from_secs(self.chunk_timeout_secs.get().into()),
             chunk_timeout: self.chunk_timeout.0.0.min(NO_LIMIT),
             lookup_timeout: match self.lookup_timeout.0 {
                 Duration::ZERO => NO_LIMIT,

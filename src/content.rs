@@ -17,6 +17,7 @@ pub(crate) use block::sha2_256_of;
 pub use block::{Block, BlockError, MAX_BLOCK_LEN, sha2_256};
 pub use directory::{DirectoryReader, Entry, EntryKind, Lookup};
 pub use file::{FileLayout, Need, Needs, Placement};
+pub use hash::hash_of;
 pub use id::{Codec, ContentId, IdError, InfoHash, Multihash};
 pub use import::{
     BuiltDirectory, BuiltFile, DirectoryBuilder, FileBuilder, FileInfo, ImportParams, dag_pb_leaf,

@@ -46,6 +46,8 @@ pub struct DownloadOptions {
     pub peer_blacklist: Duration,
     /// Longest wait for one answer.
     pub request_timeout: Duration,
+    /// Time that one block may take at one source while another could be asked for it.
+    pub chunk_attempt_timeout: Duration,
     /// Longest time for one block over all sources.
     pub chunk_timeout: Duration,
     /// Longest time without progress before a lookup or a read gives up.
@@ -64,6 +66,7 @@ impl Default for DownloadOptions {
             peer_failure_threshold: 3,
             peer_blacklist: Duration::from_secs(300),
             request_timeout: Duration::from_secs(30),
+            chunk_attempt_timeout: Duration::from_secs(60),
             chunk_timeout: Duration::from_secs(300),
             lookup_timeout: Duration::from_secs(30),
         }

@@ -27,6 +27,7 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     fs::File,
+    os::unix::ffi::OsStrExt,
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, SystemTime},
@@ -36,7 +37,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::{
-    content::{ContentId, ImportParams},
+    content::{ContentId, ImportParams, symlink},
     store::{Store, StoreError},
     tasks::Tasks,
 };
@@ -267,10 +268,9 @@ impl Inner {
     ) -> Result<UploadIno> {
         self.writable()?;
         let node = match &body {
-            tree::Body::Symlink(target) => Some(crate::content::symlink(
-                &target.to_string_lossy(),
-                crate::content::Metadata::default(),
-            )),
+            tree::Body::Symlink(target) => {
+                Some(symlink(target.as_bytes(), crate::content::Metadata::default()))
+            }
             _ => None,
         };
         let ino = {
@@ -446,7 +446,8 @@ impl Uploads {
     pub async fn cid(&self, ino: UploadIno) -> Result<ContentId> {
         self.inner.cid(ino).await
     }
-    /// The id if it is known without waiting.
+    /// The id of a file if its newest version is published. None for directories and symlinks: their nodes may still wait
+    /// for their commit, and something below may still be written.
     pub fn cid_now(&self, ino: UploadIno) -> Option<ContentId> {
         self.inner.cid_now(ino)
     }
@@ -509,7 +510,8 @@ impl Uploads {
     /// Roots that are published: the entries of the upload root with their names.
     pub fn published(&self) -> Vec<(String, ContentId)> {
         let names = self.inner.names();
-        let entries = names.tree.entries(UploadIno::ROOT).unwrap_or_default();
+        let mut entries = names.tree.entries(UploadIno::ROOT).unwrap_or_default();
+        entries.retain(|entry| !import::is_scratch(&entry.name));
         let root = |entry: UploadEntry| {
             let (root, _) = dirs::link_of(names.tree.get(entry.ino).ok()?)?;
             Some((entry.name.to_string_lossy().into_owned(), root))

@@ -125,4 +125,10 @@ pub enum Found {
 pub trait Finder: fmt::Debug + Send + Sync {
     /// Searches until the receiver is dropped: those that are connected at once, then those that the DHT names.
     fn find(&self, root: &ContentId) -> mpsc::Receiver<Found>;
+    /// Has the running search for `root` ask around once more now, unless it is asking already: somebody waits, and
+    /// those who were found give nothing.
+    fn ask_again(&self, _root: &ContentId) {}
+    /// A block is in the store from now on: others who wait for it can be given it. Called for each block that is
+    /// kept, so that it must be cheap while nobody waits, and must not wait itself.
+    fn arrived(&self, _block: &ContentId) {}
 }

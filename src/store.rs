@@ -24,6 +24,7 @@ mod keep;
 mod merge;
 mod object;
 mod pending;
+mod recheck;
 mod recover;
 mod registry;
 mod report;
@@ -105,8 +106,8 @@ pub enum StoreError {
     /// The working state could not be read or written.
     #[error("working state: {0}")]
     State(#[from] sled::Error),
-    /// The index was written by a later release.
-    #[error("{} has format {found}, which this release does not know; start the newer one", path.display())]
+    /// The index was written by another release.
+    #[error("{} has format {found}, which this release does not know; start the one that wrote it", path.display())]
     Format {
         /// The index.
         path: PathBuf,
@@ -201,7 +202,12 @@ struct Inner {
     /// Whoever holds it runs the group commit.
     leader: Mutex<()>,
     figures: Figures,
-    /// Objects went since nodes were swept last.
+    /// Objects whose files look changed and are to be hashed again.
+    suspects: Mutex<HashSet<ObjectId>>,
+    suspected: Arc<tokio::sync::Notify>,
+    /// The daemon ends: long work stops.
+    stopping: AtomicBool,
+    /// Objects went, or the upload tree let go of something, since nodes were swept last.
     evicted: AtomicBool,
     /// What was found to be retained last.
     retained: Mutex<Option<keep::Retained>>,
@@ -287,6 +293,11 @@ impl Store {
     ) -> Result<Self, StoreError> {
         recover::open(options, tasks, Arc::new(disk::FillingDisk(full)))
     }
+    /// How many transactions were committed.
+    #[cfg(test)]
+    pub(crate) fn commits(&self) -> Result<u64, StoreError> {
+        self.inner.commits()
+    }
     /// Commits what is pending and closes the files; later calls fail.
     pub fn close(&self) -> Result<(), StoreError> {
         self.inner.close()
@@ -352,7 +363,7 @@ impl Store {
     /// Lets a new version be written into an object, in the ranges of `overwritten` (whole leaves) only; durable when it
     /// returns. Its old leaves there are kept beside it, so that the old version is served as before; a [`Seal`] makes
     /// it the new version. To be called again before other ranges are written. None unless the caller's upload is its
-    /// only owner, nobody has it open or mapped, here or elsewhere, and nothing at all is pinned.
+    /// only owner, nobody has it open or mapped, here or elsewhere, and no pin reaches it.
     ///
     /// # Errors
     /// When the index cannot be read or written, or the disk has no room for the old leaves.
@@ -428,6 +439,10 @@ impl Store {
     /// Evicts least recently read content until the limits hold. Runs by itself; here for tests.
     pub fn evict(&self) -> Result<GcReport, StoreError> {
         self.inner.evict()
+    }
+    /// Evicts what nobody needs, for a write past the store that found the disk full; whether there is more room now.
+    pub fn make_room(&self) -> Result<bool, StoreError> {
+        Ok(self.inner.evict_for_space()?.bytes > 0)
     }
     /// A tree of working state.
     pub fn state(&self, name: &'static str) -> Result<StateTree, StoreError> {

@@ -34,6 +34,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("download.peer_failure_threshold", "failures in a row after which a source is left alone"),
     ("download.peer_blacklist_duration_secs", "for how long, in seconds"),
     ("download.request_timeout", "longest wait for one answer"),
+    (
+        "download.chunk_timeout_secs",
+        "time for one block at one source while another could be asked for it, in seconds",
+    ),
     ("download.chunk_timeout", "longest time for one block over all sources"),
     (
         "download.lookup_timeout",

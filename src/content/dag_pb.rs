@@ -82,7 +82,7 @@ pub(super) struct NewLink {
     /// The child's CID in bytes.
     pub(super) hash: Vec<u8>,
     /// Written even when it is empty: that is what all builders do, and the ids depend on it.
-    pub(super) name: String,
+    pub(super) name: Vec<u8>,
     pub(super) tsize: u64,
 }
 
@@ -107,7 +107,7 @@ pub(super) fn encode(links: &[NewLink], data: &[u8]) -> Vec<u8> {
         out.push(2 << 3 | 2);
         pb::put_varint(&mut out, link.body_len() as u64);
         pb::put_bytes(&mut out, 1, &link.hash);
-        pb::put_bytes(&mut out, 2, link.name.as_bytes());
+        pb::put_bytes(&mut out, 2, &link.name);
         pb::put_u64(&mut out, 3, link.tsize);
     }
     pb::put_bytes(&mut out, 1, data);

@@ -57,24 +57,41 @@ pub(super) fn check(hash: &Multihash, data: &[u8]) -> Check {
     if want.len() < MIN_DIGEST {
         return Check::Untrusted;
     }
-    match code {
-        SHA2_256 => matches(want, &Sha256::digest(data)),
-        DBL_SHA2_256 => matches(want, &Sha256::digest(Sha256::digest(data))),
-        SHA1 => matches(want, &Sha1::digest(data)),
-        SHA2_512 => matches(want, &Sha512::digest(data)),
-        SHA3_224 => matches(want, &Sha3_224::digest(data)),
-        SHA3_256 => matches(want, &Sha3_256::digest(data)),
-        SHA3_384 => matches(want, &Sha3_384::digest(data)),
-        SHA3_512 => matches(want, &Sha3_512::digest(data)),
-        KECCAK_224 => matches(want, &Keccak224::digest(data)),
-        KECCAK_256 => matches(want, &Keccak256::digest(data)),
-        KECCAK_384 => matches(want, &Keccak384::digest(data)),
-        KECCAK_512 => matches(want, &Keccak512::digest(data)),
-        BLAKE3 => matches(want, &blake3(data, want.len())),
-        BLAKE2B..=BLAKE2B_MAX => blake2::<Blake2bVarCore>(want, code - BLAKE2B, data),
-        BLAKE2S_MIN..=BLAKE2S_MAX => blake2::<Blake2sVarCore>(want, code - BLAKE2S, data),
-        _ => Check::Untrusted,
+    match compute(code, want.len(), data) {
+        Some(got) => matches(want, &got),
+        None => Check::Untrusted,
     }
+}
+
+/// The hash of `data` by the function `code`, where ids may name it and it may be trusted. `len` is the length of the
+/// digest in bytes where the function has any; of others the digest has its own.
+pub fn hash_of(code: u64, len: usize, data: &[u8]) -> Option<Multihash> {
+    if len < MIN_DIGEST {
+        return None;
+    }
+    Multihash::wrap(code, &compute(code, len, data)?).ok()
+}
+
+/// The digest of `data`; none of an unknown function.
+fn compute(code: u64, len: usize, data: &[u8]) -> Option<Vec<u8>> {
+    Some(match code {
+        SHA2_256 => Sha256::digest(data).to_vec(),
+        DBL_SHA2_256 => Sha256::digest(Sha256::digest(data)).to_vec(),
+        SHA1 => Sha1::digest(data).to_vec(),
+        SHA2_512 => Sha512::digest(data).to_vec(),
+        SHA3_224 => Sha3_224::digest(data).to_vec(),
+        SHA3_256 => Sha3_256::digest(data).to_vec(),
+        SHA3_384 => Sha3_384::digest(data).to_vec(),
+        SHA3_512 => Sha3_512::digest(data).to_vec(),
+        KECCAK_224 => Keccak224::digest(data).to_vec(),
+        KECCAK_256 => Keccak256::digest(data).to_vec(),
+        KECCAK_384 => Keccak384::digest(data).to_vec(),
+        KECCAK_512 => Keccak512::digest(data).to_vec(),
+        BLAKE3 => blake3(data, len),
+        BLAKE2B..=BLAKE2B_MAX => blake2::<Blake2bVarCore>(code - BLAKE2B, data)?,
+        BLAKE2S_MIN..=BLAKE2S_MAX => blake2::<Blake2sVarCore>(code - BLAKE2S, data)?,
+        _ => return None,
+    })
 }
 
 fn matches(want: &[u8], got: &[u8]) -> Check {
@@ -88,17 +105,15 @@ fn blake3(data: &[u8], len: usize) -> Vec<u8> {
 }
 
 /// `len` is the length that the code names; BLAKE2 hashes it too, so that it cannot be cut off afterwards.
-fn blake2<C>(want: &[u8], len: u64, data: &[u8]) -> Check
+fn blake2<C>(len: u64, data: &[u8]) -> Option<Vec<u8>>
 where
     C: VariableOutputCore + UpdateCore,
 {
-    if want.len() as u64 != len {
-        return Check::Differs;
-    }
-    let Ok(mut core) = C::new(want.len()) else { return Check::Untrusted };
+    let len = usize::try_from(len).ok()?;
+    let mut core = C::new(len).ok()?;
     let mut buffer = Buffer::<C>::default();
     buffer.digest_blocks(data, |blocks| core.update_blocks(blocks));
     let mut digest = Default::default();
     core.finalize_variable_core(&mut mem::take(&mut buffer), &mut digest);
-    matches(want, &digest[..want.len()])
+    digest.get(..len).map(<[u8]>::to_vec)
 }

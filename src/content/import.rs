@@ -173,7 +173,7 @@ fn close(links: &[Part], meta: Metadata) -> (Block, Part) {
     let below = unixfs::total(links.iter().map(|link| link.tsize));
     let links: Vec<_> = links
         .iter()
-        .map(|link| NewLink { hash: link.cid.to_bytes(), name: String::new(), tsize: link.tsize })
+        .map(|link| NewLink { hash: link.cid.to_bytes(), name: Vec::new(), tsize: link.tsize })
         .collect();
     let node = Block::dag_pb(dag_pb::encode(&links, &unixfs::file(&[], &sizes, meta)).into());
     let tsize = below.saturating_add(node.data().len() as u64);
@@ -239,7 +239,7 @@ pub struct BuiltDirectory {
 pub struct DirectoryBuilder {
     params: ImportParams,
     /// Sorted by the bytes of the name, as links in the block are.
-    entries: BTreeMap<String, (ContentId, u64)>,
+    entries: BTreeMap<Vec<u8>, (ContentId, u64)>,
 }
 
 impl DirectoryBuilder {
@@ -248,9 +248,10 @@ impl DirectoryBuilder {
         Self { params, entries: BTreeMap::new() }
     }
 
-    /// Adds a child; a name that is there already is replaced.
-    pub fn add(&mut self, name: &str, cid: ContentId, tsize: u64) {
-        self.entries.insert(name.to_owned(), (cid, tsize));
+    /// Adds a child; a name that is there already is replaced. Names are bytes, as those of files are: two that no text
+    /// can tell apart are two.
+    pub fn add(&mut self, name: &(impl AsRef<[u8]> + ?Sized), cid: ContentId, tsize: u64) {
+        self.entries.insert(name.as_ref().to_owned(), (cid, tsize));
     }
 
     /// Encodes it. Should names collide in all 64 bits of their hash, which no HAMT can hold, it is a flat
@@ -280,7 +281,7 @@ impl DirectoryBuilder {
     }
 }
 
-/// The node of a symbolic link.
-pub fn symlink(target: &str, meta: Metadata) -> Block {
-    Block::dag_pb(dag_pb::encode(&[], &unixfs::symlink(target, meta)).into())
+/// The node of a symbolic link, whose target is bytes as every path is.
+pub fn symlink(target: &(impl AsRef<[u8]> + ?Sized), meta: Metadata) -> Block {
+    Block::dag_pb(dag_pb::encode(&[], &unixfs::symlink(target.as_ref(), meta)).into())
 }

@@ -121,10 +121,10 @@ pub(super) fn shard(bitfield: &[u8], fanout: u32, meta: Metadata) -> Vec<u8> {
     out
 }
 
-pub(super) fn symlink(target: &str, meta: Metadata) -> Vec<u8> {
+pub(super) fn symlink(target: &[u8], meta: Metadata) -> Vec<u8> {
     let mut out = Vec::with_capacity(target.len() + 40);
     pb::put_u64(&mut out, 1, kind::SYMLINK);
-    pb::put_bytes(&mut out, 2, target.as_bytes());
+    pb::put_bytes(&mut out, 2, target);
     put_metadata(&mut out, meta);
     out
 }

@@ -40,6 +40,8 @@ const SEARCH_ON: Duration = Duration::from_secs(60);
 const LINGER: Duration = Duration::from_secs(60);
 /// How often figures are taken and what nobody needs any more is looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// When the last search has ended this long ago and nothing came since, whoever asks for something starts another.
+const SEARCH_AGAIN: Duration = Duration::from_secs(10);
 /// How often what was learnt about the sources is kept; a crash costs a slower start only.
 const REMEMBER: Duration = Duration::from_secs(30);
 /// Replies that are taken at once.
@@ -56,8 +58,11 @@ struct NodeWait {
 #[derive(Clone, Copy, Debug)]
 struct User {
     file: ContentId,
-    /// Where in the file it was needed first.
-    start: u64,
+    /// What it covers of this file where it was needed first. Each file has its own: one block may stand at another
+    /// place in each.
+    range: ByteRange,
+    /// Its bytes are being written into this file.
+    writing: bool,
     /// It was needed in another place too while it was under way. What came may have been placed before that place
     /// was known.
     elsewhere: bool,
@@ -91,6 +96,8 @@ pub(super) struct Actor {
     /// News of the finder; none until something is needed that is not here.
     found: Option<mpsc::Receiver<Found>>,
     searching: bool,
+    /// When everybody had been asked who has the root.
+    searched: Option<Duration>,
     replies_in: mpsc::UnboundedSender<Reply>,
     replies: mpsc::UnboundedReceiver<Reply>,
     files: HashMap<ContentId, Entry>,
@@ -127,6 +134,7 @@ impl Actor {
             sources: HashMap::new(),
             found: None,
             searching: false,
+            searched: None,
             replies_in,
             replies,
             files: HashMap::new(),
@@ -165,9 +173,12 @@ impl Actor {
                 news = news(&mut self.found) => self.news(news),
                 () = tokio::time::sleep_until(timer) => {}
             }
-            // Replies go first above; a stream of them must not keep a new reader waiting.
+            // Replies go first above; a stream of them must not keep a new reader waiting, nor a new source.
             while let Ok(command) = self.commands.try_recv() {
                 self.command(command);
+            }
+            while let Some(Ok(found)) = self.found.as_mut().map(mpsc::Receiver::try_recv) {
+                self.news(Some(found));
             }
             self.work();
             if self.may_end() && self.shared.retire(&self.root, &self.commands) {
@@ -186,6 +197,9 @@ impl Actor {
 
     fn command(&mut self, command: Command) {
         let now = self.now();
+        if !matches!(command, Command::Idle(_)) {
+            self.search_again(now);
+        }
         match command {
             Command::Node { id, answer } => self.node(now, id, answer),
             Command::Look(file) => {
@@ -236,6 +250,15 @@ impl Actor {
         self.want(now, id, Need { cid: id, range }, urgency);
     }
 
+    /// Somebody asks for something: where those who were found give nothing, it is worth looking for others.
+    fn search_again(&mut self, now: Duration) {
+        let last = self.searched.map(|searched| searched.max(self.link.progress.last()));
+        if last.is_some_and(|last| now >= last + SEARCH_AGAIN) {
+            self.searched = None;
+            self.shared.finder.ask_again(&self.root);
+        }
+    }
+
     /// Asks the network for a block.
     fn want(&mut self, now: Duration, file: ContentId, need: Need, urgency: Urgency) {
         if !self.searching {
@@ -269,7 +292,7 @@ impl Actor {
                     self.shared.reputations.put(&id, reputation);
                 }
             }
-            Some(Found::Searched) => {}
+            Some(Found::Searched) => self.searched = Some(now),
             // The search ended by itself; the next want starts another.
             None => (self.found, self.searching) = (None, false),
         }
@@ -285,7 +308,7 @@ impl Actor {
             }
             Ok(block) => {
                 let len = block.data().len() as u64;
-                self.link.progress.count(now);
+                self.link.progress.count(now, len);
                 // A source may name the block by another version or codec; what was wanted is what the tree knows.
                 let block = Block::from_store(reply.id, block.data().clone());
                 let demand = self.scheduler.delivered(now, &reply.source, &reply.id, len);
@@ -305,7 +328,7 @@ impl Actor {
         }
         self.plan(now);
         self.start_jobs();
-        let allowance = self.shared.allowance();
+        let allowance = self.shared.allowance(self.accounted);
         for action in self.scheduler.step(now, allowance) {
             self.act(action);
         }
@@ -313,6 +336,7 @@ impl Actor {
         let held = self.scheduler.in_flight() + self.to_write.bytes();
         self.shared.account(self.accounted, held);
         self.accounted = held;
+        self.link.held.store(held, Ordering::Relaxed);
         self.link.retries.store(self.scheduler.retries(), Ordering::Relaxed);
         for event in self.scheduler.take_events() {
             self.emit(event);
@@ -352,8 +376,11 @@ impl Actor {
         for user in self.users.remove(id).unwrap_or_default() {
             let Some(entry) = self.files.get_mut(&user.file) else { continue };
             entry.outstanding = entry.outstanding.saturating_sub(1);
-            let range = ByteRange::new(0, entry.file.size());
-            let error = DownloadError::Stalled { id: user.file, range };
+            let error = DownloadError::Stalled { id: user.file, range: user.range };
+            entry.file.fail(user.range, &error);
+            // The next read asks for it again; so does what needs it in another place now.
+            entry.file.readers().replan();
+            entry.dirty |= user.elsewhere;
             entry.stop_whole(&error);
         }
     }

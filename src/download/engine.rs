@@ -16,8 +16,9 @@ use tokio::{
 use super::{
     DownloadError, DownloadOptions, Event, FileHandle, Strategy, Transfer,
     actor::Actor,
-    file::{OpenFile, Progress},
+    file::{OpenFile, Patience, Progress},
     reputation::Reputations,
+    scheduler::Allowance,
 };
 use crate::{
     content::{Block, ByteRange, ContentId, FileLayout},
@@ -31,6 +32,11 @@ const EVENT_BACKLOG: usize = 4096;
 /// Bytes over all downloads that are asked for, or here and not written yet: what is asked for has to fit into memory
 /// when it all comes at once.
 const MOST_IN_FLIGHT: u64 = 128 << 20;
+
+/// What background work leaves free of that, so that readers need not wait until some of it has come.
+const RESERVE: u64 = 16 << 20;
+/// What a root may always ask for when somebody waits for it: others may be full of requests that nobody answers.
+const ALWAYS: u64 = 8 << 20;
 
 /// What the actor of a root is told.
 #[derive(Debug)]
@@ -54,6 +60,8 @@ pub(super) enum Command {
 pub(super) struct Link {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) progress: Progress,
+    /// Bytes that are asked for, or here and not written yet.
+    pub(super) held: AtomicU64,
     /// Sources that can be asked.
     pub(super) sources: AtomicUsize,
     pub(super) retries: AtomicU64,
@@ -83,9 +91,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Bytes that may still be asked for.
-    pub(super) fn allowance(&self) -> u64 {
-        MOST_IN_FLIGHT.saturating_sub(self.in_flight.load(Ordering::Relaxed))
+    /// Bytes that a root which holds `held` may ask for.
+    pub(super) fn allowance(&self, held: u64) -> Allowance {
+        allowance(self.in_flight.load(Ordering::Relaxed), held)
     }
 
     /// Corrects the bytes in flight by what one root had and has.
@@ -121,6 +129,16 @@ impl Shared {
     }
 }
 
+/// What a root may ask for that holds `held` of the `in_flight` bytes of all.
+fn allowance(in_flight: u64, held: u64) -> Allowance {
+    let left = MOST_IN_FLIGHT.saturating_sub(in_flight);
+    Allowance {
+        waited_for: left.max(ALWAYS.saturating_sub(held)),
+        ahead: left,
+        background: left.saturating_sub(RESERVE),
+    }
+}
+
 impl Engine {
     /// An engine without downloads.
     pub fn new(
@@ -149,18 +167,22 @@ impl Engine {
     /// One DAG node: from the store, else from the sources of `root` (the content that it was reached through). Kept.
     ///
     /// # Errors
-    /// [`DownloadError::NotFound`] when nothing came for [`DownloadOptions::lookup_timeout`]; the search goes on for a
-    /// while, so that a later call may find the node in the store.
+    /// [`DownloadError::NotFound`] when nothing came for [`DownloadOptions::lookup_timeout`], or only what was asked for
+    /// later; the search goes on for a while, so that a later call may find the node in the store.
     pub async fn node(&self, root: &ContentId, id: &ContentId) -> Result<Block, DownloadError> {
         if let Some(block) = self.shared.store.block(id).map_err(Arc::new)? {
             return Ok(block);
         }
-        let began = self.now();
+        let mut patience: Option<Patience> = None;
         loop {
             let (answer, mut result) = oneshot::channel();
             let link = self.tell(root, Command::Node { id: *id, answer })?;
+            let under_way = link.held.load(Ordering::Relaxed);
+            let patience = patience.get_or_insert_with(|| {
+                Patience::new(&link.progress, self.now(), under_way, self.options().lookup_timeout)
+            });
             loop {
-                let limit = link.progress.last().max(began) + self.options().lookup_timeout;
+                let limit = patience.limit(&link.progress);
                 tokio::select! {
                     result = &mut result => match result {
                         Ok(result) => return result,
@@ -169,7 +191,7 @@ impl Engine {
                     },
                     () = tokio::time::sleep_until(self.instant(limit)) => {}
                 }
-                if self.now() >= link.progress.last().max(began) + self.options().lookup_timeout {
+                if self.now() >= patience.limit(&link.progress) {
                     return Err(DownloadError::NotFound(*id));
                 }
             }
@@ -296,6 +318,11 @@ impl Engine {
         self.shared.tasks.token().is_cancelled()
     }
 
+    /// Bytes that are under way for `root`.
+    pub(super) fn under_way(&self, root: &ContentId) -> u64 {
+        self.shared.roots().get(root).map_or(0, |link| link.held.load(Ordering::Relaxed))
+    }
+
     /// The error of a read that got nothing for too long.
     pub(super) fn nothing_came(
         &self,
@@ -334,6 +361,7 @@ impl Engine {
         let link = Arc::new(Link {
             commands,
             progress: Progress::default(),
+            held: AtomicU64::new(0),
             sources: AtomicUsize::new(0),
             retries: AtomicU64::new(0),
             transfers: Mutex::default(),
@@ -360,4 +388,19 @@ impl Engine {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_that_somebody_waits_for_may_ask_though_others_hold_everything() {
+        let full = allowance(MOST_IN_FLIGHT, 0);
+        assert_eq!((full.waited_for, full.ahead, full.background), (ALWAYS, 0, 0));
+        assert_eq!(allowance(MOST_IN_FLIGHT + ALWAYS, ALWAYS).waited_for, 0);
+        let nearly = allowance(MOST_IN_FLIGHT - RESERVE, 0);
+        assert_eq!((nearly.ahead, nearly.background), (RESERVE, 0));
+        assert_eq!(allowance(0, 0).background, MOST_IN_FLIGHT - RESERVE);
+    }
 }

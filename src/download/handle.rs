@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     DownloadError,
     engine::{Command, Engine},
-    file::OpenFile,
+    file::{OpenFile, Patience},
 };
 use crate::{
     content::{ByteRange, ContentId, Metadata},
@@ -103,8 +103,9 @@ impl FileHandle {
     /// The bytes, fetched where they are missing. `range` is cut at the end of the file. Moves the window of `reader`.
     ///
     /// # Errors
-    /// [`DownloadError::NotFound`] or [`DownloadError::Stalled`] when no byte of the file came for
-    /// [`super::DownloadOptions::lookup_timeout`]; the next read tries again. Dropping the future leaves nothing behind.
+    /// [`DownloadError::NotFound`] or [`DownloadError::Stalled`] when the bytes came no nearer for
+    /// [`super::DownloadOptions::lookup_timeout`]; a read a second later tries again, one before that fails at once.
+    /// Dropping the future leaves nothing behind.
     pub async fn read(&self, reader: ReaderId, range: ByteRange) -> Result<Bytes, DownloadError> {
         let file = &self.opened.file;
         let range = range.intersect((0..self.size()).into());
@@ -126,7 +127,23 @@ impl FileHandle {
 
     async fn wait(&self, range: ByteRange) -> Result<(), DownloadError> {
         let Opened { engine, file } = &*self.opened;
-        let began = engine.now();
+        if let Some(error) = file.failed_lately(engine.now(), range) {
+            // The search goes on all the same.
+            engine.nudge(file);
+            return Err(error);
+        }
+        let result = self.wait_for(range).await;
+        if let Err(error @ (DownloadError::Stalled { .. } | DownloadError::NotFound(_))) = &result {
+            file.failed(engine.now(), range, error);
+        }
+        result
+    }
+
+    async fn wait_for(&self, range: ByteRange) -> Result<(), DownloadError> {
+        let Opened { engine, file } = &*self.opened;
+        let (under_way, timeout) = (engine.under_way(&file.root), engine.options().lookup_timeout);
+        let mut patience = Patience::new(&file.progress, engine.now(), under_way, timeout);
+        let mut missing = file.missing(range);
         loop {
             let mut waiting = file.wait(range);
             // The bytes may have come between the first look and the queue.
@@ -135,18 +152,19 @@ impl FileHandle {
             }
             engine.nudge(file);
             loop {
-                let limit = file.progress.last().max(began) + engine.options().lookup_timeout;
-                let timer = tokio::time::sleep_until(engine.instant(limit));
+                let timer = engine.instant(patience.limit(&file.progress));
                 tokio::select! {
                     answer = &mut waiting.answer => match answer {
                         Ok(result) => return result,
                         // The actor ended; a new one is started.
                         Err(_) => break,
                     },
-                    () = timer => {}
+                    () = tokio::time::sleep_until(timer) => {}
                 }
-                if engine.now() >= file.progress.last().max(began) + engine.options().lookup_timeout
-                {
+                if std::mem::replace(&mut missing, file.missing(range)) > missing {
+                    patience.came(&file.progress);
+                }
+                if engine.now() >= patience.limit(&file.progress) {
                     return Err(engine.nothing_came(&file.root, file.id, range));
                 }
             }

@@ -12,25 +12,22 @@ use std::{
 
 use super::{
     DownloadOptions, Event,
-    retry::{Budget, backoff},
+    retry::Budget,
     stats::{Reputation, SourceStats, TYPICAL_BLOCK, Typical},
 };
 use crate::{
     content::ContentId,
-    sources::{Permanent, SourceError, SourceId, SourceKind, Transient, Want},
+    sources::{SourceId, SourceKind, Want},
 };
 
 mod assign;
 mod late;
+mod trouble;
 
 /// How often blocks under way are looked at: a tenth of what a person notices.
 const TICK: Duration = Duration::from_millis(25);
-/// After this long a source that did not have a block is asked again: it may be fetching the content itself.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// A source that had none of the last blocks is asked after those that may have all; more than this says no more.
 const MOST_LACKED: u32 = 8;
-/// Shut out for wrong bytes.
-const BAN: Duration = Duration::from_secs(3600);
 
 /// How urgent a block is; the smallest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +46,44 @@ impl Urgency {
 
     fn is_background(self) -> bool {
         self.deadline == Duration::MAX
+    }
+}
+
+/// Bytes that may be asked for on top of what is in flight, by how much a block is needed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowance {
+    /// For blocks that a reader waits for.
+    pub(super) waited_for: u64,
+    /// For blocks that a reader will come to.
+    pub(super) ahead: u64,
+    /// For blocks that nobody waits for.
+    pub(super) background: u64,
+}
+
+impl From<u64> for Allowance {
+    /// The same for all.
+    fn from(bytes: u64) -> Self {
+        Self { waited_for: bytes, ahead: bytes, background: bytes }
+    }
+}
+
+impl Allowance {
+    /// Takes `len` bytes for a block of this urgency; whether they were there.
+    fn take(&mut self, now: Duration, urgency: Urgency, len: u64) -> bool {
+        let left = if urgency.is_background() {
+            self.background
+        } else if urgency.deadline > now {
+            self.ahead
+        } else {
+            self.waited_for
+        };
+        let there = len <= left;
+        if there {
+            for left in [&mut self.waited_for, &mut self.ahead, &mut self.background] {
+                *left = left.saturating_sub(len);
+            }
+        }
+        there
     }
 }
 
@@ -85,6 +120,11 @@ struct Peer {
     /// groups, not one by one.
     open: bool,
     paused_until: Duration,
+    /// It is left alone because it seemed not to work, not because it or its bytes asked for that: it may be tried
+    /// with one block when there is nobody else, and works again with the first block that comes.
+    doubted: bool,
+    /// When it was last tried so.
+    probed: Option<Duration>,
     /// Silences in a row; each pause is twice the last.
     silences: u32,
     /// Failures in a row.
@@ -112,6 +152,8 @@ struct Sent {
 #[derive(Clone, Copy, Debug)]
 struct Trouble {
     attempts: u32,
+    /// Times in a row that it said not to have the block.
+    lacked: u32,
     not_before: Duration,
 }
 
@@ -121,7 +163,11 @@ struct Wanted {
     /// Sources that were asked and have not answered.
     copies: Vec<SourceId>,
     trouble: HashMap<SourceId, Trouble>,
-    since: Duration,
+    /// Whether anybody was ever asked for it.
+    asked: bool,
+    /// Since when it fails to come: since it was first asked for, or since there is nobody to ask. Waiting in the queue
+    /// behind others does not count.
+    since: Option<Duration>,
     /// Who failed it last.
     failed_by: Option<SourceId>,
 }
@@ -178,6 +224,8 @@ impl Scheduler {
             in_flight: HashMap::new(),
             open: true,
             paused_until: Duration::ZERO,
+            doubted: false,
+            probed: None,
             silences: 0,
             failures: 0,
             lacked: 0,
@@ -220,7 +268,8 @@ impl Scheduler {
                 demand,
                 copies: Vec::new(),
                 trouble: HashMap::new(),
-                since: now,
+                asked: false,
+                since: self.peers.is_empty().then_some(now),
                 failed_by: None,
             },
         );
@@ -265,14 +314,6 @@ impl Scheduler {
         }
     }
 
-    /// What is known about who has a block: those that do not are not asked for it for a while.
-    pub(super) fn lacks(&mut self, now: Duration, source: &SourceId, id: &ContentId) {
-        if let Some(wanted) = self.wanted.get_mut(id) {
-            let trouble = Trouble { attempts: 0, not_before: now + ASK_AGAIN };
-            wanted.trouble.entry(source.clone()).or_insert(trouble);
-        }
-    }
-
     /// A source gave a block. Whether it was still needed: of several copies only the first is.
     pub(super) fn delivered(
         &mut self,
@@ -284,6 +325,9 @@ impl Scheduler {
         if let Some(peer) = self.peers.get_mut(source) {
             (peer.failures, peer.silences, peer.busy, peer.lacked) = (0, 0, 0, 0);
             peer.heard = now;
+            if peer.doubted {
+                peer.paused_until = now;
+            }
             if let Some(sent) = peer.in_flight.remove(id) {
                 peer.stats.delivered(now, sent.at, sent.ahead, sent.len);
             }
@@ -298,56 +342,15 @@ impl Scheduler {
         Some(wanted.demand)
     }
 
-    /// A source did not give a block.
-    pub(super) fn failed(
-        &mut self,
-        now: Duration,
-        source: &SourceId,
-        id: &ContentId,
-        error: &SourceError,
-    ) {
-        let Some(peer) = self.peers.get_mut(source) else { return };
-        // A cancelled want that is answered all the same says nothing any more.
-        let Some(sent) = peer.in_flight.remove(id) else { return };
-        peer.stats.lost(sent.len);
-        peer.heard = now;
-        if matches!(error, SourceError::Permanent(Permanent::NotFound)) {
-            peer.lacked = (peer.lacked + 1).min(MOST_LACKED);
-        }
-        self.unsent(id, source);
-        match error {
-            SourceError::Permanent(Permanent::NotFound) => self.lacks(now, source, id),
-            SourceError::Permanent(Permanent::BadHash) => self.ban(now, source),
-            SourceError::Permanent(Permanent::Rejected(_)) => {
-                let pause = self.options.peer_blacklist;
-                self.pause(now, source, pause);
-            }
-            SourceError::Transient(Transient::RateLimited(wait)) => {
-                let wait = (*wait).min(self.options.peer_blacklist);
-                self.pause(now, source, wait);
-            }
-            SourceError::Transient(Transient::Busy) => {
-                if let Some(peer) = self.peers.get_mut(source) {
-                    peer.busy += 1;
-                    let wait = backoff(&self.options, peer.busy);
-                    self.pause(now, source, wait);
-                }
-            }
-            SourceError::Transient(Transient::Timeout | Transient::Reset) => {
-                self.count_failure(now, source, sent.at);
-                self.retry(now, source, id);
-            }
-        }
-    }
-
-    /// Decides what to do now; `allowance` is how many bytes may be asked for on top of what is in flight.
-    pub(super) fn step(&mut self, now: Duration, allowance: u64) -> Vec<Action> {
-        if self.looked.is_none_or(|at| now.saturating_sub(at) >= TICK) {
+    /// Decides what to do now.
+    pub(super) fn step(&mut self, now: Duration, allowance: impl Into<Allowance>) -> Vec<Action> {
+        let tick = self.looked.is_none_or(|at| now.saturating_sub(at) >= TICK);
+        if tick {
             self.looked = Some(now);
             self.time_out(now);
             self.look_for_late(now);
         }
-        self.assign(now, allowance);
+        self.assign(now, allowance.into(), tick);
         std::mem::take(&mut self.actions)
     }
 
@@ -410,61 +413,6 @@ impl Scheduler {
             Some(Action::Cancel { source: last, ids }) if last == source => ids.push(*id),
             _ => self.actions.push(Action::Cancel { source: source.clone(), ids: vec![*id] }),
         }
-    }
-
-    fn retry(&mut self, now: Duration, source: &SourceId, id: &ContentId) {
-        let Some(wanted) = self.wanted.get_mut(id) else { return };
-        self.retries += 1;
-        let of = self.options.max_chunk_retries.max(1);
-        let trouble = wanted
-            .trouble
-            .entry(source.clone())
-            .or_insert(Trouble { attempts: 0, not_before: now });
-        trouble.attempts += 1;
-        let delay = if trouble.attempts >= of {
-            // This source has had its tries; others go on, and much later it may be asked once more.
-            trouble.attempts = 0;
-            self.options.peer_blacklist
-        } else if self.budget.take() {
-            backoff(&self.options, trouble.attempts)
-        } else {
-            self.options.max_backoff
-        };
-        trouble.not_before = now + delay;
-        let attempt = if trouble.attempts == 0 { of } else { trouble.attempts };
-        self.events.push(Event::ChunkRetry { chunk: *id, attempt, of, delay });
-    }
-
-    fn count_failure(&mut self, now: Duration, source: &SourceId, sent: Duration) {
-        let Some(peer) = self.peers.get_mut(source) else { return };
-        if peer.failed_at.is_some_and(|at| sent <= at) {
-            return;
-        }
-        peer.failed_at = Some(now);
-        peer.failures += 1;
-        peer.stats.failed();
-        if peer.failures >= self.options.peer_failure_threshold.max(1) {
-            peer.failures = 0;
-            let pause = self.options.peer_blacklist;
-            self.pause(now, source, pause);
-        }
-    }
-
-    /// Leaves a source alone; what it has not answered goes to others.
-    fn pause(&mut self, now: Duration, source: &SourceId, for_time: Duration) {
-        let Some(peer) = self.peers.get_mut(source) else { return };
-        peer.paused_until = peer.paused_until.max(now + for_time);
-        let pending: Vec<ContentId> = peer.in_flight.keys().copied().collect();
-        for id in pending {
-            self.recall(source, &id);
-            self.unsent(&id, source);
-        }
-        self.events.push(Event::SourceCooledDown { source: source.clone(), for_time });
-    }
-
-    fn ban(&mut self, now: Duration, source: &SourceId) {
-        self.pause(now, source, BAN);
-        self.actions.push(Action::Ban { source: source.clone(), for_time: BAN });
     }
 }
 

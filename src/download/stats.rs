@@ -101,6 +101,11 @@ impl SourceStats {
         self.kind = kind;
     }
 
+    /// Whether it is a chiral node.
+    pub(super) fn is_chiral(&self) -> bool {
+        self.kind == SourceKind::Chiral
+    }
+
     /// What is worth keeping; none of a source that never gave a block.
     pub(super) fn reputation(&self) -> Reputation {
         Reputation { rate: self.rate, latency: self.latency, success: self.success }

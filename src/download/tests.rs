@@ -166,6 +166,8 @@ impl Source for Scripted {
 struct Sources {
     known: Mutex<Vec<Arc<Scripted>>>,
     searches: Mutex<Vec<mpsc::Sender<Found>>>,
+    arrived: Mutex<HashSet<ContentId>>,
+    asked_again: Mutex<usize>,
 }
 
 impl Sources {
@@ -177,7 +179,23 @@ impl Sources {
     }
 }
 
+impl Sources {
+    fn lose(&self, name: &str) {
+        for search in self.searches.lock().unwrap().iter() {
+            let _ = search.try_send(Found::Gone(SourceId(name.into())));
+        }
+    }
+}
+
 impl Finder for Sources {
+    fn ask_again(&self, _root: &ContentId) {
+        *self.asked_again.lock().unwrap() += 1;
+    }
+
+    fn arrived(&self, block: &ContentId) {
+        self.arrived.lock().unwrap().insert(*block);
+    }
+
     fn find(&self, _root: &ContentId) -> mpsc::Receiver<Found> {
         let (found, receiver) = mpsc::channel(100);
         for source in self.known.lock().unwrap().iter() {
@@ -247,6 +265,10 @@ async fn a_file_is_read_through_one_source_and_kept() {
     let asked = source.asked();
     let distinct: HashSet<_> = asked.iter().collect();
     assert_eq!((asked.len(), distinct.len()), (blocks.len(), blocks.len()), "each block once");
+    // Readers are woken first.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let arrived = world.sources.arrived.lock().unwrap().clone();
+    assert!(blocks.keys().all(|id| arrived.contains(id)), "whoever waits for one is told");
     let mut paths = HashSet::new();
     while let Ok(event) = events.try_recv() {
         if let Event::DownloadChunkComplete { path, .. } = event {
@@ -357,6 +379,9 @@ async fn what_nobody_has_ends_after_the_lookup_timeout_and_is_found_when_somebod
     let error = world.engine.file(&root, &root).await.unwrap_err();
     assert!(matches!(error, DownloadError::NotFound(id) if id == root), "{error}");
     assert_eq!(began.elapsed().as_secs(), 30);
+    assert_eq!(*world.sources.asked_again.lock().unwrap(), 0);
+    assert!(world.engine.file(&root, &root).await.is_err());
+    assert_eq!(*world.sources.asked_again.lock().unwrap(), 1, "another call searches once more");
     // The search goes on: the node that comes now is kept without a new call.
     world.source("late", SOON, &blocks);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -374,6 +399,8 @@ async fn a_read_that_gets_nothing_stalls_and_the_next_one_tries_again() {
     let error = handle.read(READER, all(&data)).await.unwrap_err();
     assert!(matches!(error, DownloadError::Stalled { id, .. } if id == root), "{error}");
     world.source("late", SOON, &blocks);
+    // Reads within a second of it are taken for repetitions of the same one.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(handle.read(READER, all(&data)).await.unwrap(), data);
 }
 

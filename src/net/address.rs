@@ -94,14 +94,26 @@ pub(super) fn with_peer(address: &Multiaddr, peer: PeerId) -> Multiaddr {
     }
 }
 
+/// Whether anybody has to be asked what the address means. Who owns the name decides that, anew each time.
+pub(super) fn is_name(address: &Multiaddr) -> bool {
+    let name = |part| {
+        matches!(
+            part,
+            Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)
+        )
+    };
+    address.iter().any(name)
+}
+
 /// Addresses that one peer says it listens on and that are kept of it.
 const MAX_ADDRESSES: usize = 16;
 
 /// Those of the addresses that a peer claims which it may claim, being connected through `via`: public ones always,
-/// private ones only from a private address, loopback ones only from this machine. Otherwise a stranger could have
-/// this node knock at doors inside its own network.
+/// private ones only from a private address, loopback ones only from this machine, and names never, which may lead
+/// anywhere. Otherwise a stranger could have this node knock at doors inside its own network.
 pub(super) fn trusted(claimed: &[Multiaddr], via: &Multiaddr) -> Vec<Multiaddr> {
     let may = |address: &&Multiaddr| match Scope::of(address) {
+        _ if is_name(address) => false,
         Some(Scope::Wan) => true,
         Some(Scope::Lan) => Scope::Lan.covers(via) && (!is_loopback(address) || is_loopback(via)),
         None => false,
@@ -168,10 +180,13 @@ mod tests {
             ["/ip4/127.0.0.1/tcp/22", "/ip4/192.168.0.1/tcp/80", "/ip4/1.1.1.1/tcp/4001"]
                 .map(|address| address.parse().unwrap())
                 .to_vec();
+        let names = ["/dns4/router.example/tcp/80", "/dns/x/tcp/1", "/dnsaddr/example.org"]
+            .map(|address| address.parse().unwrap());
         for (via, kept) in
             [("/ip4/127.0.0.1/tcp/1", 0), ("/ip4/10.0.0.1/tcp/1", 1), ("/ip4/8.8.8.8/tcp/1", 2)]
         {
             assert_eq!(trusted(&claimed, &via.parse().unwrap()), claimed[kept..], "{via}");
+            assert_eq!(trusted(&names, &via.parse().unwrap()), [], "{via}");
         }
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) streams_per_connection: usize,
     /// Bytes of frames under way on one connection; a frame over it is reset.
     pub(crate) frames_per_connection: usize,
+    /// Bytes of frames under way on all connections together, beyond a small share that each has for itself.
+    pub(crate) frames: usize,
     /// Wants that are kept for a peer, as many as Kubo keeps.
     pub(crate) wants_per_peer: usize,
     /// Wants that are kept for a chiral node.
@@ -63,6 +65,7 @@ impl Default for Config {
         Self {
             streams_per_connection: 256,
             frames_per_connection: 32 << 20,
+            frames: 256 << 20,
             wants_per_peer: 1024,
             wants_per_chiral_peer: 4096,
             serve_cached: true,
@@ -234,8 +237,11 @@ impl Handle {
         self.shared.set_chiral(&peer, chiral);
     }
 
-    /// A block can be served from now on: peers that wait for it get it.
+    /// A block can be served from now on: peers that wait for it get it. Costs nothing while nobody waits.
     pub(crate) fn block_arrived(&self, id: &ContentId) {
+        if !self.shared.waiting.any() {
+            return;
+        }
         for peer in self.shared.all() {
             let mut state = peer.state();
             if state.server.arrived(id.hash()) {

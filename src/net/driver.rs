@@ -134,7 +134,13 @@ impl Driver {
                 () = tokio::time::sleep_until(wake) => Woken::Timer,
             };
             match woken {
-                Woken::Swarm(event) => self.on_swarm_event(*event),
+                Woken::Swarm(event) => {
+                    self.on_swarm_event(*event);
+                    // Events go first above; a stream of them must not keep whoever asks for something waiting.
+                    while let Ok(command) = self.commands.try_recv() {
+                        self.on_command(command);
+                    }
+                }
                 Woken::Command(Some(command)) => self.on_command(command),
                 Woken::SearchEnd(search) => {
                     let queries = self.searches.end(search);

@@ -22,7 +22,7 @@ use libp2p::{
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{
-    address::{Scope, is_quic},
+    address::{Scope, is_name, is_quic},
     records::Records,
 };
 
@@ -146,8 +146,9 @@ impl NetworkBehaviour for ScopedKad {
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         let mut known =
             self.kad.handle_pending_outbound_connection(connection, peer, addresses, role)?;
-        // What strangers answer may name addresses inside this network; the public DHT has no business there.
-        known.retain(|address| self.scope.covers(address));
+        // What strangers answer may name addresses inside this network; the public DHT has no business there, and a
+        // name may lead there.
+        known.retain(|address| self.scope.covers(address) && !is_name(address));
         // All addresses are dialled at once, and nearby QUIC would often win although TCP carries more.
         if self.scope == Scope::Lan && known.iter().any(|address| !is_quic(address)) {
             known.retain(|address| !is_quic(address));
@@ -233,9 +234,11 @@ mod tests {
         let peer = PeerId::random();
         let addresses: Vec<Multiaddr> =
             ["/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.1/udp/1/quic-v1", "/ip4/1.1.1.1/tcp/1"]
+                .into_iter()
+                .chain(["/dns4/router.example/tcp/80"])
                 .map(|address| address.parse().unwrap())
-                .to_vec();
-        for (scope, dialled) in [(Scope::Lan, &addresses[..1]), (Scope::Wan, &addresses[2..])] {
+                .collect();
+        for (scope, dialled) in [(Scope::Lan, &addresses[..1]), (Scope::Wan, &addresses[2..3])] {
             let mut kad = ScopedKad::new(scope, own, Records::in_memory(own));
             assert!(!kad.has_peers());
             kad.add_peer(peer, &addresses);

@@ -8,7 +8,11 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use futures::{AsyncRead, AsyncWrite, future::Either, io::BufReader};
+use futures::{
+    AsyncRead, AsyncWrite,
+    future::Either,
+    io::{BufReader, BufWriter},
+};
 use libp2p::{
     PeerId, Transport,
     core::{
@@ -34,6 +38,10 @@ const CONNECTION_WINDOW: usize = 256 << 20;
 /// holds this much memory, which is why it is not more.
 const READ_BUFFER: usize = 64 << 10;
 
+/// Bytes that one write to the socket hands over: a yamux frame with its header, as TLS wraps them. Without it the
+/// header of 12 bytes and the rest are a packet each.
+const WRITE_BUFFER: usize = 66 << 10;
+
 /// Inbound streams that wait until the swarm takes them; more are refused.
 const INBOUND_BACKLOG: usize = 256;
 
@@ -48,7 +56,10 @@ pub(super) fn build(
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, SecurityError> {
     let both = |key: &identity::Keypair| -> Result<_, SecurityError> {
         let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-            .map(|socket, _| BufReader::with_capacity(READ_BUFFER, socket))
+            .map(|socket, _| {
+                let socket = BufReader::with_capacity(READ_BUFFER, socket);
+                BufWriter::with_capacity(WRITE_BUFFER, socket)
+            })
             .upgrade(Version::V1Lazy)
             .authenticate(Security::new(key)?)
             .multiplex(Yamux)

@@ -27,6 +27,8 @@ impl Listener for Announcer {
         if root.hash() == &sha2_256(b"") {
             return;
         }
+        // Peers may have asked for it before it was here.
+        self.net.block_arrived(root);
         // The queue is on disk and is asked again; a failure here must not undo the publication.
         if let Err(error) = self.net.announce(root) {
             tracing::warn!(%root, %error, "cannot queue the announcement");

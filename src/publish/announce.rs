@@ -12,16 +12,19 @@ use tokio::{
 };
 
 use super::{Inner, UploadIno, dirs::link_of, tree::Body};
-use crate::content::ContentId;
+use crate::{content::ContentId, store::StateTree};
 
 /// How long a root must stay the same before it is announced.
 pub(super) const REST: Duration = Duration::from_secs(10);
 
 /// What was announced, and what is to be.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Announcer {
     state: Mutex<State>,
     wake: Notify,
+    /// Roots that the listener was told. What is missing here is told again after a restart: a rest that a kill cut short,
+    /// or the working state lost with all that waits to be announced.
+    told: StateTree,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +73,10 @@ impl State {
 }
 
 impl Announcer {
+    pub(super) fn new(told: StateTree) -> Self {
+        Self { state: Mutex::default(), wake: Notify::new(), told }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,9 +96,30 @@ impl Announcer {
         }
     }
 
-    /// `root` was announced by an earlier process.
+    /// `ino` has had `root` since an earlier process: it is announced unless that one did.
     pub(super) fn assume(&self, ino: UploadIno, root: ContentId) {
-        self.state().replace(ino, Some(root));
+        if matches!(self.told.get(&root.to_bytes()), Ok(Some(_))) {
+            self.state().replace(ino, Some(root));
+        } else {
+            self.rested(ino);
+        }
+    }
+
+    /// Remembers for the next start what the listener knows. What is forgotten is told twice, which does no harm.
+    fn remember(&self, root: &ContentId, told: bool) {
+        let key = root.to_bytes();
+        let done = if told { self.told.insert(&key, &[]) } else { self.told.remove(&key) };
+        if let Err(error) = done {
+            tracing::debug!(%root, %error, "it is not remembered what was announced");
+        }
+    }
+
+    /// All that rests, or was removed, and is to be told.
+    fn take_all(&self) -> (Vec<UploadIno>, Vec<UploadIno>) {
+        let mut state = self.state();
+        state.order.clear();
+        let rested = std::mem::take(&mut state.resting).into_keys().collect();
+        (rested, std::mem::take(&mut state.removed).into_iter().collect())
     }
 
     async fn due(&self) -> Due {
@@ -135,20 +163,41 @@ pub(super) async fn run(inner: Arc<Inner>) {
         };
         match due {
             Due::Rested(ino) => inner.announce(ino),
-            Due::Removed(ino) => {
-                if let Some(old) = inner.announcer.state().replace(ino, None) {
-                    inner.listener.unpublished(&old);
-                }
-            }
+            Due::Removed(ino) => inner.withdraw(ino),
         }
     }
 }
 
 impl Inner {
+    /// Tells at once what would be told later: the daemon ends.
+    pub(super) fn announce_all(&self) {
+        let (rested, removed) = self.announcer.take_all();
+        removed.into_iter().for_each(|ino| self.withdraw(ino));
+        rested.into_iter().for_each(|ino| self.announce(ino));
+    }
+
+    fn withdraw(&self, ino: UploadIno) {
+        let old = self.announcer.state().replace(ino, None);
+        self.tell_gone(old);
+    }
+
+    fn tell_gone(&self, root: Option<ContentId>) {
+        if let Some(root) = root {
+            self.listener.unpublished(&root);
+            self.announcer.remember(&root, false);
+        }
+    }
+
     fn announce(&self, ino: UploadIno) {
         let (root, path, size) = {
             let names = self.names();
             let Ok(inode) = names.tree.get(ino) else { return };
+            if names.is_importing(ino) {
+                // It has no name of its own yet.
+                drop(names);
+                self.announcer.rested(ino);
+                return;
+            }
             let Some((root, tsize)) = link_of(inode) else { return };
             let size = match &inode.body {
                 Body::File(sealed) => sealed.as_ref().map_or(0, |sealed| sealed.size),
@@ -167,8 +216,7 @@ impl Inner {
         let old = state.replace(ino, Some(root));
         drop(state);
         self.listener.published(&root, &path, size);
-        if let Some(old) = old {
-            self.listener.unpublished(&old);
-        }
+        self.announcer.remember(&root, true);
+        self.tell_gone(old);
     }
 }

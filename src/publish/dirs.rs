@@ -2,6 +2,8 @@
 
 use std::{
     cmp::Reverse,
+    ffi::OsString,
+    os::unix::ffi::OsStrExt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Inner, UploadIno,
+    Inner, UploadIno, import,
     tree::{Body, Inode},
 };
 use crate::content::{ContentId, DirectoryBuilder, Metadata, symlink};
@@ -37,6 +39,9 @@ pub(super) struct Directories {
     wake: Notify,
     /// One computation at a time. Taken before the tree lock.
     turn: Mutex<()>,
+    /// Walks over whole subtrees, which those that wait for an id make.
+    #[cfg(test)]
+    pub(super) walks: std::sync::atomic::AtomicUsize,
 }
 
 impl Directories {
@@ -84,48 +89,66 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// A child as its directory links to it.
-type Link = (String, ContentId, u64);
+/// A child as its directory links to it. Names are bytes, in a DAG as on a disk.
+type Link = (OsString, ContentId, u64);
+
+/// How often what went out of date meanwhile is computed, too; after that the next round does it.
+const ROUNDS: u32 = 16;
 
 impl Inner {
     /// Recomputes the ids of all directories that are out of date; their nodes go with the next flush.
     pub(super) fn compute_directories(&self) {
         let _turn = self.directories.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut stale: Vec<_> = {
-            let names = self.names();
-            let depth = |ino: &UploadIno| names.tree.ancestors(*ino).count();
-            names.tree.stale().iter().map(|ino| (Reverse(depth(ino)), *ino)).collect()
-        };
-        stale.sort_unstable();
-        for (_, ino) in stale {
-            let Some(links) = self.links(ino) else { continue };
-            let mut builder = DirectoryBuilder::new(self.options.import);
-            links.iter().for_each(|(name, root, tsize)| builder.add(name, *root, *tsize));
-            let built = builder.finish(Metadata::default());
-            let mut names = self.names();
-            names.nodes.extend(built.nodes);
-            let root = DirectoryRoot { root: built.root, tsize: built.tsize };
-            let top = names.tree.parent(ino).is_ok_and(|up| up == UploadIno::ROOT);
-            names.tree.set_root(ino, root);
-            drop(names);
-            if top && ino != UploadIno::ROOT {
-                self.announcer.rested(ino);
+        for _ in 0..ROUNDS {
+            let mut stale: Vec<_> = {
+                let names = self.names();
+                let depth = |ino: &UploadIno| names.tree.ancestors(*ino).count();
+                names.tree.stale().iter().map(|ino| (Reverse(depth(ino)), *ino)).collect()
+            };
+            if stale.is_empty() {
+                break;
             }
+            stale.sort_unstable();
+            stale.into_iter().for_each(|(_, ino)| self.compute_directory(ino));
         }
         self.changed.notify_waiters();
     }
 
-    /// The children that have an id; files that were never published have none yet.
-    fn links(&self, ino: UploadIno) -> Option<Vec<Link>> {
+    fn compute_directory(&self, ino: UploadIno) {
+        let Some(links) = self.links(ino) else { return };
+        let mut builder = DirectoryBuilder::new(self.options.import);
+        links.iter().for_each(|(name, root, tsize)| builder.add(name.as_bytes(), *root, *tsize));
+        let built = builder.finish(Metadata::default());
         let mut names = self.names();
-        names.tree.begin_root(ino);
+        names.nodes.extend(built.nodes);
+        let root = DirectoryRoot { root: built.root, tsize: built.tsize };
+        let top = names.tree.parent(ino).is_ok_and(|up| up == UploadIno::ROOT);
+        names.tree.set_root(ino, root);
+        drop(names);
+        if top && ino != UploadIno::ROOT {
+            self.announcer.rested(ino);
+        }
+    }
+
+    /// The children that have an id; files that were never published have none yet. None while a directory among them has
+    /// none, because it was made or changed since it had its turn: this one has to wait for it, and stays out of date.
+    pub(super) fn links(&self, ino: UploadIno) -> Option<Vec<Link>> {
+        let mut names = self.names();
         let directory = names.tree.get(ino).ok()?.directory().ok()?;
-        let link = |(name, child): (&std::ffi::OsString, &UploadIno)| {
-            let (root, tsize) = link_of(names.tree.get(*child).ok()?)?;
-            // Names of a DAG are UTF-8; what is none gets the replacement character there.
-            Some((name.to_string_lossy().into_owned(), root, tsize))
-        };
-        Some(directory.children.iter().filter_map(link).collect())
+        let mut links = Vec::with_capacity(directory.children.len());
+        for (name, child) in &directory.children {
+            if ino == UploadIno::ROOT && import::is_scratch(name) {
+                continue;
+            }
+            let child = names.tree.get(*child).ok()?;
+            match link_of(child) {
+                Some((root, tsize)) => links.push((name.clone(), root, tsize)),
+                None if matches!(child.body, Body::Directory(_)) => return None,
+                None => {}
+            }
+        }
+        names.tree.begin_root(ino);
+        Some(links)
     }
 }
 
@@ -135,7 +158,7 @@ pub(super) fn link_of(inode: &Inode) -> Option<(ContentId, u64)> {
         Body::File(sealed) => sealed.as_ref().map(|sealed| (sealed.root, sealed.tsize)),
         Body::Directory(dir) => dir.root.as_ref().map(|root| (root.root, root.tsize)),
         Body::Symlink(target) => {
-            let block = symlink(&target.to_string_lossy(), Metadata::default());
+            let block = symlink(target.as_bytes(), Metadata::default());
             Some((*block.cid(), block.data().len() as u64))
         }
     }

@@ -1,7 +1,7 @@
 //! The group commit of the upload tree: rows, versions, directory nodes and releases in one batch of the store.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::File,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -17,10 +17,11 @@ use super::{
     file::{FileCell, Phase},
     row::{Row, Sealed, WorkRow},
     seal::Finished,
+    tree::{Body, Inode},
 };
 use crate::{
     content::{Block, ContentId, FileInfo},
-    store::{Batch, ObjectId, Seal},
+    store::{Batch, ObjectId, Seal, StoreError},
 };
 
 /// Longest time that a change of names waits for its commit.
@@ -38,6 +39,8 @@ pub(super) struct Flusher {
     /// One flush at a time, so that an older row never overwrites a newer one. Taken before every other lock and held over
     /// the commit on purpose: only flushes wait for it.
     turn: Mutex<()>,
+    /// Objects that a batch wanted to own and the store refused: the next attempt seals copies of its own.
+    refused: Mutex<HashSet<ObjectId>>,
 }
 
 impl Flusher {
@@ -56,6 +59,10 @@ impl Flusher {
             *due = Some(at);
             self.wake.notify_one();
         }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashSet<ObjectId>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn due(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -109,9 +116,14 @@ struct Round {
     batch: Batch,
     dirty: BTreeSet<UploadIno>,
     removed: BTreeSet<UploadIno>,
+    /// What is dirty as it was when the set was taken: all under one lock, so that no row names a directory which only the
+    /// next round would write.
+    inodes: BTreeMap<UploadIno, Inode>,
     released: Vec<ObjectId>,
     nodes: Vec<Block>,
     gone: Vec<ContentId>,
+    /// Roots that end with this round, for the versions that replace theirs.
+    replaced: Vec<ContentId>,
     committing: BTreeMap<UploadIno, Committing>,
 }
 
@@ -119,23 +131,24 @@ impl Inner {
     /// Makes everything durable that was changed before the call. Blocks for the time of a commit.
     pub(super) fn flush(&self) -> Result<(), PublishError> {
         let _turn = self.flusher.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let (mut round, finished) = self.begin_round();
-            let later = self.choose(&mut round, finished);
-            let committed = self.rows(&mut round).and_then(|()| {
-                self.store.commit(std::mem::take(&mut round.batch)).map_err(PublishError::from)
-            });
-            let more = !later.is_empty();
-            self.names().finished.extend(later);
-            match committed {
-                Ok(()) => self.apply(round),
-                Err(error) => {
-                    self.undo(round);
-                    return Err(error);
-                }
+        let (mut round, finished) = self.begin_round();
+        self.choose(&mut round, finished);
+        let owned: Vec<_> = round.batch.own.iter().map(|(object, _)| *object).collect();
+        let committed = self.rows(&mut round).and_then(|()| {
+            self.store.commit(std::mem::take(&mut round.batch)).map_err(PublishError::from)
+        });
+        match committed {
+            Ok(()) => {
+                self.flusher.refused().clear();
+                self.apply(round);
+                Ok(())
             }
-            if !more {
-                return Ok(());
+            Err(error) => {
+                if matches!(error, PublishError::Store(StoreError::Rejected(_))) {
+                    self.flusher.refused().extend(owned);
+                }
+                self.undo(round);
+                Err(error)
             }
         }
     }
@@ -143,38 +156,55 @@ impl Inner {
     fn begin_round(&self) -> (Round, Vec<Finished>) {
         let mut names = self.names();
         let (dirty, removed) = names.tree.take_changes();
+        let finished = std::mem::take(&mut names.finished);
+        let inodes = dirty.iter().copied().chain(finished.iter().map(|done| done.cell.ino));
+        let inodes = inodes.filter_map(|ino| Some((ino, names.tree.get(ino).ok()?.for_row())));
+        let inodes = inodes.collect();
+        let nodes = std::mem::take(&mut names.nodes);
+        let published = if nodes.is_empty() { None } else { names.top_nodes() };
         let round = Round {
+            batch: Batch { published, ..Batch::default() },
             dirty,
             removed,
+            inodes,
             released: std::mem::take(&mut names.released),
-            nodes: std::mem::take(&mut names.nodes),
+            nodes,
             gone: std::mem::take(&mut names.gone),
             ..Round::default()
         };
-        (round, std::mem::take(&mut names.finished))
+        (round, finished)
     }
 
-    /// Takes the versions that are still the newest into the batch. Gives back those whose content is sealed by
-    /// another file of this batch: the next round finds it there.
-    fn choose(&self, round: &mut Round, finished: Vec<Finished>) -> Vec<Finished> {
-        let (mut roots, mut later) = (HashSet::new(), Vec::new());
+    /// Takes the versions that are still the newest into the batch. Files with the same content become one object, also
+    /// where that is sealed by this very batch.
+    fn choose(&self, round: &mut Round, finished: Vec<Finished>) {
+        let mut chosen: HashMap<ContentId, ObjectId> = HashMap::new();
         for done in finished {
-            if !roots.insert(done.hashed.root) {
-                later.push(done);
-                continue;
+            let root = done.hashed.root;
+            let existing = match chosen.get(&root) {
+                Some(object) => Some(*object),
+                None => self.existing(&root, done.stamp.size),
+            };
+            if done.cell.state().progress.begin_commit(done.generation) {
+                let object = self.take(round, done, existing);
+                chosen.insert(root, object);
             }
-            // Where the index cannot be read the commit will say so.
-            let existing = self.store.object(&done.hashed.root).ok().flatten();
-            let existing = existing.filter(|object| object.is_complete()).map(|o| o.id());
-            if !done.cell.state().progress.begin_commit(done.generation) {
-                continue;
-            }
-            self.take(round, done, existing);
         }
-        later
     }
 
-    fn take(&self, round: &mut Round, done: Finished, existing: Option<ObjectId>) {
+    /// An object that holds the content already, and whose file is what it was.
+    fn existing(&self, root: &ContentId, size: u64) -> Option<ObjectId> {
+        // Where the index cannot be read the commit will say so.
+        let object = self.store.object(root).ok().flatten()?;
+        let right = object.is_complete()
+            && object.size() == size
+            && !self.flusher.refused().contains(&object.id())
+            && object.verified_backing().is_ok_and(|file| file.is_some());
+        right.then(|| object.id())
+    }
+
+    /// Gives the object that the version lies in.
+    fn take(&self, round: &mut Round, done: Finished, existing: Option<ObjectId>) -> ObjectId {
         let Finished { cell, generation, object: work, spare, stamp, hashed } = done;
         let ino = cell.ino;
         let name = self.names().name(ino);
@@ -187,8 +217,10 @@ impl Inner {
         });
         let object = match existing {
             Some(existing) => {
-                round.batch.own.push(existing);
+                round.batch.own.push((existing, hashed.root));
                 round.batch.release.push(work);
+                // Should some be missing, publishing it once more brings them back.
+                round.batch.nodes.extend(hashed.nodes);
                 existing
             }
             None => {
@@ -210,46 +242,61 @@ impl Inner {
         }
         round.dirty.insert(ino);
         round.committing.insert(ino, Committing { cell, generation, sealed, name });
+        object
     }
 
     /// Rows as they are to be after the commit.
     fn rows(&self, round: &mut Round) -> Result<(), PublishError> {
-        let mut works = BTreeMap::new();
-        for ino in &round.dirty {
-            let cell = self.names().cells.get(ino).cloned();
-            if let Some(cell) = cell
-                && !round.committing.contains_key(ino)
-                && let Some((row, sync)) = work_row(&cell)?
-            {
-                round.batch.keep.push(row.object);
-                round.batch.sync.extend(sync);
-                works.insert(*ino, row);
-            }
-        }
-        let names = self.names();
-        for ino in &round.dirty {
-            let Ok(inode) = names.tree.get(*ino) else { continue };
-            let row = match round.committing.get(ino) {
+        self.replaced(round);
+        for (ino, mut inode) in std::mem::take(&mut round.inodes) {
+            let row = match round.committing.get(&ino) {
                 Some(committing) => {
-                    let mut inode = inode.clone();
-                    inode.body = super::tree::Body::File(Some(committing.sealed.clone()));
+                    inode.body = Body::File(Some(committing.sealed.clone()));
                     Row::encode(&inode, None)
                 }
-                None => Row::encode(inode, works.get(ino)),
+                None => {
+                    let cell = self.names().cells.get(&ino).cloned();
+                    if cell.is_none() && matches!(inode.body, Body::File(_)) {
+                        // Gone since: the next round takes its row out, and this one leaves it as it is.
+                        continue;
+                    }
+                    let work = cell.as_deref().map(work_row).transpose()?.flatten();
+                    if cell.is_some_and(|cell| cell.state().dead) {
+                        continue;
+                    }
+                    let work = work.map(|(row, sync)| {
+                        round.batch.keep.push(row.object);
+                        round.batch.sync.extend(sync);
+                        row
+                    });
+                    Row::encode(&inode, work.as_ref())
+                }
             };
             round.batch.tree_put.push((ino.0, row));
         }
         round.batch.tree_remove.extend(round.removed.iter().map(|ino| ino.0));
         round.batch.release.extend(&round.released);
         round.batch.nodes.extend(round.nodes.iter().cloned());
-        if !round.nodes.is_empty() {
-            round.batch.published = names.top_nodes();
-        }
+        let names = self.names();
         // A root that came back between its end and this commit keeps its description.
         let back: HashSet<_> = round.batch.files.iter().map(|file| file.cid).collect();
-        let gone = round.gone.iter().filter(|root| !names.is_published(root));
-        round.batch.files_remove.extend(gone.filter(|root| !back.contains(*root)));
+        let gone = round.gone.iter().filter(|root| names.count(root) == 0);
+        let gone = gone.chain(&round.replaced).filter(|root| !back.contains(*root));
+        round.batch.files_remove.extend(gone);
         Ok(())
+    }
+
+    /// Finds the roots that no file has any more once the new versions stand.
+    fn replaced(&self, round: &mut Round) {
+        let mut lost: HashMap<ContentId, usize> = HashMap::new();
+        for ino in round.committing.keys() {
+            if let Some(Body::File(Some(old))) = round.inodes.get(ino).map(|inode| &inode.body) {
+                *lost.entry(old.root).or_default() += 1;
+            }
+        }
+        let names = self.names();
+        let ends = lost.into_iter().filter(|(root, lost)| names.count(root) <= *lost);
+        round.replaced = ends.map(|(root, _)| root).collect();
     }
 
     fn apply(&self, round: Round) {
@@ -271,6 +318,8 @@ impl Inner {
             if let Some(old) = old {
                 names.remove_root(old.root);
             }
+            // Their descriptions went with this very commit.
+            names.gone.retain(|root| !round.replaced.contains(root));
             drop(names);
             drop(state);
             done.cell.wake();

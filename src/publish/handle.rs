@@ -205,7 +205,7 @@ impl Inner {
     pub(super) fn sealed_file(&self, sealed: &Sealed) -> Result<Arc<File>> {
         let object = self.store.object_by_id(sealed.object)?;
         let file = match object {
-            Some(object) => object.backing()?,
+            Some(object) => object.verified_backing()?,
             None => None,
         };
         file.ok_or_else(|| {

@@ -10,47 +10,68 @@ use crate::content::ContentId;
 /// How long the release of a writer is waited for: the kernel sends it some time after close(2) has returned.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
-/// Whether the newest version of something is published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How far the newest version of something is.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Progress {
     Published,
-    /// It will be without anybody's doing.
-    Underway(UploadIno),
-    /// Somebody has it open for writing.
+    /// These files have to be published first, and will be without anybody's doing.
+    Underway(Vec<UploadIno>),
+    /// Somebody has this file open for writing.
+    Written(UploadIno),
+}
+
+/// How far the newest version of one file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Published,
+    Underway,
     Written,
+    /// It was being written when the daemon was killed.
+    Interrupted,
+    /// It has no name any more.
+    Orphan,
 }
 
 impl Inner {
-    /// The id if the newest version is published.
+    /// The id of a file if its newest version is published.
     pub(super) fn cid_now(&self, ino: UploadIno) -> Option<ContentId> {
-        let cell = self.names().cells.get(&ino).cloned();
-        if let Some(cell) = cell
-            && cell.state().progress.phase != Phase::Idle
-        {
-            return None;
-        }
+        (self.stage(ino)? == Stage::Published).then(|| self.root_now(ino)).flatten()
+    }
+
+    fn root_now(&self, ino: UploadIno) -> Option<ContentId> {
         link_of(self.names().tree.get(ino).ok()?).map(|(root, _)| root)
+    }
+
+    /// None: it is no file.
+    fn stage(&self, ino: UploadIno) -> Option<Stage> {
+        let cell = self.names().cells.get(&ino).cloned()?;
+        let state = cell.state();
+        Some(match state.progress.phase {
+            Phase::Idle => Stage::Published,
+            _ if state.orphan => Stage::Orphan,
+            Phase::Writing => Stage::Written,
+            Phase::Interrupted => Stage::Interrupted,
+            _ if state.held => Stage::Written,
+            Phase::Closed | Phase::Hashing | Phase::Committing => Stage::Underway,
+        })
     }
 
     pub(super) async fn cid(self: &Arc<Self>, ino: UploadIno) -> Result<ContentId, PublishError> {
         let deadline = Instant::now() + RELEASE_WAIT;
         loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // From here on no change is missed, though nobody waits yet.
-            changed.as_mut().enable();
-            match self.progress(ino)? {
+            match self.progress(ino).await? {
                 Progress::Published => {
                     if let Some(cid) = self.settle(ino).await? {
                         return Ok(cid);
                     }
                 }
-                Progress::Underway(file) => {
-                    self.queue.hurry(file);
-                    self.unless_closed(changed).await?;
-                }
-                Progress::Written => {
-                    match timeout_at(deadline, self.unless_closed(changed)).await {
+                Progress::Underway(files) => self.leave(files, Stage::Underway).await?,
+                Progress::Written(file) => {
+                    let leave = async {
+                        self.leave(vec![file], Stage::Written).await?;
+                        self.leave(vec![file], Stage::Interrupted).await
+                    };
+                    match timeout_at(deadline, leave).await {
                         Ok(done) => done?,
                         Err(_) => return Err(PublishError::Busy),
                     }
@@ -59,10 +80,24 @@ impl Inner {
         }
     }
 
-    async fn unless_closed(&self, done: impl Future<Output = ()>) -> Result<(), PublishError> {
-        tokio::select! {
-            () = done => Ok(()),
-            () = self.tasks.cancelled() => Err(PublishError::Closed),
+    /// Waits until none of the files is at `stage`. Only they are looked at again when something changes, not all that
+    /// lies around them.
+    async fn leave(&self, mut files: Vec<UploadIno>, stage: Stage) -> Result<(), PublishError> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed, though nobody waits yet.
+            changed.as_mut().enable();
+            while files.last().is_some_and(|file| self.stage(*file) != Some(stage)) {
+                files.pop();
+            }
+            if files.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.tasks.cancelled() => return Err(PublishError::Closed),
+            }
         }
     }
 
@@ -70,53 +105,63 @@ impl Inner {
     async fn settle(self: &Arc<Self>, ino: UploadIno) -> Result<Option<ContentId>, PublishError> {
         // A file is known only after its commit; directories and symlinks are as soon as they are computed.
         let is_file = matches!(self.names().tree.get(ino)?.body, Body::File(_));
-        if !is_file {
-            let inner = self.clone();
-            let flushed = self.tasks.blocking("flush", move || {
-                inner.compute_directories();
-                inner.flush()
-            });
-            flushed.await.map_err(|_| PublishError::Closed)??;
+        if is_file {
+            return Ok(self.cid_now(ino));
         }
-        Ok(self.cid_now(ino))
+        let inner = self.clone();
+        let flushed = self.tasks.blocking("flush", move || {
+            inner.compute_directories();
+            inner.flush()
+        });
+        flushed.await.map_err(|_| PublishError::Closed)??;
+        Ok(self.root_now(ino))
     }
 
-    /// How far the newest version of `ino`, and for a directory of all below it, is. Files that were interrupted long
+    async fn progress(self: &Arc<Self>, ino: UploadIno) -> Result<Progress, PublishError> {
+        let is_directory = self.names().tree.get(ino)?.directory().is_ok();
+        if !is_directory {
+            return self.walk(ino);
+        }
+        // There may be millions of files below it.
+        let inner = self.clone();
+        let walk = self.tasks.blocking("walk", move || inner.walk(ino));
+        walk.await.map_err(|_| PublishError::Closed)?
+    }
+
+    /// How far the newest version of `top`, and for a directory of all below it, is. Files that were interrupted long
     /// ago do not keep their directory from having an id.
-    fn progress(&self, top: UploadIno) -> Result<Progress, PublishError> {
+    fn walk(&self, top: UploadIno) -> Result<Progress, PublishError> {
+        #[cfg(test)]
+        self.directories.walks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut below = vec![top];
-        let mut underway = None;
+        let mut underway = Vec::new();
         while let Some(ino) = below.pop() {
-            let cell = {
-                let names = self.names();
-                match names.tree.get(ino) {
-                    Ok(inode) => {
-                        if let Body::Directory(directory) = &inode.body {
-                            below.extend(directory.children.values());
-                        }
+            match self.names().tree.get(ino) {
+                Ok(inode) => {
+                    if let Body::Directory(directory) = &inode.body {
+                        below.extend(directory.children.values());
                     }
-                    Err(error) if ino == top => return Err(error),
-                    // Removed since it was listed.
-                    Err(_) => continue,
                 }
-                names.cells.get(&ino).cloned()
-            };
-            let Some(cell) = cell else { continue };
-            let state = cell.state();
-            match state.progress.phase {
-                Phase::Idle => {}
-                _ if state.orphan && ino == top => return Err(PublishError::NotFound),
-                _ if state.orphan => {}
-                Phase::Writing => return Ok(Progress::Written),
-                Phase::Interrupted if ino == top => return Ok(Progress::Written),
-                Phase::Interrupted => {}
-                _ if state.held => return Ok(Progress::Written),
-                _ => {
+                Err(error) if ino == top => return Err(error),
+                // Removed since it was listed.
+                Err(_) => continue,
+            }
+            match self.stage(ino) {
+                None | Some(Stage::Published) => {}
+                Some(Stage::Orphan) if ino == top => return Err(PublishError::NotFound),
+                Some(Stage::Orphan) => {}
+                Some(Stage::Written) => return Ok(Progress::Written(ino)),
+                Some(Stage::Interrupted) if ino == top => return Ok(Progress::Written(ino)),
+                Some(Stage::Interrupted) => {}
+                Some(Stage::Underway) => {
                     self.queue.hurry(ino);
-                    underway = Some(ino);
+                    underway.push(ino);
                 }
             }
         }
-        Ok(underway.map_or(Progress::Published, Progress::Underway))
+        Ok(match underway.is_empty() {
+            true => Progress::Published,
+            false => Progress::Underway(underway),
+        })
     }
 }

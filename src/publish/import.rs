@@ -2,7 +2,8 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs, io,
+    fs,
+    io::{self, Seek, SeekFrom},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,6 +20,15 @@ type Result<T> = std::result::Result<T, PublishError>;
 
 /// Deepest tree that is taken; as deep as a path can be.
 const MAX_DEPTH: usize = 2048;
+
+/// What the names begin with under which trees are copied into the root, before they get their own.
+const SCRATCH: &str = ".chiral-import-";
+
+/// Whether a name of the root is one of an import under way, or of one that a kill ended.
+pub(super) fn is_scratch(name: &OsStr) -> bool {
+    let number = name.as_encoded_bytes().strip_prefix(SCRATCH.as_bytes());
+    number.is_some_and(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit))
+}
 
 impl Inner {
     pub(super) async fn import(
@@ -43,8 +53,7 @@ impl Inner {
 
     /// Copies under a name that nobody has, then puts it in the place of what has the name.
     fn import_now(&self, path: &Path, name: &OsStr) -> Result<Vec<(UploadIno, PathBuf)>> {
-        let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let scratch = OsString::from(format!(".chiral-import-{number}"));
+        let scratch = self.free_scratch();
         let copied = self
             .copy_in(path, UploadIno::ROOT, &scratch, Path::new(name), 0)
             .and_then(|copied| self.replace(&scratch, name).map(|()| copied));
@@ -53,6 +62,17 @@ impl Inner {
             let _ = self.remove_tree(UploadIno::ROOT, &scratch);
         }
         copied
+    }
+
+    /// A name for what is being copied. One that is left over from a kill is no reason to fail.
+    fn free_scratch(&self) -> OsString {
+        loop {
+            let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let name = OsString::from(format!("{SCRATCH}{number}"));
+            if self.names().tree.lookup(UploadIno::ROOT, &name).is_err() {
+                return name;
+            }
+        }
     }
 
     fn replace(&self, scratch: &OsStr, name: &OsStr) -> Result<()> {
@@ -130,14 +150,19 @@ impl Inner {
                 Some(work) => work.writer()?,
                 None => return Err(PublishError::NotFound),
             };
-            // copy_file_range underneath: extents are shared where the filesystem can.
-            io::copy(&mut from, &mut &*writer).map_err(io_error("copy"))
+            self.with_room("copy", || {
+                // Where an attempt that found the disk full has left off.
+                let done = (&*writer).stream_position()?;
+                from.seek(SeekFrom::Start(done))?;
+                // copy_file_range underneath: extents are shared where the filesystem can.
+                io::copy(&mut from, &mut &*writer)
+            })
         });
         self.release(handle);
         copied.map(|_| attr.ino)
     }
 
-    fn remove_tree(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
+    pub(super) fn remove_tree(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
         let ino = self.names().tree.lookup(parent, name)?;
         let kind = self.names().tree.get(ino)?.kind();
         if kind != UploadKind::Directory {

@@ -56,6 +56,25 @@ impl Inner {
         Ok(buf.into())
     }
 
+    /// Does a step that writes, and once more when the disk was full and what is only cached could make room. Doing it
+    /// twice must do no harm.
+    pub(super) fn with_room<T>(
+        &self,
+        what: &'static str,
+        mut step: impl FnMut() -> io::Result<T>,
+    ) -> Result<T> {
+        let done = match step() {
+            Err(error)
+                if error.kind() == io::ErrorKind::StorageFull
+                    && self.store.make_room().unwrap_or(false) =>
+            {
+                step()
+            }
+            other => other,
+        };
+        done.map_err(io_error(what))
+    }
+
     pub(super) fn write(&self, handle: UploadHandle, offset: u64, data: &[u8]) -> Result<usize> {
         let handle = self.handle(handle)?;
         let cell = &handle.cell;
@@ -67,11 +86,10 @@ impl Inner {
             false => offset,
         };
         if let Some(overlay) = &mut work.overlay {
-            overlay
-                .prepare_write(&writer, ByteRange::at(offset, data.len() as u64))
-                .map_err(io_error("copy of the old version"))?;
+            let range = ByteRange::at(offset, data.len() as u64);
+            self.with_room("copy of the old version", || overlay.prepare_write(&writer, range))?;
         }
-        let written = writer.write_at(data, offset).map_err(io_error("write"))?;
+        let written = self.with_room("write", || writer.write_at(data, offset))?;
         drop(state);
         self.names().tree.drop_privileges(cell.ino)?;
         Ok(written)
@@ -101,14 +119,13 @@ impl Inner {
             if !reserve.contains(flags) {
                 let size = writer.metadata().map_err(io_error("fstat"))?.len();
                 let range = ByteRange::at(offset, len).intersect(ByteRange::new(0, size));
-                overlay
-                    .prepare_write(&writer, range)
-                    .map_err(io_error("copy of the old version"))?;
+                let copy = || overlay.prepare_write(&writer, range);
+                self.with_room("copy of the old version", copy)?;
             }
         }
         let signed = |n: u64| i64::try_from(n).map_err(|_| PublishError::Invalid("offset"));
-        fallocate(&*writer, flags, signed(offset)?, signed(len)?)
-            .map_err(|error| errno("fallocate", error))
+        let (offset, len) = (signed(offset)?, signed(len)?);
+        self.with_room("fallocate", || Ok(fallocate(&*writer, flags, offset, len)?))
     }
 
     pub(super) fn lseek(&self, handle: UploadHandle, offset: i64, whence: i32) -> Result<i64> {

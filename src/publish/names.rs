@@ -72,9 +72,9 @@ impl Names {
         }
     }
 
-    /// Whether a file of the tree has this root.
-    pub(super) fn is_published(&self, root: &ContentId) -> bool {
-        self.roots.contains_key(root)
+    /// How many files of the tree have this root.
+    pub(super) fn count(&self, root: &ContentId) -> usize {
+        self.roots.get(root).copied().unwrap_or(0)
     }
 
     /// The last component of the path; empty for the root and orphans.
@@ -92,6 +92,14 @@ impl Names {
             .collect();
         parts.reverse();
         parts.into_iter().collect::<PathBuf>().to_string_lossy().into_owned()
+    }
+
+    /// Whether it was copied by an import that has not come to its end.
+    pub(super) fn is_importing(&self, ino: UploadIno) -> bool {
+        let mut places = std::iter::once(ino)
+            .chain(self.tree.ancestors(ino))
+            .filter_map(|ino| self.tree.get(ino).ok()?.place.as_ref());
+        places.any(|p| p.parent == UploadIno::ROOT && super::import::is_scratch(&p.name))
     }
 
     /// Ids of the directories and symlinks at the top: what their nodes reach is kept. None while one is out of date,

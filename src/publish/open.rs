@@ -56,12 +56,17 @@ impl Inner {
             uid: nix::unistd::Uid::effective().as_raw(),
             gid: nix::unistd::Gid::effective().as_raw(),
         };
-        let (tree, lost) = Tree::restore(owner, super::now(), rows);
-        let mut names = Names::new(tree);
-        for ino in lost {
+        let restored = Tree::restore(owner, super::now(), rows);
+        let mut names = Names::new(restored.tree);
+        for ino in restored.rescued {
+            let name = names.name(ino);
+            tracing::warn!(name, "the directory of an upload is missing; it is put under the root");
+        }
+        for ino in restored.orphans {
             names.released.extend(objects.remove(&ino));
             names.released.extend(works.remove(&ino).map(|work| work.object));
         }
+        let told = store.state("publish.announced")?;
         let inner = Arc::new(Self {
             options,
             store,
@@ -73,10 +78,11 @@ impl Inner {
             flusher: Flusher::default(),
             queue: Queue::default(),
             directories: Directories::default(),
-            announcer: Announcer::default(),
+            announcer: Announcer::new(told),
             changed: Notify::new(),
         });
         inner.restore_files(works)?;
+        inner.remove_leftovers()?;
         inner.compute_directories();
         inner.assume_announced();
         inner.flush()?;
@@ -140,7 +146,17 @@ impl Inner {
         Ok(Some(work))
     }
 
-    /// What the tree holds at the start was announced before; only what changes is told.
+    /// Takes out what an import had copied when the daemon was killed.
+    fn remove_leftovers(&self) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        let mut entries = self.names().tree.entries(UploadIno::ROOT)?;
+        entries.retain(|entry| super::import::is_scratch(&entry.name));
+        entries.iter().try_for_each(|entry| self.remove_tree(UploadIno::ROOT, &entry.name))
+    }
+
+    /// What the tree holds is told again unless an earlier process did.
     fn assume_announced(&self) {
         let names = self.names();
         for (ino, inode) in names.tree.iter() {
@@ -175,7 +191,9 @@ impl Inner {
         let inner = self.clone();
         let flushed = self.tasks.blocking("flush", move || {
             inner.compute_directories();
-            inner.flush()
+            let flushed = inner.flush();
+            inner.announce_all();
+            flushed
         });
         flushed.await.map_err(|_| PublishError::Closed)?
     }

@@ -15,6 +15,7 @@ use super::{
 
 mod attributes;
 mod rename;
+mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -105,6 +106,16 @@ impl Inode {
         }
     }
 
+    /// A copy without what its row does not have: the children of a directory.
+    pub(super) fn for_row(&self) -> Self {
+        let body = match &self.body {
+            Body::Directory(_) => Body::Directory(Directory::default()),
+            other => other.clone(),
+        };
+        let (place, attr) = (self.place.clone(), self.attr.clone());
+        Self { place, attr, xattrs: self.xattrs.clone(), body }
+    }
+
     pub(super) fn directory(&self) -> Result<&Directory> {
         match &self.body {
             Body::Directory(directory) => Ok(directory),
@@ -152,55 +163,16 @@ impl Tree {
         }
     }
 
-    /// Puts rows that were read from disk together. Inodes whose parent is missing, no directory, or reached only through
-    /// themselves are left out and their rows marked for removal; so are orphans, whose numbers are given back.
-    pub(super) fn restore(
-        owner: Owner,
-        now: SystemTime,
-        rows: Vec<(UploadIno, Inode)>,
-    ) -> (Self, Vec<UploadIno>) {
-        let mut tree = Self::new(owner, now);
-        let mut lost = BTreeSet::new();
-        let mut below: HashMap<UploadIno, Vec<UploadIno>> = HashMap::new();
-        let mut waiting = HashMap::new();
-        for (ino, inode) in rows {
-            tree.next = tree.next.max(ino.0 + 1);
-            match &inode.place {
-                _ if ino == UploadIno::ROOT => {
-                    tree.inodes.insert(ino, Inode { place: None, ..inode });
-                    tree.dirty.remove(&ino);
-                    continue;
-                }
-                Some(place) => below.entry(place.parent).or_default().push(ino),
-                None => {}
-            }
-            lost.insert(ino);
-            waiting.insert(ino, inode);
-        }
-        let mut reached = vec![UploadIno::ROOT];
-        while let Some(parent) = reached.pop() {
-            for ino in below.remove(&parent).unwrap_or_default() {
-                let Some(inode) = waiting.remove(&ino) else { continue };
-                if tree.hang(ino, inode) {
-                    lost.remove(&ino);
-                    reached.push(ino);
-                }
-            }
-        }
-        tree.removed.extend(&lost);
-        (tree, lost.into_iter().collect())
-    }
-
-    /// Puts an inode at its place; false when that is taken or no directory.
-    fn hang(&mut self, ino: UploadIno, inode: Inode) -> bool {
-        let Some(place) = inode.place.clone() else { return false };
+    /// Puts an inode at its place; gives it back when that is taken or no directory.
+    fn hang(&mut self, ino: UploadIno, inode: Inode) -> Option<Inode> {
+        let Some(place) = inode.place.clone() else { return Some(inode) };
         let is_dir = inode.kind() == UploadKind::Directory;
         let Some(Inode { body: Body::Directory(dir), .. }) = self.inodes.get_mut(&place.parent)
         else {
-            return false;
+            return Some(inode);
         };
         if dir.children.contains_key(&place.name) {
-            return false;
+            return Some(inode);
         }
         dir.children.insert(place.name, ino);
         dir.subdirs += u32::from(is_dir);
@@ -208,7 +180,7 @@ impl Tree {
             self.stale.insert(ino);
         }
         self.inodes.insert(ino, inode);
-        true
+        None
     }
 
     // --- looking ------------------------------------------------------------------------------------------------
@@ -408,8 +380,8 @@ impl Tree {
         &self.stale
     }
 
-    /// Somebody begins to compute the id of a directory. Children come before their parents, so what is left in
-    /// the set still has all its ancestors in it.
+    /// Somebody begins to compute the id of a directory, below which nothing is out of date: what is left in the set still
+    /// has all its ancestors in it.
     pub(super) fn begin_root(&mut self, dir: UploadIno) {
         self.stale.remove(&dir);
     }

@@ -1,71 +1,65 @@
 //! Bitswap peers as sources, and the search for them.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use tokio::{
-    sync::{broadcast, mpsc},
-    time::Instant,
-};
+use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{
     Finder, Found, Permanent, Reply, Source, SourceError, SourceId, SourceKind, Transient, Want,
 };
 use crate::{
     content::ContentId,
-    net::{Asker, BlockReply, Net, PeerEvent, PeerId, Provider, WantError},
+    net::{Asker, BlockReply, Net, NetError, PeerEvent, PeerId, Provider, WantError},
     tasks::Tasks,
 };
 
+mod redial;
+mod search;
+
+use search::{Given, Network, Search};
+
 /// Longest wait for the answer to "do you have": a silent peer counts as having nothing.
 const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Connected peers that are asked for blocks at once. On the public network there may be hundreds, and each that does
-/// not have the content costs a round trip: those beyond are first asked whether they have the root.
-const ASKED_AT_ONCE: usize = 8;
-/// Peers that are asked at the same time whether they have the root.
-const PROBES: usize = 32;
-/// Providers that are dialled at the same time.
-const DIALS: usize = 8;
-/// Sources of one root: more do not make it faster.
-const MOST_SOURCES: usize = 64;
-/// News that may wait for the receiver.
-const BACKLOG: usize = 16;
-/// Wait before the DHT is asked again, doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_secs(60);
-/// Longest wait before the DHT is asked again.
-const LAST_PAUSE: Duration = Duration::from_secs(960);
+
+/// Told when somebody wants a root to be searched for once more.
+type Again = watch::Sender<()>;
 
 /// Finds Bitswap peers: those that are connected, and those that the DHT names.
 #[derive(Clone, Debug)]
 pub struct BitswapFinder {
     net: Net,
     tasks: Tasks,
+    /// The searches that run; all searches for one root share a sender.
+    running: Arc<Mutex<HashMap<ContentId, Weak<Again>>>>,
 }
 
 impl BitswapFinder {
     /// A finder over the peers of `net`.
     pub fn new(net: Net, tasks: &Tasks) -> Self {
-        Self { net, tasks: tasks.clone() }
+        Self { net, tasks: tasks.clone(), running: Arc::default() }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<ContentId, Weak<Again>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Finder for BitswapFinder {
     fn find(&self, root: &ContentId) -> mpsc::Receiver<Found> {
-        let (found, receiver) = mpsc::channel(BACKLOG);
-        let search = Search {
-            net: self.net.clone(),
-            root: *root,
-            found,
-            sources: HashMap::new(),
-            dialled: HashSet::new(),
-        };
+        let mut running = self.running();
+        running.retain(|_, again| again.strong_count() > 0);
+        let again = running.get(root).and_then(Weak::upgrade).unwrap_or_default();
+        running.insert(*root, Arc::downgrade(&again));
+        drop(running);
+        let (search, receiver) = Search::new(self.net.clone(), *root, again);
         let cancelled = self.tasks.cancelled();
         self.tasks.spawn("find-sources", async move {
             tokio::select! {
@@ -76,187 +70,45 @@ impl Finder for BitswapFinder {
         });
         receiver
     }
-}
 
-/// The receiver does not listen any more.
-struct Unheard;
-
-/// One running search.
-struct Search {
-    net: Net,
-    root: ContentId,
-    found: mpsc::Sender<Found>,
-    /// Peers that were given as sources.
-    sources: HashMap<PeerId, Arc<BitswapSource>>,
-    /// Providers of this root that were dialled: once connected they are asked without a probe.
-    dialled: HashSet<PeerId>,
-}
-
-impl Search {
-    async fn run(mut self) -> Result<(), Unheard> {
-        let (peers, mut changes) = self.net.bitswap_peers();
-        let mut probes = FuturesUnordered::new();
-        let mut dials = FuturesUnordered::new();
-        let (mut waiting, mut to_dial) = (Vec::new(), Vec::new());
-        // Chiral nodes first: they take deep pipelines and answer at once.
-        let (mut first, rest): (Vec<_>, Vec<_>) =
-            peers.into_iter().partition(|(_, chiral)| *chiral);
-        first.extend(rest);
-        for (peer, chiral) in first {
-            self.meet(peer, chiral, &mut waiting).await?;
-        }
-        let mut providers = Some(self.net.find_providers(&self.root));
-        let (mut pause, mut again) = (FIRST_PAUSE, Instant::now());
-        let found = self.found.clone();
-        loop {
-            while probes.len() < PROBES
-                && let Some((peer, chiral)) = waiting.pop()
-            {
-                probes.push(probe(self.net.clone(), self.root, peer, chiral));
-            }
-            while dials.len() < DIALS
-                && let Some(provider) = to_dial.pop()
-            {
-                dials.push(dial(self.net.clone(), provider));
-            }
-            tokio::select! {
-                () = found.closed() => return Err(Unheard),
-                change = changes.recv() => match change {
-                    Ok(PeerEvent::Up { peer, chiral }) => self.meet(peer, chiral, &mut waiting).await?,
-                    Ok(PeerEvent::Down(peer)) => self.lose(peer).await?,
-                    Err(broadcast::error::RecvError::Lagged(_)) => {
-                        changes = self.catch_up(&mut waiting).await?;
-                    }
-                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
-                },
-                Some((peer, chiral, has)) = probes.next(), if !probes.is_empty() => {
-                    if has {
-                        self.give(peer, chiral).await?;
-                    }
-                }
-                Some(()) = dials.next(), if !dials.is_empty() => {}
-                provider = next(&mut providers) => match provider {
-                    Some(provider) => self.provider(provider, &mut to_dial).await?,
-                    None => {
-                        providers = None;
-                        again = Instant::now() + pause;
-                        pause = (pause * 2).min(LAST_PAUSE);
-                        self.say(Found::Searched).await?;
-                    }
-                },
-                () = tokio::time::sleep_until(again), if providers.is_none() => {
-                    providers = Some(self.net.find_providers(&self.root));
-                }
-            }
+    fn ask_again(&self, root: &ContentId) {
+        if let Some(again) = self.running().get(root).and_then(Weak::upgrade) {
+            again.send_replace(());
         }
     }
 
-    /// A peer is connected, or known better now.
-    async fn meet(
-        &mut self,
-        peer: PeerId,
-        chiral: bool,
-        waiting: &mut Vec<(PeerId, bool)>,
-    ) -> Result<(), Unheard> {
-        if let Some(source) = self.sources.get(&peer) {
-            if source.chiral.swap(chiral, Ordering::Relaxed) != chiral {
-                self.say(Found::Source(source.clone())).await?;
-            }
-            return Ok(());
-        }
-        waiting.retain(|(known, _)| *known != peer);
-        if self.sources.len() < ASKED_AT_ONCE || self.dialled.contains(&peer) {
-            return self.give(peer, chiral).await;
-        }
-        waiting.push((peer, chiral));
-        Ok(())
-    }
-
-    async fn give(&mut self, peer: PeerId, chiral: bool) -> Result<(), Unheard> {
-        if self.sources.len() >= MOST_SOURCES || self.sources.contains_key(&peer) {
-            return Ok(());
-        }
-        let source = BitswapSource::new(self.net.clone(), peer, chiral);
-        self.sources.insert(peer, source.clone());
-        self.say(Found::Source(source)).await
-    }
-
-    async fn lose(&mut self, peer: PeerId) -> Result<(), Unheard> {
-        if self.sources.remove(&peer).is_some() {
-            self.say(Found::Gone(name(peer))).await?;
-        }
-        Ok(())
-    }
-
-    /// News were lost: compares who is connected with who was.
-    async fn catch_up(
-        &mut self,
-        waiting: &mut Vec<(PeerId, bool)>,
-    ) -> Result<broadcast::Receiver<PeerEvent>, Unheard> {
-        let (peers, changes) = self.net.bitswap_peers();
-        let connected: HashSet<PeerId> = peers.iter().map(|(peer, _)| *peer).collect();
-        let gone: Vec<PeerId> =
-            self.sources.keys().filter(|peer| !connected.contains(peer)).copied().collect();
-        for peer in gone {
-            self.lose(peer).await?;
-        }
-        for (peer, chiral) in peers {
-            self.meet(peer, chiral, waiting).await?;
-        }
-        Ok(changes)
-    }
-
-    /// The DHT named a provider: given at once when it is connected, dialled when not.
-    async fn provider(
-        &mut self,
-        provider: Provider,
-        to_dial: &mut Vec<Provider>,
-    ) -> Result<(), Unheard> {
-        let peer = provider.peer;
-        if peer == self.net.peer_id()
-            || self.sources.contains_key(&peer)
-            || !self.dialled.insert(peer)
-        {
-            return Ok(());
-        }
-        let (connected, _) = self.net.bitswap_peers();
-        match connected.into_iter().find(|(known, _)| *known == peer) {
-            Some((_, chiral)) => self.give(peer, chiral).await,
-            None => {
-                to_dial.push(provider);
-                Ok(())
-            }
-        }
-    }
-
-    async fn say(&self, news: Found) -> Result<(), Unheard> {
-        self.found.send(news).await.map_err(|_| Unheard)
+    fn arrived(&self, block: &ContentId) {
+        self.net.block_arrived(block);
     }
 }
 
-/// The next provider; errors of one search are no providers and no end.
-async fn next(
-    providers: &mut Option<mpsc::Receiver<Result<Provider, crate::net::NetError>>>,
-) -> Option<Provider> {
-    let Some(receiver) = providers else { return std::future::pending().await };
-    loop {
-        match receiver.recv().await? {
-            Ok(provider) => return Some(provider),
-            Err(error) => tracing::debug!("search for providers: {error}"),
-        }
+impl Network for Net {
+    fn own(&self) -> PeerId {
+        self.peer_id()
     }
-}
 
-async fn probe(net: Net, root: ContentId, peer: PeerId, chiral: bool) -> (PeerId, bool, bool) {
-    let has = net.want_haves(peer, &[root], HAVE_TIMEOUT).await;
-    (peer, chiral, has.first() == Some(&true))
-}
+    fn peers(&self) -> (Vec<(PeerId, bool)>, broadcast::Receiver<PeerEvent>) {
+        self.bitswap_peers()
+    }
 
-async fn dial(net: Net, provider: Provider) {
-    let peer = provider.peer;
-    // Once connected, it comes as a change among the peers.
-    if let Err(error) = net.dial(provider).await {
-        tracing::debug!("provider {peer}: {error}");
+    fn providers(&self, root: &ContentId) -> mpsc::Receiver<Result<Provider, NetError>> {
+        self.find_providers(root)
+    }
+
+    fn dial(&self, provider: Provider) -> BoxFuture<'static, Result<(), NetError>> {
+        let net = self.clone();
+        async move { Self::dial(&net, provider).await }.boxed()
+    }
+
+    fn has(&self, peer: PeerId, root: ContentId) -> BoxFuture<'static, bool> {
+        let net = self.clone();
+        let ask = async move { net.want_haves(peer, &[root], HAVE_TIMEOUT).await };
+        ask.map(|has| has.first() == Some(&true)).boxed()
+    }
+
+    fn source(&self, peer: PeerId, chiral: bool, delivered: &Arc<AtomicU64>) -> Given {
+        let source = BitswapSource::new(self.clone(), peer, chiral, delivered.clone());
+        Given { chiral: source.chiral.clone(), source }
     }
 }
 
@@ -270,7 +122,7 @@ struct BitswapSource {
     net: Net,
     peer: PeerId,
     /// Whether it is a chiral node; identify says so a moment after the peer is first met.
-    chiral: AtomicBool,
+    chiral: Arc<AtomicBool>,
     answers: Arc<Answers>,
     /// `answers`, as the network knows it.
     asker: Arc<dyn Asker>,
@@ -281,6 +133,8 @@ struct BitswapSource {
 #[derive(Debug)]
 struct Answers {
     id: SourceId,
+    /// Blocks that all sources of the root gave, for the search.
+    delivered: Arc<AtomicU64>,
     /// Wants without an answer. As many as the scheduler lets be in flight.
     /// Lock order: the network may hold locks of its own when it answers, so that it is never called under this one.
     routes: Mutex<HashMap<ContentId, mpsc::UnboundedSender<Reply>>>,
@@ -296,6 +150,9 @@ impl Asker for Answers {
     fn answer(&self, reply: BlockReply) {
         let to = self.routes().remove(&reply.id);
         if let Some(to) = to {
+            if reply.result.is_ok() {
+                self.delivered.fetch_add(1, Ordering::Relaxed);
+            }
             let result = reply.result.map_err(|e| error(&e));
             // The download may have ended.
             let _ = to.send(Reply { source: self.id.clone(), id: reply.id, result });
@@ -304,10 +161,10 @@ impl Asker for Answers {
 }
 
 impl BitswapSource {
-    fn new(net: Net, peer: PeerId, chiral: bool) -> Arc<Self> {
-        let answers = Arc::new(Answers { id: name(peer), routes: Mutex::default() });
+    fn new(net: Net, peer: PeerId, chiral: bool, delivered: Arc<AtomicU64>) -> Arc<Self> {
+        let answers = Arc::new(Answers { id: name(peer), delivered, routes: Mutex::default() });
         let asker = answers.clone();
-        Arc::new(Self { net, peer, chiral: AtomicBool::new(chiral), answers, asker })
+        Arc::new(Self { net, peer, chiral: Arc::new(AtomicBool::new(chiral)), answers, asker })
     }
 }
 

@@ -96,8 +96,9 @@ pub struct Batch {
     pub seal: Vec<Seal>,
     /// Working files that stay working files but must survive a crash (closed, not hashed yet, or held open).
     pub keep: Vec<ObjectId>,
-    /// One owner more for objects that are there already (an identical file was published).
-    pub own: Vec<ObjectId>,
+    /// One owner more for objects that are there already, whole and with this root (an identical file was published), or
+    /// are sealed by this batch. Refused where they are not, or no more.
+    pub own: Vec<(ObjectId, ContentId)>,
     /// One owner less; working files are dropped. Without owner and pin an object becomes cache, a working file is unlinked.
     pub release: Vec<ObjectId>,
     /// DAG nodes that belong to no object (directories, symlinks).

@@ -5,7 +5,9 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::{Inner, Object, ObjectId, RECENT_OBJECTS, StoreError, codec::Leaf, guard, index};
+use super::{
+    Inner, Object, ObjectId, RECENT_OBJECTS, StoreError, codec::Leaf, guard, index, recheck::Look,
+};
 use crate::content::{Block, ByteRange, ContentId, Multihash, sha2_256};
 
 impl Inner {
@@ -32,10 +34,23 @@ impl Inner {
         if let Some(node) = self.node(id.hash())? {
             return Ok(Some(Block::from_store(*id, node.data().clone())));
         }
-        let bytes = self.with_leaf(id.hash(), |object, leaf| {
-            if object.is_unchanged()? { object.read_block(leaf) } else { Ok(None) }
+        let bytes = self.with_leaf(id.hash(), |object, leaf| match object.look()? {
+            Look::Same => object.read_block(leaf),
+            Look::Touched(_) => object.verify_leaf(self, id.hash(), leaf),
+            Look::Resized => self.withdraw_resized(object).map(|()| None),
         })?;
         Ok(bytes.map(|bytes| Block::from_store(*id, bytes)))
+    }
+
+    /// A leaf's block as it lies on disk, if it is right; nothing is withdrawn when not, and no file is looked at but
+    /// where the block lies.
+    pub(super) fn verified_leaf(
+        self: &Arc<Self>,
+        id: &ContentId,
+    ) -> Result<Option<Block>, StoreError> {
+        self.with_leaf(id.hash(), |object, leaf| {
+            Ok(object.read_block(leaf)?.and_then(|bytes| Block::verify(*id, bytes).ok()))
+        })
     }
 
     pub(super) fn put_node(self: &Arc<Self>, block: &Block) -> Result<(), StoreError> {
@@ -57,8 +72,8 @@ impl Inner {
         size: u64,
     ) -> Result<Arc<Object>, StoreError> {
         match self.object_of(root)? {
-            Some(object) => Ok(object),
-            None => self.make_object(*root, size),
+            Some(object) if object.size() == size => Ok(object),
+            _ => self.make_object(*root, size),
         }
     }
 
@@ -119,8 +134,8 @@ impl Inner {
         self: &Arc<Self>,
         root: &ContentId,
     ) -> Result<Option<Arc<Object>>, StoreError> {
-        let mut best = self.registry().made(root.hash());
-        for id in self.index.read(|txn| index::roots(txn, root.hash()))? {
+        let mut best = self.registry().made(root);
+        for id in self.index.read(|txn| index::roots(txn, root))? {
             if best.as_ref().is_some_and(|object| object.is_complete()) {
                 break;
             }
@@ -153,7 +168,7 @@ impl Inner {
 
     /// Takes bytes of an object out of service.
     pub(super) fn withdraw_range(
-        self: &Arc<Self>,
+        &self,
         object: &Object,
         range: ByteRange,
     ) -> Result<(), StoreError> {

@@ -115,6 +115,11 @@ impl ObjectRow {
         }
     }
 
+    /// Whether every byte of its content is on disk.
+    pub(super) fn is_whole(&self) -> bool {
+        self.root.is_some() && !self.merging && self.present.contains(ByteRange::new(0, self.size))
+    }
+
     /// Whether it is content that nobody published, and so may be evicted unless it is pinned.
     pub(super) fn is_cache(&self) -> bool {
         self.root.is_some() && self.owners == 0
@@ -253,9 +258,15 @@ pub(super) fn parse_leaf_key(key: &[u8]) -> Result<(ObjectId, u64), Damaged> {
     Ok((object, u64::from_be_bytes(reader.array()?)))
 }
 
-/// Key of a root: its multihash, then the object.
-pub(super) fn root_key(hash: &Multihash, object: ObjectId) -> Vec<u8> {
-    let mut key = hash.to_bytes();
+/// Key of content, of which the codec is a part: the same block is one file as raw and another one as dag-pb. Both
+/// versions of a CID name the same content.
+pub(super) fn content_key(id: &ContentId) -> Vec<u8> {
+    id.to_v1().to_bytes()
+}
+
+/// Key of a root: its [`content_key`], then the object. A CID tells its own length: none is the front of another.
+pub(super) fn root_key(root: &ContentId, object: ObjectId) -> Vec<u8> {
+    let mut key = content_key(root);
     key.extend_from_slice(&object.0.to_be_bytes());
     key
 }

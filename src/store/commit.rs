@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     os::unix::fs::MetadataExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     pending::Pending,
     rows::Rows,
 };
-use crate::content::ByteRange;
+use crate::content::{ByteRange, ContentId};
 
 /// Above this many files one syncfs is cheaper than their fdatasyncs, although it writes what others wrote, too.
 const MAX_SINGLE_SYNCS: usize = 8;
@@ -110,8 +110,10 @@ impl Inner {
     }
 
     fn sync_pending(&self, pending: &Pending) -> Result<(), StoreError> {
-        let files = pending.dirty.values().filter_map(|object| object.written());
-        self.sync(files.collect(), pending.dirty.keys().copied())
+        let ranges = pending.ranges();
+        let written = pending.dirty.iter().filter(|(id, _)| ranges.contains_key(id));
+        let files = written.map(|(_, object)| object.written()).collect::<Result<_, _>>()?;
+        self.sync(files, pending.dirty.keys().copied())
     }
 
     /// After a failed fsync nobody knows what is on the disk, and asking again would be told "all is well":
@@ -229,7 +231,7 @@ impl Inner {
 
     /// Ids are never given twice, not even those whose files are gone.
     fn put_next_id(&self, rows: &Rows<'_>) -> Result<(), StoreError> {
-        let next = self.next_id.load(std::sync::atomic::Ordering::Relaxed);
+        let next = self.next_id.load(Ordering::Relaxed);
         rows.txn.open_table(index::META)?.insert("next_id", next)?;
         Ok(())
     }
@@ -247,10 +249,14 @@ impl Inner {
                 return Err(StoreError::Rejected(text));
             }
         }
-        for id in &batch.own {
-            let known = rows.object(*id)?.is_some_and(|row| row.root.is_some());
-            if !known && !batch.seal.iter().any(|seal| seal.object == *id) {
-                return Err(StoreError::Rejected(format!("object {} is not there to own", id.0)));
+        for (id, root) in &batch.own {
+            let same = |other: &ContentId| other.to_v1() == root.to_v1();
+            let sealed = |seal: &Seal| seal.object == *id && same(&seal.root);
+            let row = rows.object(*id)?;
+            let there = row.is_some_and(|r| r.is_whole() && r.root.as_ref().is_some_and(same));
+            if !there && !batch.seal.iter().any(sealed) {
+                let text = format!("object {} is not there to own, or not (all of) {root}", id.0);
+                return Err(StoreError::Rejected(text));
             }
         }
         Ok(())
@@ -272,7 +278,7 @@ impl Inner {
                 rows.put_object(*id, &row)?;
             }
         }
-        for id in &batch.own {
+        for (id, _) in &batch.own {
             if let Some(mut row) = rows.object(*id)? {
                 row.owners += 1;
                 rows.put_object(*id, &row)?;
@@ -363,6 +369,11 @@ impl Inner {
             }
         }
         for request in &group.requests {
+            let batch = &request.batch;
+            if !is_done(request) && (!batch.release.is_empty() || batch.published.is_some()) {
+                // Nodes that it reached may be reached by nothing now.
+                self.evicted.store(true, Ordering::Relaxed);
+            }
             finish(request, Ok(()));
         }
         // Dropping the last handles takes locks, so not inside one.
@@ -406,16 +417,17 @@ fn apply_tree(rows: &mut Rows<'_>, batch: &Batch) -> Result<(), StoreError> {
         let mut info = info.clone();
         info.chunks.clear();
         let json = serde_json::to_vec(&info).map_err(|e| StoreError::Index(e.to_string()))?;
-        rows.put(index::FILES, &info.cid.hash().to_bytes(), &json)?;
+        rows.put(index::FILES, &codec::content_key(&info.cid), &json)?;
     }
     for id in &batch.files_remove {
-        rows.remove(index::FILES, &id.hash().to_bytes())?;
+        rows.remove(index::FILES, &codec::content_key(id))?;
     }
     if let Some(roots) = &batch.published {
+        rows.txn.open_table(index::META)?.insert(index::TREE_KNOWN, 1)?;
         rows.txn.open_table(index::PUBLISHED)?.retain(|_, _| false)?;
         for root in roots {
             let row = codec::encode_named(root, "");
-            rows.put(index::PUBLISHED, &root.hash().to_bytes(), &row)?;
+            rows.put(index::PUBLISHED, &codec::content_key(root), &row)?;
         }
     }
     Ok(())

@@ -62,8 +62,9 @@ struct Candidate {
     allocated: u64,
 }
 
-/// Starts the task that commits downloads and the one that holds the limits.
+/// Starts the task that commits downloads and holds the limits, and the one that hashes again what looks changed.
 pub(super) fn start(inner: &Arc<Inner>, tasks: &Tasks) {
+    super::recheck::start(inner, tasks);
     // Weak, so that a store whose last clone is dropped goes at once.
     let store = Arc::downgrade(inner);
     let (cancelled, runner) = (tasks.cancelled(), tasks.clone());
@@ -75,7 +76,12 @@ pub(super) fn start(inner: &Arc<Inner>, tasks: &Tasks) {
             let Some(inner) = store.upgrade() else { return };
             let woken = wait_for_wake(inner);
             tokio::select! {
-                () = &mut cancelled => return,
+                () = &mut cancelled => {
+                    if let Some(inner) = store.upgrade() {
+                        inner.stopping.store(true, Ordering::Relaxed);
+                    }
+                    return;
+                }
                 () = woken => {}
                 () = tokio::time::sleep(Store::FLUSH_INTERVAL) => since_evict += Store::FLUSH_INTERVAL,
             }
@@ -101,7 +107,7 @@ async fn wait_for_wake(inner: Arc<Inner>) {
     wake.notified().await;
 }
 
-fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
+pub(super) fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
     let Some(inner) = store.upgrade() else { return };
     inner.reserve.refill();
     if let Err(error) = inner.flush() {
@@ -109,17 +115,19 @@ fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
     }
     inner.write_reads_behind();
     let over = Figures::get(&inner.figures.cache) > inner.cache_allowance();
-    if (due || over)
+    if (due || over || inner.is_short())
         && let Err(error) = inner.evict()
     {
         tracing::warn!(%error, "eviction failed");
     }
-    if sweep
-        && inner.evicted.swap(false, Ordering::Relaxed)
-        && let Err(error) = inner.sweep_evicted()
-    {
-        inner.evicted.store(true, Ordering::Relaxed);
-        tracing::warn!(%error, "nodes of evicted content are still there");
+    if sweep && inner.evicted.swap(false, Ordering::Relaxed) {
+        let swept = inner.sweep_evicted();
+        if !matches!(swept, Ok(Some(_))) {
+            inner.evicted.store(true, Ordering::Relaxed);
+        }
+        if let Err(error) = swept {
+            tracing::warn!(%error, "nodes of evicted content are still there");
+        }
     }
 }
 
@@ -130,10 +138,22 @@ impl Inner {
         self.limits.cache.saturating_add(u64::try_from(pinned).unwrap_or(0))
     }
 
+    /// Whether less of the disk is free than should be, and looking for what can go is worth it: what is uploaded comes
+    /// past the store, as fast as the disk takes it.
+    fn is_short(&self) -> bool {
+        let barren = guard(&self.fruitless).is_some_and(|at| at.elapsed() < EVICT_INTERVAL);
+        !barren && measure(&self.objects).is_ok_and(|disk| disk.free < self.limits.min_free)
+    }
+
     /// Removes least recently read content until the limits hold.
     pub(super) fn evict(self: &Arc<Self>) -> Result<GcReport, StoreError> {
         let disk = measure(&self.objects)?;
-        self.evict_until(self.limits.min_free.saturating_sub(disk.free))
+        let room = self.limits.min_free.saturating_sub(disk.free);
+        let report = self.evict_until(room)?;
+        if room > 0 {
+            *guard(&self.fruitless) = (report.bytes == 0).then(Instant::now);
+        }
+        Ok(report)
     }
 
     /// Makes room after a write found the disk full.
@@ -159,11 +179,28 @@ impl Inner {
 
     /// Removes content until `room` bytes came free and the cache is under its limit.
     fn evict_until(self: &Arc<Self>, room: u64) -> Result<GcReport, StoreError> {
-        let (mut candidates, total) = self.candidates()?;
-        let over = total.saturating_sub(self.limits.cache).max(room);
         let mut report = GcReport::default();
-        if over == 0 {
-            return Ok(report);
+        let over = self.undisturbed(|since| self.evict_since(since, room, &mut report))?;
+        let over = over.unwrap_or(room);
+        if report.bytes < over {
+            report.bytes += self.punch_open(over - report.bytes)?;
+        }
+        Ok(report)
+    }
+
+    /// Removes whole objects as long as nothing else is committed; gives how many bytes were to go. None: something was,
+    /// and what may go has to be found out again.
+    fn evict_since(
+        self: &Arc<Self>,
+        mut since: u64,
+        room: u64,
+        report: &mut GcReport,
+    ) -> Result<Option<u64>, StoreError> {
+        let (mut candidates, total) = self.candidates()?;
+        // What an earlier attempt removed counts, and is not in the total any more.
+        let over = total.saturating_sub(self.limits.cache).saturating_add(report.bytes).max(room);
+        if over <= report.bytes {
+            return Ok(Some(over));
         }
         candidates.sort_by_key(|c| (c.last_read, c.id));
         let mut candidates = candidates.into_iter();
@@ -180,14 +217,14 @@ impl Inner {
             if chunk.is_empty() {
                 break;
             }
-            let removed = self.remove_objects(&chunk)?;
+            let Some(removed) = self.remove_objects(&chunk, Some(since))? else {
+                return Ok(None);
+            };
+            since += 1;
             report.objects += removed.objects;
             report.bytes += removed.bytes;
         }
-        if report.bytes < over {
-            report.bytes += self.punch_open(over - report.bytes)?;
-        }
-        Ok(report)
+        Ok(Some(over))
     }
 
     /// Content that is neither published nor pinned, and its bytes on disk.
@@ -216,11 +253,13 @@ impl Inner {
         Ok((candidates, total))
     }
 
-    /// Removes those of `ids` that nobody owns or has open: rows first, then files.
+    /// Removes those of `ids` that nobody owns or has open: rows first, then files. None, and nothing is removed, when
+    /// there were other than `since` commits.
     pub(super) fn remove_objects(
         self: &Arc<Self>,
         ids: &[ObjectId],
-    ) -> Result<GcReport, StoreError> {
+        since: Option<u64>,
+    ) -> Result<Option<GcReport>, StoreError> {
         let served: Vec<_> = {
             let mut recent = guard(&self.recent);
             ids.iter().filter_map(|id| recent.pop(id)).collect()
@@ -230,14 +269,21 @@ impl Inner {
             let mut registry = self.registry();
             ids.iter().copied().filter(|id| registry.claim(*id)).collect()
         };
-        let result = self.remove_claimed(&claimed);
+        let result = self.remove_claimed(&claimed, since);
         let mut registry = self.registry();
         claimed.iter().for_each(|id| registry.unclaim(*id));
         result
     }
 
-    fn remove_claimed(&self, ids: &[ObjectId]) -> Result<GcReport, StoreError> {
+    fn remove_claimed(
+        &self,
+        ids: &[ObjectId],
+        since: Option<u64>,
+    ) -> Result<Option<GcReport>, StoreError> {
         let (removed, delta) = self.index.write_counted(|rows| {
+            if since.is_some_and(|since| rows.commits().ok() != Some(since)) {
+                return Ok(None);
+            }
             let mut removed = Vec::new();
             for id in ids {
                 // It may have got an owner since it was chosen.
@@ -250,9 +296,10 @@ impl Inner {
                 }
                 removed.push((*id, row.allocated));
             }
-            Ok(removed)
+            Ok(Some(removed))
         })?;
         self.figures.add(delta);
+        let Some(removed) = removed else { return Ok(None) };
         let mut report = GcReport::default();
         for (id, allocated) in removed {
             self.remove_file(id)?;
@@ -263,7 +310,7 @@ impl Inner {
             report.objects += 1;
             report.bytes += allocated;
         }
-        Ok(report)
+        Ok(Some(report))
     }
 
     /// Punches what never was complete and is open: its readers have cached handles only, and find the bytes missing.

@@ -2,16 +2,62 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{GcReport, Inner, Object, StoreError, codec, index};
-use crate::content::{ByteRange, ContentId, Multihash, Node};
+use super::{GcReport, Inner, Object, ObjectId, StoreError, codec, index, keep::Reached};
+use crate::content::{ByteRange, ContentId, Node};
+
+/// Attempts to walk while others commit; those after it keep them from doing so.
+const OPTIMISTIC: u32 = 3;
+/// Pins are set and roots are remembered past the group commit: some attempts more, then another time has to do.
+const ATTEMPTS: u32 = 8;
 
 impl Inner {
+    /// Runs what rests on a walk over all that is reached and removes the rest. It gets the number of commits from before
+    /// its walk, and gives none, having removed nothing, when there were others when it came to remove: something that
+    /// was not reached may be by then. So it is run again, in the end with no group commit beside it.
+    pub(super) fn undisturbed<T>(
+        self: &Arc<Self>,
+        mut attempt: impl FnMut(u64) -> Result<Option<T>, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        for number in 0..ATTEMPTS {
+            let _leader = (number >= OPTIMISTIC).then(|| self.lead());
+            if let Some(done) = attempt(self.commits()?)? {
+                return Ok(Some(done));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many transactions were committed.
+    pub(super) fn commits(&self) -> Result<u64, StoreError> {
+        Ok(self.index.read(|txn| index::meta(txn, index::COMMITS))?.unwrap_or(0))
+    }
+
     pub(super) fn gc(self: &Arc<Self>) -> Result<GcReport, StoreError> {
         // It makes room: a disk too full for what came last is no reason not to.
         if let Err(error) = self.flush() {
             tracing::warn!(%error, "blocks that came last are not in the index yet");
         }
         self.close_recent();
+        let mut report = GcReport::default();
+        let done = self.undisturbed(|since| {
+            let (reached, garbage) = self.garbage()?;
+            let Some(removed) = self.remove_objects(&garbage, Some(since))? else {
+                return Ok(None);
+            };
+            report.objects += removed.objects;
+            report.bytes += removed.bytes;
+            let Some(nodes) = self.sweep_nodes(&reached, since + 1)? else { return Ok(None) };
+            report.nodes += nodes;
+            Ok(Some(()))
+        })?;
+        if done.is_none() {
+            tracing::info!("too much is going on: some garbage stays until the next time");
+        }
+        Ok(report)
+    }
+
+    /// What pins, the upload tree and open handles reach, and the objects that it does not need.
+    pub(super) fn garbage(self: &Arc<Self>) -> Result<(Reached, Vec<ObjectId>), StoreError> {
         let mut roots: Vec<ContentId> = self.pins()?.into_iter().map(|pin| pin.root).collect();
         roots.extend(self.published()?);
         let (mut owned, mut cached) = (HashSet::new(), Vec::new());
@@ -19,13 +65,13 @@ impl Inner {
         self.index.read(|txn| {
             index::object_rows(txn, |id, row| {
                 let Some(root) = row.root else { return Ok(()) };
-                if row.owners > 0 {
-                    owned.insert(*root.hash());
+                if row.owners > 0 && row.is_whole() {
+                    owned.insert(root.to_v1());
                 }
                 if row.owners > 0 || open.contains(&id) {
                     roots.push(root);
                 } else {
-                    cached.push((id, *root.hash()));
+                    cached.push((id, root.to_v1()));
                 }
                 Ok(())
             })
@@ -33,44 +79,55 @@ impl Inner {
         let reached = self.reach(roots)?;
         // Of a file that is published, too, one copy is enough.
         cached.retain(|(id, root)| !reached.objects.contains(id) || owned.contains(root));
-        let ids: Vec<_> = cached.into_iter().map(|(id, _)| id).collect();
-        let mut report = self.remove_objects(&ids)?;
-        report.nodes = self.sweep_nodes(&reached)?;
-        Ok(report)
+        Ok((reached, cached.into_iter().map(|(id, _)| id).collect()))
     }
 
-    /// Takes out the nodes of content that was evicted: those that no object, known root, pin or upload reaches.
-    pub(super) fn sweep_evicted(self: &Arc<Self>) -> Result<u64, StoreError> {
-        let mut roots: Vec<ContentId> = self.pins()?.into_iter().map(|pin| pin.root).collect();
-        roots.extend(self.published()?);
-        self.index.read(|txn| {
-            roots.extend(index::values(txn, index::KNOWN, |row| Ok(codec::decode_named(row)?.0))?);
-            index::object_rows(txn, |_, row| {
-                roots.extend(row.root);
-                Ok(())
-            })
-        })?;
-        let reached = self.reach(roots)?;
-        self.sweep_nodes(&reached)
+    /// Takes out the nodes of content that was evicted: those that no object, known root, pin or upload reaches. None:
+    /// there was no moment at which nothing else was going on.
+    pub(super) fn sweep_evicted(self: &Arc<Self>) -> Result<Option<u64>, StoreError> {
+        self.undisturbed(|since| {
+            let mut roots: Vec<ContentId> = self.pins()?.into_iter().map(|pin| pin.root).collect();
+            roots.extend(self.published()?);
+            self.index.read(|txn| {
+                let known = index::values(txn, index::KNOWN, |r| Ok(codec::decode_named(r)?.0))?;
+                roots.extend(known);
+                index::object_rows(txn, |_, row| {
+                    roots.extend(row.root);
+                    Ok(())
+                })
+            })?;
+            let reached = self.reach(roots)?;
+            self.sweep_nodes(&reached, since)
+        })
     }
 
-    /// Takes out the nodes that were not reached, and the known roots that nothing is left of.
-    fn sweep_nodes(&self, reached: &super::keep::Reached) -> Result<u64, StoreError> {
-        let keep_directories = self.published()?.is_empty();
-        let live: HashSet<_> = reached.hashes.iter().map(Multihash::to_bytes).collect();
+    /// Takes out the nodes that were not reached, and the known roots that nothing is left of. None, and nothing goes, when
+    /// there were other than `since` commits.
+    pub(super) fn sweep_nodes(
+        &self,
+        reached: &Reached,
+        since: u64,
+    ) -> Result<Option<u64>, StoreError> {
+        let known = self.index.read(|txn| index::meta(txn, index::TREE_KNOWN))?;
+        let live: HashSet<_> = reached.ids.iter().map(|id| id.hash().to_bytes()).collect();
         self.index.write(|rows| {
+            if rows.commits()? != since {
+                return Ok(None);
+            }
             let mut swept = 0;
             let mut nodes = rows.txn.open_table(index::NODES)?;
             let dead = nodes.extract_if(|key, row| {
-                !(live.contains(key) || keep_directories && is_directory_row(row))
+                !(live.contains(key) || known.is_none() && is_directory_row(row))
             })?;
             for entry in dead {
                 entry?;
                 swept += 1;
             }
             drop(nodes);
-            rows.txn.open_table(index::KNOWN)?.retain(|key, _| live.contains(key))?;
-            Ok(swept)
+            let is_live =
+                |key: &[u8]| ContentId::from_bytes(key).is_ok_and(|id| reached.ids.contains(&id));
+            rows.txn.open_table(index::KNOWN)?.retain(|key, _| is_live(key))?;
+            Ok(Some(swept))
         })
     }
 

@@ -3,13 +3,13 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | objects | object id | [`ObjectRow`] |
-//! | roots | multihash, object id | – |
+//! | roots | CID of version 1, object id | – |
 //! | blocks | multihash, object id, offset | length, envelope ([`Leaf`]) |
 //! | leaves | object id, offset | multihash |
 //! | nodes | multihash | id, block |
-//! | pins, known | multihash | id, name or kind |
+//! | pins, known, published | CID of version 1 | id, name or kind |
 //! | tree | key of the upload tree | its row |
-//! | files | multihash | `FileInfo` without chunks, JSON |
+//! | files | CID of version 1 | `FileInfo` without chunks, JSON |
 //! | meta | name | number |
 
 use std::{
@@ -46,12 +46,14 @@ pub(super) const FILES: Bytes2 = TableDefinition::new("files");
 pub(super) const PUBLISHED: Bytes2 = TableDefinition::new("published");
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
-/// Version of the tables and rows. A higher one on disk was written by a later release and is refused.
-const FORMAT: u64 = 1;
+/// Version of the tables and rows. Any other one on disk was written by another release and is refused.
+const FORMAT: u64 = 2;
 /// Memory for pages of the index: the interior pages of 4 million blocks fit. Half as much again is felt in the memory of
 /// the daemon, which is to stay small however much is stored.
 const CACHE_BYTES: usize = 16 << 20;
 
+/// Name in `meta` of a number that is there once the upload tree has told which directories it shows.
+pub(super) const TREE_KNOWN: &str = "tree known";
 /// Name in `meta` under which commits are counted.
 pub(super) const COMMITS: &str = "commits";
 
@@ -115,7 +117,7 @@ impl Index {
         })?;
         match found {
             Some(FORMAT) => Ok(()),
-            Some(newer) => Err(StoreError::Format { path: self.path.clone(), found: newer }),
+            Some(found) => Err(StoreError::Format { path: self.path.clone(), found }),
             None => self.write(|rows| {
                 // All tables are made at once, so that readers need not ask whether one is there.
                 rows.txn.open_table(OBJECTS)?;
@@ -288,9 +290,9 @@ pub(super) fn object_rows(
 }
 
 /// Objects that have this root.
-pub(super) fn roots(txn: &ReadTransaction, hash: &Multihash) -> Result<Vec<ObjectId>, StoreError> {
-    let first = codec::root_key(hash, ObjectId(0));
-    let last = codec::root_key(hash, ObjectId(u64::MAX));
+pub(super) fn roots(txn: &ReadTransaction, root: &ContentId) -> Result<Vec<ObjectId>, StoreError> {
+    let first = codec::root_key(root, ObjectId(0));
+    let last = codec::root_key(root, ObjectId(u64::MAX));
     let mut ids = Vec::new();
     for entry in txn.open_table(ROOTS)?.range(first.as_slice()..=last.as_slice())? {
         ids.push(codec::parse_root_key(entry?.0.value())?);
@@ -359,6 +361,21 @@ pub(super) fn leaves(
         }
     }
     Ok(found)
+}
+
+/// The leaf of an object that has the byte at `at`.
+pub(super) fn leaf_at(
+    txn: &ReadTransaction,
+    object: ObjectId,
+    at: u64,
+) -> Result<Option<(Multihash, Leaf)>, StoreError> {
+    let table = txn.open_table(LEAVES)?;
+    let Some(entry) = table.range((object.0, 0)..=(object.0, at))?.next_back() else {
+        return Ok(None);
+    };
+    let start = entry?.0.value().1;
+    let mut found = leaves(txn, object, start, 1)?;
+    Ok(found.pop().filter(|(_, leaf)| leaf.range.end > at))
 }
 
 /// The id that a leaf's block is known by: raw without an envelope, dag-pb with one.

@@ -26,8 +26,7 @@ impl Inner {
         overwritten: &RangeSet,
     ) -> Result<Option<WorkingFile>, StoreError> {
         self.flush()?;
-        // Whether a pinned directory reaches it would take a walk over all that is pinned.
-        if !self.pins()?.is_empty() || !self.is_mergeable(id)? {
+        if !self.is_mergeable(id)? || self.is_pinned(id)? {
             return Ok(None);
         }
         if !self.keep_old(id, overwritten)? {
@@ -46,6 +45,11 @@ impl Inner {
     fn is_mergeable(&self, id: ObjectId) -> Result<bool, StoreError> {
         let row = self.index.read(|txn| index::object_row(txn, id))?;
         Ok(row.is_some_and(|row| row.root.is_some() && row.owners == 1))
+    }
+
+    /// Whether a pin reaches it: then its old version is to stay as it is.
+    fn is_pinned(self: &Arc<Self>, id: ObjectId) -> Result<bool, StoreError> {
+        Ok(self.reach(self.pins()?.into_iter().map(|pin| pin.root))?.objects.contains(&id))
     }
 
     /// Copies the leaves that will be overwritten into a sparse object of the same root, and makes it durable.

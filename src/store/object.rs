@@ -33,7 +33,7 @@ const HOT_AHEAD: u64 = 64 << 20;
 /// The handle keeps the content from being evicted.
 #[derive(Debug)]
 pub struct Object {
-    store: Weak<Inner>,
+    pub(super) store: Weak<Inner>,
     id: ObjectId,
     root: ContentId,
     size: u64,
@@ -55,6 +55,8 @@ pub struct Object {
     holes: RwLock<()>,
     /// Where the latest reads ended: the surroundings are punched last.
     hot: Mutex<VecDeque<u64>>,
+    /// One hashes a file again that looks other than when it was sealed. Taken before the leader of the group commit.
+    pub(super) rehashing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -94,16 +96,27 @@ impl Inner {
         size: u64,
     ) -> Result<Arc<Object>, StoreError> {
         let mut registry = self.registry();
-        if let Some(object) = registry.made(root.hash()) {
-            return Ok(object);
+        let made = registry.made(&root);
+        match made {
+            Some(object) if object.size() == size => return Ok(object),
+            // Dropped under no lock.
+            Some(other) => {
+                drop(registry);
+                drop(other);
+                registry = self.registry();
+            }
+            None => {}
         }
         let (id, path, file) = self.create_file()?;
-        self.disk.set_len(&file, size).map_err(|e| StoreError::io("set length of", &path, e))?;
+        if let Err(error) = self.disk.set_len(&file, size) {
+            // The first error tells more than why its file stays until the next start.
+            let _ = self.remove_file(id);
+            return Err(StoreError::io("set length of", &path, error));
+        }
         let row = ObjectRow::content(root, size, now_secs());
         let object = Arc::new(Object::new(self, id, root, row));
         *object.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
-        registry.insert(&object);
-        registry.by_root.insert(*root.hash(), Arc::downgrade(&object));
+        registry.insert_made(&object);
         drop(registry);
         self.pending().mark_dirty(&object);
         Ok(object)
@@ -132,6 +145,7 @@ impl Object {
             writer: Mutex::new(None),
             holes: RwLock::new(()),
             hot: Mutex::default(),
+            rehashing: Mutex::default(),
         }
     }
 
@@ -186,6 +200,12 @@ impl Object {
     /// [`StoreError::Missing`] when one is not here, or the system call's error.
     pub fn read(&self, range: ByteRange) -> Result<Bytes, StoreError> {
         self.touch();
+        if !self.has(range) {
+            return Err(StoreError::Missing(range));
+        }
+        if let Some(verified) = self.read_suspect(range)? {
+            return Ok(verified);
+        }
         let _shared = self.holes.read().unwrap_or_else(PoisonError::into_inner);
         if !self.has(range) {
             return Err(StoreError::Missing(range));
@@ -300,7 +320,7 @@ impl Object {
     ) -> Result<(), StoreError> {
         let _shared = self.holes.read().unwrap_or_else(PoisonError::into_inner);
         let file = self.writer(store)?;
-        if !store.share_extents(hash, content, &file, leaf.range)? {
+        if !store.share_extents(self, hash, content, &file, leaf.range)? {
             let written = store.disk.write_at(&file, content, leaf.range.start);
             written.map_err(|e| self.io("write", e))?;
         }
@@ -323,36 +343,6 @@ impl Object {
         Ok(())
     }
 
-    /// The backing file, opened O_RDONLY, for passthrough; only when complete, and unchanged since it was sealed
-    /// (else its blocks are withdrawn and the answer is none).
-    ///
-    /// # Errors
-    /// When the file cannot be opened, or the withdrawal not be made durable.
-    pub fn backing(&self) -> Result<Option<Arc<File>>, StoreError> {
-        if !self.is_complete() || !self.is_unchanged()? {
-            return Ok(None);
-        }
-        self.touch();
-        Ok(Some(self.reader()?))
-    }
-
-    /// Whether the file still is what was sealed. When not, someone wrote into it behind the store's back:
-    /// all its blocks are withdrawn.
-    pub(super) fn is_unchanged(&self) -> Result<bool, StoreError> {
-        let Some(stamp) = self.state_read().stamp else { return Ok(true) };
-        let now = FileStamp::of(&*self.reader()?).map_err(|e| self.io("stat", e))?;
-        if now == stamp {
-            return Ok(true);
-        }
-        tracing::warn!(
-            path = %self.path.display(), root = %self.root, ?stamp, ?now,
-            "a published file was changed in the data folder; its blocks are withdrawn"
-        );
-        let store = self.store.upgrade().ok_or(StoreError::Closed)?;
-        store.withdraw_range(self, ByteRange::new(0, self.size))?;
-        Ok(false)
-    }
-
     pub(super) fn is_merging(&self) -> bool {
         self.merging
     }
@@ -363,6 +353,13 @@ impl Object {
 
     pub(super) fn stamp(&self) -> Option<FileStamp> {
         self.state_read().stamp
+    }
+
+    /// The bytes of a sealed file were verified while it looked like `stamp`. One that was repaired since has none.
+    pub(super) fn set_stamp(&self, stamp: FileStamp) {
+        if let Some(old) = &mut self.state_write().stamp {
+            *old = stamp;
+        }
     }
 
     /// Takes bytes out of the memory's view; the caller makes the index follow.
@@ -385,18 +382,33 @@ impl Object {
         durable
     }
 
-    /// The commit of `durable` stands. The writing descriptor is not needed once the file is complete.
+    /// The commit of `durable` stands. The writing descriptor is not needed once that is the whole file; while it is
+    /// not, leaves that came during the commit wait for the next one.
     pub(super) fn committed(&self, synced: &[ByteRange]) {
         let durable = self.durable_with(synced);
+        let whole = durable.contains(ByteRange::new(0, self.size));
         self.state_write().durable = durable;
-        if self.is_complete() {
+        if whole {
             self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }
 
-    /// The file to sync, if this process wrote to it.
-    pub(super) fn written(&self) -> Option<Arc<File>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The file to sync after leaves were written. Any descriptor does: fdatasync writes out what all of them wrote.
+    pub(super) fn written(&self) -> Result<Arc<File>, StoreError> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        writer.map_or_else(|| self.reader(), Ok)
+    }
+
+    /// Keeps those out that punch holes.
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> std::sync::RwLockReadGuard<'_, ()> {
+        self.holes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Object::shared`], unless that had to wait.
+    #[cfg(test)]
+    pub(super) fn try_shared(&self) -> Option<std::sync::RwLockReadGuard<'_, ()>> {
+        self.holes.try_read().ok()
     }
 
     /// Keeps readers and writers out while holes are punched.
@@ -431,7 +443,7 @@ impl Object {
         idle.iter().collect()
     }
 
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         self.last_read.store(now_secs(), Ordering::Relaxed);
     }
 

@@ -84,6 +84,9 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         queue: Mutex::default(),
         leader: Mutex::default(),
         figures: Figures::default(),
+        suspects: Mutex::default(),
+        suspected: Arc::default(),
+        stopping: AtomicBool::new(false),
         evicted: AtomicBool::new(false),
         retained: Mutex::default(),
         fruitless: Mutex::default(),
@@ -113,7 +116,7 @@ impl Inner {
     fn clean_up(&self) -> Result<(), StoreError> {
         let mut files = self.list_files()?;
         let mut next = files.iter().max().map_or(1, |id| id.0 + 1);
-        let mut lost = Vec::new();
+        let (mut lost, found) = (Vec::new(), files.len());
         let mut delta = Delta::default();
         self.index.read(|txn| {
             index::object_rows(txn, |id, row| {
@@ -127,6 +130,16 @@ impl Inner {
             next = next.max(index::meta(txn, "next_id")?.unwrap_or(1));
             Ok(())
         })?;
+        if found == 0 && !lost.is_empty() {
+            // Rather a disk that is not mounted than one that lost all; taking out the rows would make it so.
+            let text = format!(
+                "the index knows {} files and not one is there: mount the disk that holds them, or remove {INDEX_FILE} \
+                 to begin with nothing",
+                lost.len()
+            );
+            let source = io::Error::new(io::ErrorKind::NotFound, text);
+            return Err(StoreError::io("find content in", &self.objects, source));
+        }
         self.figures.add(delta);
         self.next_id.store(next, std::sync::atomic::Ordering::Relaxed);
         for id in files {
@@ -143,15 +156,24 @@ impl Inner {
         Ok(())
     }
 
-    /// Ids of all files in `objects/`. Names that no store gives are left alone.
+    /// Ids of all files in `objects/`. What no store has put there is left alone: other files, other folders, and
+    /// those that a filesystem keeps for itself.
     fn list_files(&self) -> Result<HashSet<ObjectId>, StoreError> {
         let mut ids = HashSet::new();
-        let failed = |e: io::Error| StoreError::io("list", &self.objects, e);
-        for dir in fs::read_dir(&self.objects).map_err(failed)? {
-            for entry in fs::read_dir(dir.map_err(failed)?.path()).map_err(failed)? {
-                let name = entry.map_err(failed)?.file_name();
+        for low in 0..=0xffu64 {
+            let path = self.object_path(ObjectId(low));
+            let dir = path.parent().unwrap_or(&self.objects);
+            let failed = |e: io::Error| StoreError::io("list", dir, e);
+            for entry in fs::read_dir(dir).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let name = entry.file_name();
                 let id = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
-                ids.extend(id.map(ObjectId));
+                let Some(id) = id.map(ObjectId) else { continue };
+                if self.object_path(id) == entry.path()
+                    && entry.file_type().map_err(failed)?.is_file()
+                {
+                    ids.insert(id);
+                }
             }
         }
         Ok(ids)

@@ -6,14 +6,15 @@ use std::{
 };
 
 use super::{Object, ObjectId};
-use crate::content::Multihash;
+use crate::content::ContentId;
 
 /// The objects that have a handle.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) by_id: HashMap<ObjectId, Weak<Object>>,
     /// Objects made by this process, which may not be in the index yet.
-    pub(super) by_root: HashMap<Multihash, Weak<Object>>,
+    /// By the CID of version 1.
+    by_root: HashMap<ContentId, Weak<Object>>,
     /// Being evicted: not to be opened again.
     pub(super) dying: HashSet<ObjectId>,
 }
@@ -23,9 +24,16 @@ impl Registry {
         self.by_id.insert(object.id(), Arc::downgrade(object));
     }
 
-    /// The object that this process made for a root and that still has a handle.
-    pub(super) fn made(&self, hash: &Multihash) -> Option<Arc<Object>> {
-        self.by_root.get(hash).and_then(Weak::upgrade)
+    /// Takes in an object that this process has made.
+    pub(super) fn insert_made(&mut self, object: &Arc<Object>) {
+        self.insert(object);
+        self.by_root.insert(object.root().to_v1(), Arc::downgrade(object));
+    }
+
+    /// The object that this process made for a root and that still has a handle. The last handle of an object locks the
+    /// registry when it goes: none may be dropped while the registry is locked, in the same statement for one.
+    pub(super) fn made(&self, root: &ContentId) -> Option<Arc<Object>> {
+        self.by_root.get(&root.to_v1()).and_then(Weak::upgrade)
     }
 
     pub(super) fn is_open(&self, id: ObjectId) -> bool {
@@ -55,8 +63,9 @@ impl Registry {
         if self.by_id.get(&object.id()).is_some_and(|weak| weak.strong_count() == 0) {
             self.by_id.remove(&object.id());
         }
-        if self.by_root.get(object.root().hash()).is_some_and(|weak| weak.strong_count() == 0) {
-            self.by_root.remove(object.root().hash());
+        let root = object.root().to_v1();
+        if self.by_root.get(&root).is_some_and(|weak| weak.strong_count() == 0) {
+            self.by_root.remove(&root);
         }
     }
 }

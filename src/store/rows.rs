@@ -38,6 +38,11 @@ pub(super) struct Rows<'t> {
 }
 
 impl Rows<'_> {
+    /// How many transactions were committed before this one.
+    pub(super) fn commits(&self) -> Result<u64, StoreError> {
+        Ok(self.txn.open_table(META)?.get(COMMITS)?.map_or(0, |row| row.value()))
+    }
+
     /// Gives the transaction its number.
     pub(super) fn count_commit(&self) -> Result<u64, StoreError> {
         let mut meta = self.txn.open_table(META)?;
@@ -59,7 +64,7 @@ impl Rows<'_> {
         self.delta.add(row, 1);
         self.txn.open_table(OBJECTS)?.insert(id.0, row.encode().as_slice())?;
         if let Some(root) = &row.root {
-            let key = codec::root_key(root.hash(), id);
+            let key = codec::root_key(root, id);
             self.put(ROOTS, &key, &[])?;
         }
         Ok(())
@@ -71,7 +76,7 @@ impl Rows<'_> {
         self.delta.add(&row, -1);
         self.txn.open_table(OBJECTS)?.remove(id.0)?;
         if let Some(root) = &row.root {
-            self.remove(ROOTS, &codec::root_key(root.hash(), id))?;
+            self.remove(ROOTS, &codec::root_key(root, id))?;
         }
         self.remove_leaves(id, ByteRange::new(0, u64::MAX))?;
         Ok(Some(row))
@@ -135,13 +140,13 @@ impl Rows<'_> {
 
     /// Forgets that a root was opened, once no object has it any more.
     pub(super) fn forget_known(&mut self, root: &ContentId) -> Result<(), StoreError> {
-        let first = codec::root_key(root.hash(), ObjectId(0));
-        let last = codec::root_key(root.hash(), ObjectId(u64::MAX));
+        let first = codec::root_key(root, ObjectId(0));
+        let last = codec::root_key(root, ObjectId(u64::MAX));
         let roots = self.txn.open_table(ROOTS)?;
         let left = roots.range(first.as_slice()..=last.as_slice())?.next().is_some();
         drop(roots);
         if !left {
-            self.remove(KNOWN, &root.hash().to_bytes())?;
+            self.remove(KNOWN, &codec::content_key(root))?;
         }
         Ok(())
     }

@@ -7,6 +7,8 @@ mod crash;
 mod full;
 mod keeping;
 mod model;
+mod races;
+mod reached;
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 

@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{Inner, Object, ObjectId, StoreError, VerifyReport, codec::Leaf, index};
+use super::{
+    FileStamp, Inner, Object, ObjectId, StoreError, VerifyReport, codec::Leaf, guard, index,
+    recheck::Look,
+};
 use crate::content::{Block, BlockError, ContentId, Multihash};
 
 /// Leaves that are read from the index at a time: 64 MiB of content.
@@ -20,6 +23,8 @@ struct Shared {
     blocks: AtomicU64,
     bytes: AtomicU64,
     bad: Mutex<Vec<Bad>>,
+    /// Files that looked changed before they were hashed.
+    touched: Mutex<Vec<(Arc<Object>, FileStamp)>>,
 }
 
 impl Inner {
@@ -66,6 +71,11 @@ impl Inner {
         shared: &Shared,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), StoreError> {
+        if let Some(object) = self.open_object(id)?
+            && let Ok(Look::Touched(stamp)) = object.look()
+        {
+            guard(&shared.touched).push((object, stamp));
+        }
         let mut from = 0;
         loop {
             let leaves = self.index.read(|txn| index::leaves(txn, id, from, LEAF_BATCH))?;
@@ -99,6 +109,8 @@ impl Inner {
                 report.bad.push(id);
             }
         }
+        let touched = shared.touched.into_inner().unwrap_or_else(PoisonError::into_inner);
+        touched.iter().try_for_each(|(object, stamp)| self.restamp(object, *stamp))?;
         Ok(report)
     }
 }

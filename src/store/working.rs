@@ -7,7 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{FileStamp, Inner, ObjectId, StoreError, index};
+use bytes::Bytes;
+
+use super::{
+    FileStamp, Inner, Object, ObjectId, StoreError,
+    codec::{Envelope, Leaf},
+    index,
+};
 use crate::{
     content::{ByteRange, Multihash},
     sys::{self, Holder},
@@ -149,6 +155,7 @@ impl Inner {
     /// Its bytes are compared first: what is placed was verified, what lies there may have rotted since.
     pub(super) fn share_extents(
         self: &Arc<Self>,
+        into: &Object,
         hash: &Multihash,
         content: &[u8],
         file: &File,
@@ -168,26 +175,39 @@ impl Inner {
         if leaf.range.len() != range.len() || !leaf.range.start.is_multiple_of(ALIGNED) {
             return Ok(false);
         }
-        let Some(object) = self.open_object(leaf.object)? else { return Ok(false) };
-        let Ok(bytes) = object.read(leaf.range) else { return Ok(false) };
+        let Some((source, bytes)) = self.source_of(into, &leaf)? else { return Ok(false) };
         if bytes != content {
             return Ok(false);
         }
         let (mut from, mut to, mut left) = (leaf.range.start, range.start, content.len());
         while left > 0 {
-            match rustix::fs::copy_file_range(
-                object.reader()?,
-                Some(&mut from),
-                file,
-                Some(&mut to),
-                left,
-            ) {
+            match rustix::fs::copy_file_range(&source, Some(&mut from), file, Some(&mut to), left) {
                 Ok(copied) if copied > 0 => left -= copied,
                 // A part that was copied is written over by the caller.
                 _ => return Ok(false),
             }
         }
         Ok(true)
+    }
+
+    /// The file that a leaf lies in, and the leaf's bytes. The caller holds the holes of `into` shared: taking them a second
+    /// time would wait for whoever waits for them exclusively, and that one waits for the caller.
+    pub(super) fn source_of(
+        self: &Arc<Self>,
+        into: &Object,
+        leaf: &Leaf,
+    ) -> Result<Option<(Arc<File>, Bytes)>, StoreError> {
+        if leaf.object == into.id() {
+            let mut bytes = Vec::new();
+            let read = into.has(leaf.range) && into.read_into(leaf.range, &mut bytes).is_ok();
+            return Ok(if read { Some((into.reader()?, bytes.into())) } else { None });
+        }
+        let Some(object) = self.open_object(leaf.object)? else { return Ok(None) };
+        let bytes = object.read_block(&Leaf { envelope: Envelope::default(), ..leaf.clone() });
+        Ok(match bytes {
+            Ok(Some(bytes)) => Some((object.reader()?, bytes)),
+            _ => None,
+        })
     }
 }
 

@@ -10,8 +10,7 @@ use crate::content::{
 pub(super) fn build(links: &[NewLink], fanout: u32, meta: Metadata) -> Option<BuiltDirectory> {
     // Readers take no other widths.
     let fanout = fanout.clamp(*FANOUTS.start(), *FANOUTS.end()).next_power_of_two();
-    let mut hashed: Vec<_> =
-        links.iter().map(|link| (hamt::hash(link.name.as_bytes()), link)).collect();
+    let mut hashed: Vec<_> = links.iter().map(|link| (hamt::hash(&link.name), link)).collect();
     // Links of one shard are then a run, at every depth.
     hashed.sort_unstable_by_key(|(hash, _)| *hash);
     let mut nodes = Vec::new();
@@ -44,9 +43,9 @@ impl Writer {
             let slot = hamt::slot(*hash, depth, self.fanout)?;
             let len = rest
                 .partition_point(|(hash, _)| hamt::slot(*hash, depth, self.fanout) == Some(slot));
-            let prefix = format!("{slot:0width$X}", width = self.width);
+            let prefix = format!("{slot:0width$X}", width = self.width).into_bytes();
             links.push(if len == 1 {
-                let name = prefix + &first.name;
+                let name = [prefix.as_slice(), &first.name].concat();
                 NewLink { hash: first.hash.clone(), name, tsize: first.tsize }
             } else {
                 let child = self.shard(&rest[..len], depth + 1, Metadata::default(), nodes)?;
@@ -59,7 +58,7 @@ impl Writer {
         let below = unixfs::total(links.iter().map(|link| link.tsize));
         let node = Block::dag_pb(dag_pb::encode(&links, &data).into());
         let tsize = below.saturating_add(node.data().len() as u64);
-        let link = NewLink { hash: node.cid().to_bytes(), name: String::new(), tsize };
+        let link = NewLink { hash: node.cid().to_bytes(), name: Vec::new(), tsize };
         nodes.push(node);
         Some(link)
     }

@@ -100,7 +100,7 @@ fn a_look_up_fetches_only_the_shards_on_its_way() {
 fn links(names: &[(&str, ContentId)]) -> Vec<NewLink> {
     let link = |(name, cid): &(&str, ContentId)| NewLink {
         hash: cid.to_bytes(),
-        name: (*name).to_owned(),
+        name: name.as_bytes().to_owned(),
         tsize: 1,
     };
     names.iter().map(link).collect()

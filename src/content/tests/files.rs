@@ -15,7 +15,7 @@ fn node(own: &[u8], children: &[(ContentId, u64)]) -> Block {
     let sizes: Vec<_> = children.iter().map(|(_, size)| *size).collect();
     let link = |(cid, size): &(ContentId, u64)| NewLink {
         hash: cid.to_bytes(),
-        name: String::new(),
+        name: Vec::new(),
         tsize: *size,
     };
     let links: Vec<_> = children.iter().map(link).collect();

@@ -74,7 +74,7 @@ proptest! {
             .into_iter()
             .map(|(n, name, tsize)| NewLink {
                 hash: ContentId::raw(sha2_256(&n.to_le_bytes())).to_bytes(),
-                name,
+                name: name.into_bytes(),
                 tsize,
             })
             .collect();
@@ -84,7 +84,7 @@ proptest! {
         prop_assert_eq!(node.links.len(), links.len());
         for (read, written) in node.links.iter().zip(&links) {
             prop_assert_eq!(&bytes[read.hash.clone()], &written.hash);
-            prop_assert_eq!(&bytes[read.name.clone()], written.name.as_bytes());
+            prop_assert_eq!(&bytes[read.name.clone()], written.name.as_slice());
             prop_assert_eq!(read.tsize, written.tsize);
         }
         let size: usize = links.iter().map(NewLink::encoded_len).sum();
@@ -104,7 +104,7 @@ proptest! {
         prop_assert_eq!(&bytes[read.data.clone()], &data);
         prop_assert_eq!(read.filesize, Some(data.len() as u64 + sizes.iter().sum::<u64>()));
         prop_assert_eq!((read.blocksizes, read.meta), (sizes, meta));
-        let bytes = unixfs::symlink("target", meta);
+        let bytes = unixfs::symlink(b"target", meta);
         prop_assert_eq!(unixfs::decode(&bytes, 0..bytes.len()).unwrap().meta, meta);
     }
 }
@@ -138,7 +138,7 @@ fn dag_pb_that_the_format_forbids_is_refused() {
 }
 
 fn unixfs_node(links: usize, message: &[u8]) -> Result<Node, DagError> {
-    let link = NewLink { hash: vec![1, 0x55, 0, 0], name: String::new(), tsize: 0 };
+    let link = NewLink { hash: vec![1, 0x55, 0, 0], name: Vec::new(), tsize: 0 };
     Node::decode(&Block::dag_pb(dag_pb::encode(&vec![link; links], message).into()))
 }
 

@@ -270,7 +270,7 @@ fn the_2025_profile_reckons_by_the_block() {
 
 #[test]
 fn dag_pb_is_written_byte_for_byte_as_others_write_it() {
-    let link = dag_pb::NewLink { hash: vec![1, 0x55, 0, 1, 7], name: String::new(), tsize: 300 };
+    let link = dag_pb::NewLink { hash: vec![1, 0x55, 0, 1, 7], name: Vec::new(), tsize: 300 };
     assert_eq!(
         dag_pb::encode(&[link], &[8, 2]),
         [0x12, 12, 0x0a, 5, 1, 0x55, 0, 1, 7, 0x12, 0, 0x18, 0xac, 2, 0x0a, 2, 8, 2]

@@ -4,10 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt;
 
-use super::{Actor, Lookup};
+use super::{Actor, Lookup, User};
 use crate::{
     content::{Block, ByteRange, Codec, ContentId, Need, Placement},
-    download::{DownloadError, Event, file::OpenFile, scheduler::Demand},
+    download::{
+        DownloadError, Event,
+        file::OpenFile,
+        scheduler::{Demand, Urgency},
+    },
     sources::SourceId,
     store::{Store, StoreError},
 };
@@ -104,23 +108,48 @@ impl Actor {
             bytes_received: block.data().len() as u64,
             total_bytes: block.data().len() as u64,
         });
-        for user in self.users.get(&demand.want.id).cloned().unwrap_or_default() {
-            self.insert(now, &user.file, demand.want.range, block);
+        for user in self.start_writing(&demand.want.id) {
+            self.insert(now, &user.file, user.range, block);
         }
     }
 
-    /// Puts a block into the tree of a file and its content into the file. `range` is what it covers of the file;
+    /// The files that need a block and that it is not being written into yet; from now on it is.
+    fn start_writing(&mut self, id: &ContentId) -> Vec<User> {
+        let users = self.users.get_mut(id).into_iter().flatten();
+        let idle = users.filter(|user| !user.writing);
+        idle.map(|user| {
+            user.writing = true;
+            *user
+        })
+        .collect()
+    }
+
+    /// Files that came to need a block while it was written into others: the store has it now.
+    fn serve_late(&mut self, now: Duration, id: &ContentId) {
+        let users = self.users.get(id).map(Vec::as_slice).unwrap_or_default();
+        let Some(user) = users.first().filter(|_| users.iter().all(|user| !user.writing)) else {
+            return;
+        };
+        if !self.scheduler.wants(id) && self.to_look.iter().all(|lookup| lookup.need.cid != *id) {
+            let urgency = Urgency { deadline: now, order: user.range.start };
+            let need = Need { cid: *id, range: user.range };
+            self.to_look.push(Lookup { file: user.file, need, urgency });
+        }
+    }
+
+    /// Puts a block into the tree of a file and its content into the file. `range` is what it covers of this file;
     /// where its own content is less, there are children.
     fn insert(&mut self, now: Duration, file: &ContentId, range: ByteRange, block: &Block) {
         let Some(entry) = self.files.get_mut(file) else { return };
         let open = Arc::clone(&entry.file);
-        open.progress.count(now);
+        open.progress.count(now, block.data().len() as u64);
         let mut layout = open.layout();
         let inserted = layout.insert(block);
         // A node may have bytes of its own and children too.
         if inserted.as_ref().is_ok_and(|places| range.len() > content_len(places)) {
             open.readers().replan();
             entry.dirty = true;
+            entry.more_to_order();
         }
         match inserted {
             Ok(mut places) if !places.is_empty() => {
@@ -196,7 +225,7 @@ impl Actor {
             }
             Done::Written(written) => {
                 self.writing = false;
-                written.into_iter().for_each(|written| self.written(written));
+                written.into_iter().for_each(|written| self.written(now, written));
             }
             Done::Holders { file, needs, has } => self.ordered(&file, needs, &has),
             Done::Cut => (self.looking, self.writing) = (false, false),
@@ -204,20 +233,24 @@ impl Actor {
     }
 
     fn found_here(&mut self, now: Duration, lookup: Lookup, block: Option<Block>) {
-        for user in self.users.get(&lookup.need.cid).cloned().unwrap_or_default() {
+        let cid = lookup.need.cid;
+        for user in self.start_writing(&cid) {
             match &block {
-                Some(block) => self.insert(now, &user.file, lookup.need.range, block),
+                Some(block) => self.insert(now, &user.file, user.range, block),
                 None => {
                     let Some(entry) = self.files.get(&user.file) else { continue };
                     let file = Arc::clone(&entry.file);
-                    self.to_write.push(Write::Copy { file, need: lookup.need });
+                    self.to_write.push(Write::Copy { file, need: Need { cid, range: user.range } });
                 }
             }
         }
     }
 
-    fn written(&mut self, written: Written) {
+    fn written(&mut self, now: Duration, written: Written) {
         self.to_write.ended(written.held);
+        if written.result.is_ok() {
+            self.shared.finder.arrived(&written.id);
+        }
         if written.file.is_none()
             && let Some(wait) = self.nodes.remove(&written.id)
         {
@@ -230,6 +263,7 @@ impl Actor {
         }
         let Some((file, start)) = written.file else { return };
         let elsewhere = self.forget_user(&written.id, &file);
+        self.serve_late(now, &written.id);
         match written.result {
             Ok(()) => {
                 // A file that was closed meanwhile has nobody who follows its chunks.
@@ -246,6 +280,7 @@ impl Actor {
         if let Some(entry) = self.files.get_mut(&file) {
             if elsewhere {
                 entry.file.readers().replan();
+                entry.more_to_order();
             }
             entry.dirty |= elsewhere || entry.whole.is_some();
         }
@@ -345,6 +380,15 @@ fn copy(store: &Store, file: &OpenFile, need: &Need) -> Result<(), StoreError> {
         return Ok(());
     };
     let data = 0..block.data().len();
+    if data.len() as u64 != need.range.len() {
+        return Err(StoreError::Rejected(format!(
+            "{}: leaf {} has {} bytes where its node says {}",
+            file.id,
+            need.cid,
+            data.len(),
+            need.range.len()
+        )));
+    }
     file.object.place(&block, &[Placement { offset: need.range.start, data }])
 }
 

@@ -62,16 +62,17 @@ impl Actor {
         }
     }
 
-    /// Brings a block on its way, or makes it more urgent when it is.
+    /// Brings a block on its way, or makes it more urgent when it is. Where it is being looked up the file joins; where
+    /// it is being written into another file it is looked up again once it is there, see [`Actor::serve_late`].
     pub(super) fn need(&mut self, now: Duration, lookup: Lookup) {
         let id = lookup.need.cid;
         let users = self.users.entry(id).or_default();
         let first = users.is_empty();
-        let start = lookup.need.range.start;
+        let range = lookup.need.range;
         if let Some(user) = users.iter_mut().find(|user| user.file == lookup.file) {
-            user.elsewhere |= user.start != start;
+            user.elsewhere |= user.range.start != range.start;
         } else {
-            users.push(User { file: lookup.file, start, elsewhere: false });
+            users.push(User { file: lookup.file, range, writing: false, elsewhere: false });
             if let Some(entry) = self.files.get_mut(&lookup.file) {
                 entry.outstanding += 1;
                 if id.codec() == Codec::Raw {

@@ -31,6 +31,9 @@ pub(super) struct Whole {
     order: u64,
     /// The sources are being asked what they have.
     asking: bool,
+    /// All that is known to be missing was given to the scheduler: the file need not be gone through again until more
+    /// is known, or nothing is under way.
+    exhausted: bool,
 }
 
 impl Whole {
@@ -42,6 +45,7 @@ impl Whole {
             pending: VecDeque::new(),
             order: 0,
             asking: false,
+            exhausted: false,
         });
         whole.strategy = strategy;
         whole.answers.push(answer);
@@ -63,6 +67,13 @@ impl Entry {
             whole.end(&Err(error.clone()));
         }
     }
+
+    /// More blocks are known to be missing than there were.
+    pub(super) fn more_to_order(&mut self) {
+        if let Some(whole) = &mut self.whole {
+            whole.exhausted = false;
+        }
+    }
 }
 
 impl Actor {
@@ -82,7 +93,8 @@ impl Actor {
             }
             return;
         }
-        if whole.pending.is_empty() && !whole.asking {
+        whole.exhausted &= entry.outstanding > 0;
+        if whole.pending.is_empty() && !whole.asking && !whole.exhausted {
             self.order_whole(id);
         }
         let Some(entry) = self.files.get_mut(id) else { return };
@@ -122,6 +134,7 @@ impl Actor {
         needs.sort_by_key(|need| !plan::is_interior(need));
         let nodes = needs.partition_point(plan::is_interior);
         if needs.is_empty() {
+            whole.exhausted = true;
             return;
         }
         if nodes > 0

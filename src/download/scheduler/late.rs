@@ -1,9 +1,10 @@
 //! Blocks that do not come: second requests elsewhere, silent sources, time limits.
 
 use super::{
-    Action, ContentId, Duration, Event, Scheduler, SourceError, SourceId, TYPICAL_BLOCK, Transient,
-    Typical,
+    Action, ContentId, Duration, Event, Peer, Scheduler, Sent, SourceId, TYPICAL_BLOCK, Typical,
+    trouble::Why,
 };
+use crate::sources::{SourceError, Transient};
 
 /// Bytes that may be asked for twice before anything came.
 pub(super) const FIRST_HEDGES: f64 = 8.0 * TYPICAL_BLOCK as f64;
@@ -28,6 +29,8 @@ const SKIPPED: f64 = 20.0;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause of a silent source.
 const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// A block that a reader needs next is asked for elsewhere too when it would come this many seconds earlier from there.
+const WORTH_HEDGING: f64 = 0.1;
 /// A block whose deadline is this close is needed next.
 const NEXT: Duration = Duration::from_millis(100);
 
@@ -45,13 +48,21 @@ impl Scheduler {
         }
         let mut late: Vec<(super::Urgency, ContentId)> = Vec::new();
         let end_game = self.wanted.len() < END_GAME;
+        let quickest = self
+            .peers
+            .values()
+            .filter(|peer| peer.takes(now, true))
+            .map(|peer| peer.stats.completion(TYPICAL_BLOCK, typical))
+            .fold(f64::INFINITY, f64::min);
         for peer in self.peers.values() {
             late.extend(peer.in_flight.iter().filter_map(|(id, sent)| {
                 let urgency = self.wanted.get(id)?.demand.urgency;
-                let factor = if urgency.deadline <= now + NEXT { SOON } else { LATE };
-                let age = now.saturating_sub(sent.at).as_secs_f64();
+                let next = urgency.deadline <= now + NEXT;
+                let factor = if next { SOON } else { LATE };
+                let overdue = sent.age(now) > factor * sent.predicted + LATE_GRACE;
+                let slow = next && sent.remaining(now) > quickest + WORTH_HEDGING;
                 let may = end_game || !urgency.is_background();
-                (may && age > factor * sent.predicted + LATE_GRACE).then_some((urgency, *id))
+                (may && (overdue || slow)).then_some((urgency, *id))
             }));
         }
         late.sort_unstable();
@@ -68,14 +79,10 @@ impl Scheduler {
             return;
         }
         // Each copy has its own time to be late; the youngest decides whether one more helps.
-        let young = wanted.copies.iter().filter_map(|source| self.peers.get(source)).any(|peer| {
-            peer.in_flight.get(id).is_some_and(|sent| {
-                now.saturating_sub(sent.at).as_secs_f64() < SOON * sent.predicted + LATE_GRACE
-            })
-        });
-        if young {
-            return;
-        }
+        let peers = wanted.copies.iter().filter_map(|source| self.peers.get(source));
+        let copies: Vec<Sent> = peers.filter_map(|peer| peer.in_flight.get(id).copied()).collect();
+        let young = copies.iter().any(|s| s.age(now) < SOON * s.predicted + LATE_GRACE);
+        let remaining = copies.iter().map(|s| s.remaining(now)).fold(f64::INFINITY, f64::min);
         let best = self
             .peers
             .iter()
@@ -84,6 +91,9 @@ impl Scheduler {
             .min_by(|a, b| a.0.total_cmp(&b.0))
             .map(|(seconds, other)| (seconds, other.clone()));
         let Some((seconds, source)) = best else { return };
+        if young && remaining <= seconds + WORTH_HEDGING {
+            return;
+        }
         let Some(peer) = self.peers.get_mut(&source) else { return };
         self.hedge -= len as f64;
         peer.send(now, wanted, seconds);
@@ -97,7 +107,7 @@ impl Scheduler {
         if others < 2 {
             return Vec::new();
         }
-        let silent = |peer: &super::Peer| {
+        let silent = |peer: &Peer| {
             let quiet = now.saturating_sub(peer.heard).as_secs_f64();
             peer.paused_until <= now
                 && peer.in_flight.values().any(|sent| {
@@ -124,37 +134,21 @@ impl Scheduler {
         peer.stats.stalled();
         peer.stats.failed();
         let pause = FIRST_PAUSE.saturating_mul(1 << (peer.silences - 1)).min(LAST_PAUSE);
-        self.pause(now, source, pause);
+        self.pause(now, source, pause, Why::Doubted);
     }
 
     /// Ends what took longer than a request, or a block in all, may take.
     pub(super) fn time_out(&mut self, now: Duration) {
-        let limit = self.options.request_timeout;
-        let expired: Vec<(SourceId, ContentId)> = self
-            .peers
-            .iter()
-            .flat_map(|(source, peer)| {
-                let silent = now.saturating_sub(peer.heard) >= limit;
-                let old = peer.in_flight.iter().filter(move |(_, sent)| {
-                    let age = now.saturating_sub(sent.at);
-                    // A source that delivers is not timed out for the length of its own queue, only for a block
-                    // that it has skipped.
-                    age >= limit && (silent || age.as_secs_f64() > SKIPPED * sent.predicted)
-                });
-                old.map(|(id, _)| (source.clone(), *id))
-            })
-            .collect();
-        for (source, id) in expired {
+        for (source, id) in self.expired(now) {
             self.actions.push(Action::Cancel { source: source.clone(), ids: vec![id] });
             self.failed(now, &source, &id, &SourceError::Transient(Transient::Timeout));
         }
+        self.count_waits(now);
         let limit = self.options.chunk_timeout;
-        let hopeless: Vec<ContentId> = self
-            .wanted
-            .iter()
-            .filter(|(_, wanted)| now.saturating_sub(wanted.since) >= limit)
-            .map(|(id, _)| *id)
-            .collect();
+        let over =
+            |since: Option<Duration>| since.is_some_and(|at| now.saturating_sub(at) >= limit);
+        let hopeless: Vec<ContentId> =
+            self.wanted.iter().filter(|(_, w)| over(w.since)).map(|(id, _)| *id).collect();
         for id in hopeless {
             if let Some(wanted) = self.wanted.get(&id) {
                 self.events.push(Event::DownloadChunkFailed {
@@ -167,5 +161,54 @@ impl Scheduler {
             self.forget(&id);
             self.actions.push(Action::Fail { id });
         }
+    }
+
+    /// Requests that took too long.
+    fn expired(&self, now: Duration) -> Vec<(SourceId, ContentId)> {
+        let (request, chunk) = (self.options.request_timeout, self.options.chunk_attempt_timeout);
+        let elsewhere = |source: &SourceId, id: &ContentId| {
+            let Some(wanted) = self.wanted.get(id) else { return false };
+            self.peers.iter().any(|(other, p)| other != source && p.may_have(other, wanted, now))
+        };
+        let mut expired = Vec::new();
+        for (source, peer) in &self.peers {
+            let silent = now.saturating_sub(peer.heard) >= request;
+            for (id, sent) in &peer.in_flight {
+                let age = now.saturating_sub(sent.at);
+                // A source that delivers is not timed out for the length of its own queue, only for a block that it
+                // has skipped, or has had for so long that another may be faster.
+                let skipped = sent.age(now) > SKIPPED * sent.predicted;
+                if (age >= request && (silent || skipped))
+                    || (age >= chunk && elsewhere(source, id))
+                {
+                    expired.push((source.clone(), *id));
+                }
+            }
+        }
+        expired
+    }
+
+    /// The time of a block that was never asked for runs only while there is nobody to ask.
+    fn count_waits(&mut self, now: Duration) {
+        let peers = &self.peers;
+        let usable = peers.values().any(|peer| peer.paused_until <= now);
+        for wanted in self.wanted.values_mut().filter(|wanted| !wanted.asked) {
+            let somebody = usable
+                && (wanted.trouble.is_empty()
+                    || peers.iter().any(|(id, peer)| peer.may_have(id, wanted, now)));
+            wanted.since = if somebody { None } else { wanted.since.or(Some(now)) };
+        }
+    }
+}
+
+impl Sent {
+    /// Seconds since it was asked for.
+    fn age(&self, now: Duration) -> f64 {
+        now.saturating_sub(self.at).as_secs_f64()
+    }
+
+    /// Seconds that it is expected to take still.
+    fn remaining(&self, now: Duration) -> f64 {
+        (self.predicted - self.age(now)).max(0.0)
     }
 }

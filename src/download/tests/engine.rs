@@ -149,7 +149,8 @@ async fn all_downloads_together_ask_for_no_more_than_fits_into_memory() {
     let fetches = futures::future::join_all(fetches);
     assert!(tokio::time::timeout(Duration::from_secs(5), fetches).await.is_err());
     let leaves = source.asked().iter().filter(|id| !nodes.contains_key(id)).count() as u64;
-    let limit = 128 << 20;
+    // What is left is for readers.
+    let limit = (128 - 16) << 20;
     assert!((limit - LEAF * 4..=limit).contains(&(leaves * LEAF)), "{leaves} leaves");
 }
 
@@ -256,4 +257,186 @@ async fn an_engine_that_shuts_down_ends_its_reads() {
     };
     let (read, ()) = tokio::join!(read, stop);
     assert!(matches!(read, Err(DownloadError::Closed)), "{read:?}");
+}
+
+/// A file of these leaves in this order.
+fn file_of(leaves: &[&Block]) -> (ContentId, Vec<u8>, Blocks) {
+    let mut builder = FileBuilder::new(SMALL);
+    let (mut data, mut all) = (Vec::new(), Vec::new());
+    for leaf in leaves {
+        all.extend(builder.push(*leaf.cid(), leaf.data().len() as u64));
+        all.push((*leaf).clone());
+        data.extend_from_slice(leaf.data());
+    }
+    let built = builder.finish(Metadata::default());
+    all.extend(built.nodes);
+    (built.root, data, all.into_iter().map(|block| (*block.cid(), block)).collect())
+}
+
+/// Two files of one directory that have a leaf in common, at another place in each.
+fn sharing() -> (Block, [(ContentId, Vec<u8>, Blocks); 2]) {
+    let leaf = |byte: u8| Block::raw(vec![byte; CHUNK].into());
+    let (shared, a, b, c) = (leaf(1), leaf(2), leaf(3), leaf(4));
+    let files = [file_of(&[&shared, &a, &b]), file_of(&[&c, &a, &shared])];
+    (shared, files)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_that_is_here_is_copied_to_the_place_that_each_file_has_for_it() {
+    for at_once in [true, false] {
+        let world = World::new();
+        let (shared, [first, second]) = sharing();
+        let other = file_of(&[&shared]);
+        world.source("one", SOON, &[first.2, second.2, other.2].into_iter().flatten().collect());
+        world.engine.fetch(&other.0, Strategy::Streaming).await.unwrap();
+        // Both below one root, so that one actor looks the leaf up for both.
+        let root = first.0;
+        let one = world.engine.file(&root, &first.0).await.unwrap();
+        let two = world.engine.file(&root, &second.0).await.unwrap();
+        let (got_one, got_two) = if at_once {
+            tokio::join!(one.read(READER, all(&first.1)), two.read(READER, all(&second.1)))
+        } else {
+            let later = async {
+                tokio::task::yield_now().await;
+                two.read(READER, all(&second.1)).await
+            };
+            tokio::join!(one.read(READER, all(&first.1)), later)
+        };
+        assert!(got_one.unwrap() == first.1, "the first file is wrong");
+        assert!(got_two.unwrap() == second.1, "the second file is wrong");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_from_the_network_comes_to_its_place_in_each_file_whenever_that_one_joins() {
+    for pause in [0, 1, 2, 3, 5, 8, 13] {
+        let world = World::new();
+        let (_, [first, second]) = sharing();
+        world.source("one", SOON, &[first.2, second.2].into_iter().flatten().collect());
+        let root = first.0;
+        let one = world.engine.file(&root, &first.0).await.unwrap();
+        let two = world.engine.file(&root, &second.0).await.unwrap();
+        let later = async {
+            for _ in 0..pause {
+                tokio::task::yield_now().await;
+            }
+            two.read(READER, all(&second.1)).await
+        };
+        let (got_one, got_two) = tokio::join!(one.read(READER, all(&first.1)), later);
+        assert!(got_one.unwrap() == first.1 && got_two.unwrap() == second.1, "after {pause}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_that_is_here_is_refused_where_a_node_gives_it_another_length() {
+    let world = World::new();
+    let leaf = Block::raw(vec![1; CHUNK].into());
+    let honest = file_of(&[&leaf]);
+    let mut builder = FileBuilder::new(SMALL);
+    let mut nodes = builder.push(*leaf.cid(), 2 * CHUNK as u64);
+    nodes.extend(builder.push(*leaf.cid(), CHUNK as u64));
+    let built = builder.finish(Metadata::default());
+    nodes.extend(built.nodes);
+    let mut blocks: Blocks = nodes.into_iter().map(|block| (*block.cid(), block)).collect();
+    blocks.extend(honest.2);
+    world.source("one", SOON, &blocks);
+    world.engine.fetch(&honest.0, Strategy::Streaming).await.unwrap();
+    let handle = world.engine.file(&built.root, &built.root).await.unwrap();
+    let read = handle.read(READER, ByteRange::new(0, CHUNK as u64)).await;
+    assert!(matches!(read, Err(DownloadError::Store(_))), "{read:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_nobody_has_fails_its_reader_while_the_rest_of_the_file_comes() {
+    let world = World::new();
+    let leaves: Vec<Block> =
+        (0..4096u64).map(|n| Block::raw(n.to_le_bytes().repeat(CHUNK / 8).into())).collect();
+    let (root, data, mut blocks) = file_of(&leaves.iter().collect::<Vec<_>>());
+    assert!(blocks.remove(leaves[8].cid()).is_some());
+    world.source("one", Script::Gives(Duration::from_millis(5)), &blocks);
+    let handle = world.engine.file(&root, &root).await.unwrap();
+    let rest = handle.clone();
+    let reader = ReaderId(9);
+    let reads = async {
+        // A player that reads everything behind the hole keeps the file busy.
+        for at in (9 * CHUNK as u64..data.len() as u64).step_by(64 << 10) {
+            rest.read(reader, ByteRange::at(at, 64 << 10)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let began = tokio::time::Instant::now();
+    let hole = async {
+        let result = handle.read(READER, ByteRange::at(8 * CHUNK as u64, CHUNK as u64)).await;
+        (result, began.elapsed().as_secs())
+    };
+    let (_, (result, after)) = tokio::join!(reads, hole);
+    assert!(matches!(result, Err(DownloadError::Stalled { .. })), "{result:?}");
+    assert!(began.elapsed().as_secs() > 50, "{:?}", began.elapsed());
+    assert!((30..=50).contains(&after), "{after} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_what_was_just_waited_for_in_vain_does_not_wait_again() {
+    let world = World::new();
+    let (root, data, blocks) = file(600_000, 4);
+    world.source("dies", Script::Dies(1), &blocks);
+    let handle = world.engine.file(&root, &root).await.unwrap();
+    // As the kernel reads: ahead first, then the page alone.
+    let ahead = [0u64, 1, 2, 3].map(|n| handle.read(READER, ByteRange::at(n << 17, 1 << 17)));
+    assert!(futures::future::join_all(ahead).await.iter().all(Result::is_err));
+    let began = tokio::time::Instant::now();
+    for page in 0..3 {
+        let page = handle.read(READER, ByteRange::at(page << 12, 4096)).await;
+        assert!(matches!(page, Err(DownloadError::Stalled { .. })), "{page:?}");
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    world.sources.lose("dies");
+    world.source("late", SOON, &blocks);
+    tokio::time::sleep(Duration::from_millis(999)).await;
+    // It is where the reader would be.
+    let page = handle.read(READER, ByteRange::at(3 << 17, 4096)).await;
+    assert_eq!(page.unwrap(), data[3 << 17..(3 << 17) + 4096], "it came meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_is_given_up_ends_the_reads_that_wait_for_it() {
+    let options = DownloadOptions {
+        lookup_timeout: Duration::from_secs(100_000),
+        ..DownloadOptions::default()
+    };
+    let world = World::with(options, &Arc::default());
+    let (root, data, mut blocks) = file(60_000, 4);
+    let missing = Block::raw(Bytes::copy_from_slice(&data[2 * CHUNK..3 * CHUNK]));
+    assert!(blocks.remove(missing.cid()).is_some());
+    world.source("one", SOON, &blocks);
+    let handle = world.engine.file(&root, &root).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let error = handle.read(READER, ByteRange::new(0, 20_000)).await.unwrap_err();
+    assert!(matches!(error, DownloadError::Stalled { .. }), "{error}");
+    assert_eq!(began.elapsed().as_secs(), 300);
+    blocks.insert(*missing.cid(), missing);
+    world.source("late", SOON, &blocks);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(handle.read(READER, all(&data)).await.unwrap(), data);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_whose_sources_are_silent_does_not_keep_another_from_its_readers() {
+    const LEAF: u64 = 256 << 10;
+    let options = DownloadOptions { chunks_per_peer: 4096, ..DownloadOptions::default() };
+    let world = World::with(options, &Arc::default());
+    let mut builder = FileBuilder::new(ImportParams::DEFAULT);
+    let leaves = (0..1000u64).map(|n| *Block::raw(n.to_le_bytes().to_vec().into()).cid());
+    let mut nodes: Vec<Block> = leaves.flat_map(|leaf| builder.push(leaf, LEAF)).collect();
+    let built = builder.finish(Metadata::default());
+    nodes.extend(built.nodes);
+    let (root, data, mut blocks) = file(300_000, 4);
+    blocks.extend(nodes.into_iter().map(|node| (*node.cid(), node)));
+    world.source("one", Script::Withholds, &blocks);
+    let dead = world.engine.file(&built.root, &built.root).await.unwrap();
+    let waits = dead.read(READER, ByteRange::new(0, 200 << 20));
+    assert!(tokio::time::timeout(Duration::from_secs(5), waits).await.is_err());
+    let handle = world.engine.file(&root, &root).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(5), handle.read(READER, all(&data))).await;
+    assert_eq!(read.unwrap().unwrap(), data);
 }

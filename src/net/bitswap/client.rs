@@ -1,7 +1,7 @@
 //! What is wanted from one peer. Pure state: no network, no clock.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -16,6 +16,9 @@ use crate::{
 
 /// Most wants that a peer is told of at a time: Kubo keeps no more of them. The rest wait here.
 const MAX_TOLD: usize = 1024;
+
+/// Most questions about presence among them: whoever waits for a block goes first, and has room at the peer.
+const MAX_TOLD_HAVES: usize = 512;
 
 /// Wants that are told together when the list at the peer was full, so that not each block costs a message.
 const REFILL: usize = 128;
@@ -40,10 +43,16 @@ pub(super) type HaveSender = mpsc::UnboundedSender<(Multihash, bool)>;
 pub(super) struct Client {
     peer: PeerId,
     wants: HashMap<Multihash, Want>,
-    /// In the order of asking; may hold hashes whose want is gone.
-    untold: VecDeque<Multihash>,
-    cancels: Vec<ContentId>,
+    /// Blocks and questions about presence that the peer was not told of, each in the order of asking. Both may hold
+    /// hashes whose want is gone.
+    untold_blocks: VecDeque<Multihash>,
+    untold_haves: VecDeque<Multihash>,
+    /// Wants that the peer still has and nobody here any more.
+    cancels: BTreeMap<Multihash, ContentId>,
+    /// Wants that the peer was told of.
     told: usize,
+    /// How many of them are questions about presence only.
+    told_haves: usize,
     next_order: u64,
     /// The next message starts a stream and replaces what the peer knew.
     fresh: bool,
@@ -92,9 +101,11 @@ impl Client {
         Self {
             peer,
             wants: HashMap::new(),
-            untold: VecDeque::new(),
-            cancels: Vec::new(),
+            untold_blocks: VecDeque::new(),
+            untold_haves: VecDeque::new(),
+            cancels: BTreeMap::new(),
             told: 0,
+            told_haves: 0,
             next_order: 0,
             fresh: true,
             recent: Recent::default(),
@@ -109,7 +120,9 @@ impl Client {
 
     /// Whether a message is to be sent.
     pub(super) fn has_work(&self) -> bool {
-        !self.cancels.is_empty() || (!self.untold.is_empty() && self.room() > 0)
+        !self.cancels.is_empty()
+            || (!self.untold_blocks.is_empty() && self.room() > 0)
+            || (!self.untold_haves.is_empty() && self.room_for_haves() > 0)
     }
 
     /// Asks for a block.
@@ -138,11 +151,15 @@ impl Client {
 
     fn tell(&mut self, id: &ContentId, at_least: Told) {
         if self.wants.get(id.hash()).is_some_and(|want| want.told < at_least) {
+            let untold = match at_least {
+                Told::Block => &mut self.untold_blocks,
+                Told::No | Told::Have => &mut self.untold_haves,
+            };
             // Wants that were given up leave their hashes behind; more than half of them are not kept.
-            if self.untold.len() > 2 * self.wants.len() + MAX_ENTRIES {
-                self.untold.retain(|hash| self.wants.contains_key(hash));
+            if untold.len() > 2 * self.wants.len() + MAX_ENTRIES {
+                untold.retain(|hash| self.wants.contains_key(hash));
             }
-            self.untold.push_back(*id.hash());
+            untold.push_back(*id.hash());
         }
     }
 
@@ -172,7 +189,7 @@ impl Client {
             && let Some(want) = self.remove(hash)
             && want.told > Told::No
         {
-            self.cancels.push(want.id);
+            self.cancels.insert(*hash, want.id);
         }
     }
 
@@ -180,6 +197,7 @@ impl Client {
         let want = self.wants.remove(hash)?;
         if want.told > Told::No {
             self.told -= 1;
+            self.told_haves -= usize::from(want.told == Told::Have);
             self.recent.insert(hash);
         }
         Some(want)
@@ -187,59 +205,94 @@ impl Client {
 
     fn room(&self) -> usize {
         let room = MAX_TOLD.saturating_sub(self.told);
-        if room < REFILL.min(self.untold.len()) { 0 } else { room }
+        if room < REFILL.min(self.untold_blocks.len()) { 0 } else { room }
+    }
+
+    fn room_for_haves(&self) -> usize {
+        let all = MAX_TOLD.saturating_sub(self.told + self.untold_blocks.len());
+        let room = all.min(MAX_TOLD_HAVES.saturating_sub(self.told_haves));
+        if room < REFILL.min(self.untold_haves.len()) { 0 } else { room }
     }
 
     /// The next message to a peer that speaks `version`, if there is anything to say.
     pub(super) fn next_message(&mut self, version: Version) -> Option<Outgoing> {
-        let cancels = self.cancels.len().min(MAX_ENTRIES);
-        let mut entries: Vec<_> = self
-            .cancels
-            .drain(..cancels)
-            .map(|id| Entry { id, priority: 0, action: Action::Cancel })
-            .collect();
+        let mut wants = Vec::new();
         let mut room = self.room();
-        while entries.len() < MAX_ENTRIES
+        while wants.len() < MAX_ENTRIES
             && room > 0
-            && let Some(hash) = self.untold.pop_front()
+            && let Some(hash) = self.untold_blocks.pop_front()
         {
-            let Some(want) = self.wants.get_mut(&hash) else { continue };
-            let block = !want.blocks.is_empty();
-            if !block && version < Version::V120 {
-                // It could not be asked, so nothing is known of it.
-                for waiter in want.haves.drain(..) {
-                    let _ = waiter.send((hash, false));
-                }
-                self.drop_if_idle(&hash);
-                continue;
-            }
-            let telling = if block { Told::Block } else { Told::Have };
-            if want.told >= telling {
-                continue;
-            }
-            if want.told == Told::No {
-                self.told += 1;
-                room -= 1;
-            }
-            want.told = telling;
-            // One priority for all: the peer serves them in the order of asking.
-            let action = Action::Want { block, send_dont_have: true };
-            entries.push(Entry { id: want.id, priority: 1, action });
+            let before = self.told;
+            wants.extend(self.tell_one(&hash));
+            room -= self.told - before;
         }
+        if version < Version::V120 {
+            self.refuse_haves();
+        }
+        let mut room = self.room_for_haves();
+        while wants.len() < MAX_ENTRIES
+            && room > 0
+            && let Some(hash) = self.untold_haves.pop_front()
+        {
+            let before = self.told;
+            wants.extend(self.tell_one(&hash));
+            room -= self.told - before;
+        }
+        let mut entries = Vec::with_capacity(wants.len() + self.cancels.len());
+        while entries.len() + wants.len() < MAX_ENTRIES
+            && let Some((_, id)) = self.cancels.pop_first()
+        {
+            entries.push(Entry { id, priority: 0, action: Action::Cancel });
+        }
+        entries.extend(wants);
         if entries.is_empty() {
             return None;
         }
         Some(Outgoing { full: std::mem::take(&mut self.fresh), entries })
     }
 
+    /// Tells the peer of one want, unless it knows.
+    fn tell_one(&mut self, hash: &Multihash) -> Option<Entry> {
+        let want = self.wants.get_mut(hash)?;
+        let block = !want.blocks.is_empty();
+        let telling = if block { Told::Block } else { Told::Have };
+        if want.told >= telling {
+            return None;
+        }
+        self.told += usize::from(want.told == Told::No);
+        self.told_haves += usize::from(telling == Told::Have);
+        self.told_haves -= usize::from(want.told == Told::Have);
+        want.told = telling;
+        // The want replaces the one that was to be taken back. Kubo reads a message that has both as the cancel alone,
+        // and one that comes later would take this want back.
+        self.cancels.remove(hash);
+        // One priority for all: the peer serves them in the order of asking.
+        let action = Action::Want { block, send_dont_have: true };
+        Some(Entry { id: want.id, priority: 1, action })
+    }
+
+    /// The peer speaks no version in which it could be asked, so nothing is known of what it has.
+    fn refuse_haves(&mut self) {
+        for hash in std::mem::take(&mut self.untold_haves) {
+            let Some(want) = self.wants.get_mut(&hash) else { continue };
+            for waiter in want.haves.drain(..) {
+                let _ = waiter.send((hash, false));
+            }
+            self.drop_if_idle(&hash);
+        }
+    }
+
     /// A new stream was opened: what is still wanted has to be told again.
     pub(super) fn restart(&mut self) {
         self.fresh = true;
-        self.told = 0;
+        (self.told, self.told_haves) = (0, 0);
         self.cancels.clear();
         let mut order: Vec<_> = self.wants.iter().map(|(hash, want)| (want.order, *hash)).collect();
         order.sort_unstable_by_key(|(order, _)| *order);
-        self.untold = order.into_iter().map(|(_, hash)| hash).collect();
+        let is_block =
+            |hash: &Multihash| self.wants.get(hash).is_some_and(|w| !w.blocks.is_empty());
+        (self.untold_blocks, self.untold_haves) =
+            order.into_iter().map(|(_, hash)| hash).partition(is_block);
         for want in self.wants.values_mut() {
             want.told = Told::No;
         }
@@ -257,18 +310,12 @@ impl Client {
             }
             if want.told > Told::No {
                 // Kubo keeps a want that it answered with DONT_HAVE, and it keeps only so many.
-                self.cancels.push(want.id);
+                self.cancels.insert(*id.hash(), want.id);
             }
         }
         if want.blocks.is_empty() && want.haves.is_empty() {
             self.remove(id.hash());
         }
-    }
-
-    /// Ids of wanted blocks with this hash function and digest length, at most `count`.
-    pub(super) fn candidates(&self, code: u64, len: usize, count: usize) -> Vec<ContentId> {
-        let fits = |id: &ContentId| id.hash().code() == code && id.hash().digest().len() == len;
-        self.wants.values().map(|want| want.id).filter(fits).take(count).collect()
     }
 
     /// A block came: who waits for it. None when nobody does; see [`Client::on_unwanted`] then.
@@ -284,7 +331,8 @@ impl Client {
     /// A block came that nobody waits for; whether the peer is lying.
     ///
     /// The id of a block is computed from its bytes, so wrong bytes for a want look like a block that was never
-    /// asked for. A block that was asked for lately (given up, or sent over two connections) is forgiven once.
+    /// asked for. A block that was asked for lately (given up, or sent over two connections) is forgiven as often as it
+    /// was.
     /// Of others, a peer that owes blocks may send fewer in a row than it owes, and fewer than
     /// [`UNWANTED_IN_DEBT`]; one that owes nothing may send fewer than [`UNWANTED_FLOOD`].
     pub(super) fn on_unwanted(&mut self, hash: &Multihash) -> bool {
@@ -307,9 +355,10 @@ impl Client {
                 waiter.answer(self.peer, Err(error));
             }
         }
-        self.untold.clear();
+        self.untold_blocks.clear();
+        self.untold_haves.clear();
         self.cancels.clear();
-        self.told = 0;
+        (self.told, self.told_haves) = (0, 0);
     }
 }
 
@@ -324,7 +373,14 @@ impl Waiter {
 #[derive(Debug, Default)]
 struct Recent {
     order: VecDeque<u64>,
-    known: HashSet<u64>,
+    known: HashMap<u64, Times>,
+}
+
+/// How often one hash is in the order, and how many of these, the oldest first, were made use of.
+#[derive(Debug, Default)]
+struct Times {
+    there: usize,
+    used: usize,
 }
 
 impl Recent {
@@ -334,20 +390,26 @@ impl Recent {
 
     fn insert(&mut self, hash: &Multihash) {
         let key = Self::key(hash);
-        if !self.known.insert(key) {
-            return;
-        }
+        self.known.entry(key).or_default().there += 1;
         self.order.push_back(key);
         if self.order.len() > RECENT
             && let Some(old) = self.order.pop_front()
+            && let Some(times) = self.known.get_mut(&old)
         {
-            self.known.remove(&old);
+            times.there -= 1;
+            times.used = times.used.saturating_sub(1);
+            if times.there == 0 {
+                self.known.remove(&old);
+            }
         }
     }
 
-    /// Whether it was there. Its place in the order stays taken until it is the oldest.
+    /// Whether it was there once more than it was taken out. Its place in the order stays until it is the oldest.
     fn remove(&mut self, hash: &Multihash) -> bool {
-        self.known.remove(&Self::key(hash))
+        let Some(times) = self.known.get_mut(&Self::key(hash)) else { return false };
+        let there = times.used < times.there;
+        times.used += usize::from(there);
+        there
     }
 }
 
@@ -529,7 +591,7 @@ mod tests {
             client.cancel(&[id(n)], &asker);
         }
         assert!(client.is_empty());
-        assert!(client.untold.len() <= 2 * MAX_ENTRIES);
+        assert!(client.untold_blocks.len() <= 2 * MAX_ENTRIES);
         assert_eq!(client.next_message(Version::V120), None);
     }
 
@@ -541,5 +603,77 @@ mod tests {
             client.on_block(id(n).hash()).unwrap();
         }
         assert!(client.recent.order.len() <= RECENT && client.recent.known.len() <= RECENT);
+    }
+
+    #[test]
+    fn a_want_that_is_given_up_and_taken_up_again_is_not_cancelled_besides() {
+        let (mut client, asker, _replies) = wanting(0..3);
+        tell(&mut client);
+        client.cancel(&[id(1), id(2)], &asker);
+        client.want_block(id(1), asker.clone());
+        assert_eq!(tell(&mut client), [(id(2), false), (id(1), true)]);
+        client.on_presence(&id(0), false);
+        client.want_block(id(0), asker);
+        assert_eq!(tell(&mut client), [(id(0), true)]);
+        assert_eq!(client.next_message(Version::V120), None);
+    }
+
+    #[test]
+    fn a_cancel_that_has_no_room_yet_does_not_take_a_later_want_back() {
+        let (mut client, asker, _replies) = wanting(0..1000);
+        tell(&mut client);
+        let all: Vec<_> = (0..1000).map(id).collect();
+        client.cancel(&all, &asker);
+        all.iter().for_each(|id| client.want_block(*id, asker.clone()));
+        let mut wanted: HashMap<ContentId, bool> = HashMap::new();
+        while let Some(message) = client.next_message(Version::V120) {
+            wanted.extend(told(Some(message)));
+        }
+        assert!(wanted.len() == 1000 && wanted.values().all(|wanted| *wanted));
+    }
+
+    #[test]
+    fn blocks_go_before_questions_and_these_never_fill_the_list() {
+        let mut client = Client::new(PeerId::random());
+        let (haves, _has) = mpsc::unbounded_channel();
+        for n in 0..2000 {
+            client.want_have(id(n), haves.clone());
+        }
+        assert_eq!(tell(&mut client).len(), MAX_TOLD_HAVES);
+        assert!(!client.has_work());
+        let (asker, _replies) = asker();
+        for n in 5000..5010 {
+            client.want_block(id(n), asker.clone());
+        }
+        assert!(client.has_work());
+        assert_eq!(tell(&mut client), (5000..5010).map(|n| (id(n), true)).collect::<Vec<_>>());
+        for n in 0..REFILL {
+            client.on_presence(&id(n), true);
+        }
+        client.want_block(id(6000), asker);
+        let next = tell(&mut client);
+        assert_eq!((next.len(), next[0]), (1 + REFILL, (id(6000), true)));
+        for n in 0..2000 {
+            client.on_presence(&id(n), false);
+            client.next_message(Version::V120);
+        }
+        assert_eq!((client.told, client.told_haves), (11, 0));
+    }
+
+    #[test]
+    fn a_block_that_was_given_up_twice_is_forgiven_twice() {
+        let (mut client, asker, _replies) = wanting([1, 2]);
+        tell(&mut client);
+        for _ in 0..2 {
+            client.cancel(&[id(1)], &asker);
+            tell(&mut client);
+            client.want_block(id(1), asker.clone());
+            tell(&mut client);
+        }
+        client.cancel(&[id(1)], &asker);
+        for _ in 0..3 {
+            assert!(!client.on_unwanted(id(1).hash()));
+        }
+        assert!(client.on_unwanted(id(1).hash()));
     }
 }

@@ -37,19 +37,55 @@ pub(super) enum FrameError {
     Stalled,
 }
 
-/// Memory that the frames under way on one connection may take together.
-#[derive(Clone, Debug)]
-pub(super) struct Budget(Arc<Semaphore>);
+/// Bytes under way on a connection that do not count for all: two blocks of usual size. Whoever fills what all share
+/// cannot keep others from a modest exchange.
+const OWN_SHARE: usize = 512 << 10;
 
-impl Budget {
+/// Memory that the frames under way on all connections may take together, beyond [`OWN_SHARE`] of each.
+#[derive(Clone, Debug)]
+pub(super) struct SharedBudget(Arc<Semaphore>);
+
+impl SharedBudget {
     /// A budget of so many bytes.
     pub(super) fn new(bytes: usize) -> Self {
         Self(Arc::new(Semaphore::new(bytes / BUDGET_UNIT)))
     }
 
-    fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    /// The part of one connection, which may take so many bytes.
+    pub(super) fn connection(&self, bytes: usize) -> Budget {
+        let units = |bytes| Arc::new(Semaphore::new(bytes / BUDGET_UNIT));
+        let own = OWN_SHARE.min(bytes);
+        Budget { own: units(own), more: units(bytes - own), all: self.0.clone() }
+    }
+}
+
+/// Memory that the frames under way on one connection may take together.
+#[derive(Clone, Debug)]
+pub(super) struct Budget {
+    /// What nobody else can take.
+    own: Arc<Semaphore>,
+    /// What it may take besides, when `all` has it too.
+    more: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+}
+
+/// Memory that was taken; given back when it is dropped.
+type Permits = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+impl Budget {
+    /// A budget of so many bytes that shares with no other.
+    #[cfg(test)]
+    pub(super) fn new(bytes: usize) -> Self {
+        SharedBudget::new(bytes).connection(bytes)
+    }
+
+    fn take(&self, bytes: usize) -> Option<Permits> {
         let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT)).ok()?;
-        self.0.clone().try_acquire_many_owned(units).ok()
+        let take = |from: &Arc<Semaphore>| from.clone().try_acquire_many_owned(units).ok();
+        if let Some(own) = take(&self.own) {
+            return Some((own, None));
+        }
+        Some((take(&self.more)?, Some(take(&self.all)?)))
     }
 }
 
@@ -163,7 +199,7 @@ mod tests {
     use super::*;
 
     async fn read_all(bytes: &[u8]) -> Result<Option<Bytes>, FrameError> {
-        let budget = Budget::new(MAX_FRAME_LEN);
+        let budget = Budget::new(MAX_FRAME_LEN + OWN_SHARE);
         Ok(read(&mut Cursor::new(bytes), &budget, &Arc::default(), || ())
             .await?
             .map(|(frame, ())| frame))
@@ -206,6 +242,21 @@ mod tests {
                 .is_some()
         );
         assert!(budget.take(100 << 10).is_some());
+    }
+
+    #[test]
+    fn connections_share_what_is_beyond_a_small_part_of_their_own() {
+        let all = SharedBudget::new(8 << 20);
+        let greedy = all.connection(32 << 20);
+        let held: Vec<_> = std::iter::from_fn(|| greedy.take(256 << 10)).collect();
+        assert_eq!(held.len(), 2 + 32, "its own and all of the common");
+        let modest = all.connection(32 << 20);
+        let block = modest.take(257 << 10);
+        assert!(block.is_some() && modest.take(257 << 10).is_none());
+        drop(held);
+        assert!(modest.take(4 << 20).is_some());
+        let alone = all.connection(1 << 20);
+        assert!(alone.take(2 << 20).is_none(), "more than one connection may have");
     }
 
     #[tokio::test(start_paused = true)]

@@ -48,7 +48,7 @@ impl Handler {
         let peer = shared.connected(peer, link.clone());
         Self {
             streams: Arc::new(Semaphore::new(shared.config.streams_per_connection)),
-            budget: Budget::new(shared.config.frames_per_connection),
+            budget: shared.frames.connection(shared.config.frames_per_connection),
             offer: Version::ALL.to_vec(),
             shared,
             peer,

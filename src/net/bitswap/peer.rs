@@ -13,7 +13,7 @@ use super::{
     Config,
     client::Client,
     ledger::Ledger,
-    server::{Want, Wantlist},
+    server::{Waiting, Want, Wantlist},
     wire::Version,
 };
 use crate::net::WantError;
@@ -128,10 +128,10 @@ impl Drop for Busy {
 
 impl Peer {
     /// A peer without connection.
-    pub(super) fn new(id: PeerId, ledger: Arc<Ledger>, config: &Config) -> Self {
+    pub(super) fn new(id: PeerId, ledger: Arc<Ledger>, config: &Config, waiting: &Waiting) -> Self {
         let state = State {
             client: Client::new(id),
-            server: Wantlist::new(config.wants_per_peer),
+            server: Wantlist::new(config.wants_per_peer, waiting.clone()),
             chiral: false,
             up: false,
             banned: false,

@@ -11,12 +11,9 @@ use super::{
     shared::Shared,
     wire::{Message, Payload},
 };
-use crate::content::{Block, ContentId, Multihash, sha2_256};
+use crate::content::{Block, Multihash, hash_of, sha2_256};
 
 const SHA2_256: u64 = 0x12;
-
-/// Wanted blocks with a rare hash function that the bytes of one block are tried against.
-const MAX_CANDIDATES: usize = 32;
 
 /// Reads messages until the stream ends.
 pub(super) async fn run(
@@ -78,7 +75,7 @@ fn receive(peer: &Peer, frame_len: usize, message: Message) -> Result<(), &'stat
 
 fn receive_block(peer: &Peer, frame_len: usize, payload: Payload) -> Result<(), &'static str> {
     let len = payload.data.len();
-    let (hash, data) = identify(peer, frame_len, payload);
+    let (hash, data) = identify(frame_len, payload);
     let waiters = hash.and_then(|hash| peer.state().client.on_block(&hash));
     let Some(waiters) = waiters else {
         let lying = peer.state().client.on_unwanted(&hash.unwrap_or_default());
@@ -93,22 +90,17 @@ fn receive_block(peer: &Peer, frame_len: usize, payload: Payload) -> Result<(), 
     Ok(())
 }
 
-/// The hash of a block, none when it is of a function that nobody waits for, and its bytes.
-fn identify(peer: &Peer, frame_len: usize, payload: Payload) -> (Option<Multihash>, Bytes) {
+/// The hash of a block, none when it is of a function that nobody can want blocks by, and its bytes.
+fn identify(frame_len: usize, payload: Payload) -> (Option<Multihash>, Bytes) {
     // A small slice would keep its whole frame in memory for as long as it lives.
     let data = if payload.data.len() < frame_len / 2 {
         Bytes::copy_from_slice(&payload.data)
     } else {
         payload.data
     };
-    if payload.hash_code == SHA2_256 {
-        return (Some(sha2_256(&data)), data);
-    }
-    let candidates: Vec<ContentId> =
-        peer.state().client.candidates(payload.hash_code, payload.digest_len, MAX_CANDIDATES);
-    let hash = candidates
-        .into_iter()
-        .find(|id| Block::verify(*id, data.clone()).is_ok())
-        .map(|id| *id.hash());
+    let hash = match payload.hash_code {
+        SHA2_256 => Some(sha2_256(&data)),
+        code => hash_of(code, payload.digest_len, &data),
+    };
     (hash, data)
 }

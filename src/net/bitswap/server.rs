@@ -3,6 +3,10 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use super::wire::{Action, Entry};
@@ -34,6 +38,26 @@ pub(super) struct Wantlist {
     refused: VecDeque<ContentId>,
     /// Wants that did not fit or gave way to others, less the cancels since.
     crowded_out: usize,
+    waiting: Waiting,
+}
+
+/// Counts the wants of all peers that a block which arrives may answer: those that are remembered, and those that may
+/// be as soon as they were looked up. While there are none, an arrival costs one look at it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    /// Whether there are any. A want is counted before its block is looked up, so that whoever has put the block into
+    /// the store and finds nothing counted need not tell.
+    pub(super) fn any(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+}
+
+impl Drop for Wantlist {
+    fn drop(&mut self) {
+        self.clear();
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +78,13 @@ enum Stage {
     Remembered,
 }
 
+impl State {
+    /// Whether the arrival of its block has to be told.
+    fn waits(&self) -> bool {
+        self.stage != Stage::Queued && !self.send_dont_have
+    }
+}
+
 /// A want that was handed out to be looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Want {
@@ -67,9 +98,10 @@ pub(super) struct Want {
 }
 
 impl Wantlist {
-    /// An empty list that holds at most `limit` wants.
-    pub(super) fn new(limit: usize) -> Self {
+    /// An empty list that holds at most `limit` wants and counts those that wait.
+    pub(super) fn new(limit: usize, waiting: Waiting) -> Self {
         Self {
+            waiting,
             limit,
             next_seq: 0,
             wants: HashMap::new(),
@@ -112,6 +144,8 @@ impl Wantlist {
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
+        let waiting = self.wants.values().filter(|state| state.waits()).count();
+        self.waiting.0.fetch_sub(waiting, Ordering::SeqCst);
         self.wants.clear();
         self.queue.clear();
         self.reading.clear();
@@ -157,6 +191,9 @@ impl Wantlist {
 
     fn remove(&mut self, id: &ContentId) -> Option<State> {
         let state = self.wants.remove(id)?;
+        if state.waits() {
+            self.waiting.0.fetch_sub(1, Ordering::SeqCst);
+        }
         match state.stage {
             Stage::Queued => self.queue.remove(&(Reverse(state.priority), state.seq)),
             Stage::Reading => self.reading.remove(&(*id.hash(), state.seq)),
@@ -166,6 +203,9 @@ impl Wantlist {
     }
 
     fn insert(&mut self, id: ContentId, state: State) {
+        if state.waits() {
+            self.waiting.0.fetch_add(1, Ordering::SeqCst);
+        }
         match state.stage {
             Stage::Queued => self.queue.insert((Reverse(state.priority), state.seq), id),
             Stage::Reading => self.reading.insert((*id.hash(), state.seq), id),
@@ -351,10 +391,12 @@ mod tests {
         assert_eq!(list.queue.len(), staged(Stage::Queued));
         assert_eq!(list.reading.len(), staged(Stage::Reading));
         assert_eq!(list.remembered.len(), staged(Stage::Remembered));
+        let waiting = list.wants.values().filter(|state| state.waits()).count();
+        assert_eq!(list.waiting.0.load(Ordering::SeqCst), waiting);
     }
 
     fn run(limit: usize, ops: Vec<Op>) -> (Wantlist, Owed, HashSet<ContentId>) {
-        let mut list = Wantlist::new(limit);
+        let mut list = Wantlist::new(limit, Waiting::default());
         let (mut owed, mut here) = (Owed::new(), HashSet::new());
         for op in ops {
             match op {
@@ -419,7 +461,7 @@ mod tests {
 
     #[test]
     fn greater_priority_goes_first_then_the_older_want() {
-        let mut list = Wantlist::new(10);
+        let mut list = Wantlist::new(10, Waiting::default());
         list.apply(
             false,
             &[want(1, 1, true, true), want(2, 5, true, true), want(3, 1, true, true)],
@@ -430,7 +472,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_and_what_is_only_remembered_gives_way() {
-        let mut list = Wantlist::new(2);
+        let mut list = Wantlist::new(2, Waiting::default());
         list.apply(false, &[want(1, 1, true, false), want(2, 1, true, true)]);
         list.apply(false, &[want(3, 1, true, true), want(4, 1, true, false)]);
         assert_eq!(list.take_refused(), [id(3)]);
@@ -451,7 +493,7 @@ mod tests {
             action: Action::Want { block: true, send_dont_have: true },
         };
         let cancels = |n: usize| Entry { id: raw(n), priority: 0, action: Action::Cancel };
-        let mut list = Wantlist::new(10);
+        let mut list = Wantlist::new(10, Waiting::default());
         let most: Vec<_> = (0..FLOOD + 9).map(wants).collect();
         assert!(list.apply(false, &most));
         assert_eq!(list.len(), 10 + MAX_REFUSED);
@@ -462,7 +504,7 @@ mod tests {
 
     #[test]
     fn a_lost_answer_is_given_again_unless_the_peer_changed_its_mind() {
-        let mut list = Wantlist::new(10);
+        let mut list = Wantlist::new(10, Waiting::default());
         list.apply(false, &[want(1, 1, true, true), want(2, 1, true, true)]);
         let taken = list.take(2);
         assert!(taken.iter().all(|want| list.finish(want)));
@@ -474,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_want_for_the_block_voids_the_have_that_is_being_read() {
-        let mut list = Wantlist::new(10);
+        let mut list = Wantlist::new(10, Waiting::default());
         list.apply(false, &[want(1, 1, false, true)]);
         let have = list.take(1);
         list.apply(false, &[want(1, 1, true, true)]);

@@ -11,8 +11,10 @@ use tokio::sync::{broadcast, mpsc};
 use super::{
     BlockStore, Config, Event,
     buffers::Buffers,
+    frame::SharedBudget,
     ledger::Ledgers,
     peer::{Link, Peer},
+    server::Waiting,
 };
 use crate::{
     net::{PeerEvent, WantError},
@@ -34,6 +36,10 @@ pub(super) struct Shared {
     pub(super) ledgers: Ledgers,
     /// Memory for inbound frames.
     pub(super) buffers: Arc<Buffers>,
+    /// Wants of peers for blocks that are not here.
+    pub(super) waiting: Waiting,
+    /// Memory that the frames under way on all connections share.
+    pub(super) frames: SharedBudget,
     peers: Mutex<HashMap<PeerId, Arc<Peer>>>,
     changes: broadcast::Sender<PeerEvent>,
     events: mpsc::UnboundedSender<Event>,
@@ -53,6 +59,8 @@ impl Shared {
             tasks,
             ledgers: Ledgers::new(),
             buffers: Arc::default(),
+            waiting: Waiting::default(),
+            frames: SharedBudget::new(config.frames),
             peers: Mutex::default(),
             changes: broadcast::Sender::new(MAX_CHANGES),
             events,
@@ -87,7 +95,7 @@ impl Shared {
     /// A connection was made.
     pub(super) fn connected(&self, id: PeerId, link: Arc<Link>) -> Arc<Peer> {
         let mut peers = self.peers();
-        let new = || Arc::new(Peer::new(id, self.ledgers.open(id), &self.config));
+        let new = || Arc::new(Peer::new(id, self.ledgers.open(id), &self.config, &self.waiting));
         let peer = peers.entry(id).or_insert_with(new).clone();
         peer.state().link_added(link);
         peer

@@ -36,6 +36,12 @@ struct Batch {
     left: Vec<Want>,
 }
 
+/// Wants that are being looked up.
+struct Reading {
+    wants: Vec<Want>,
+    batch: JoinHandle<Batch>,
+}
+
 enum Answer {
     Block(Block),
     Have,
@@ -79,7 +85,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, session: Session, 
 
 impl Writer {
     async fn run(&mut self) -> Result<(), FrameError> {
-        let mut ahead: Option<JoinHandle<Batch>> = None;
+        let mut ahead: Option<Reading> = None;
         loop {
             if !self.write_control().await? {
                 break;
@@ -90,14 +96,14 @@ impl Writer {
                 continue;
             };
             let batch = tokio::select! {
-                batch = &mut reading => batch,
+                batch = &mut reading.batch => batch,
                 () = self.session.notify.notified() => {
                     ahead = Some(reading);
                     continue;
                 }
             };
             // A panic of the store is its own; the wants are answered like others that it failed on.
-            let Ok(batch) = batch else { continue };
+            let batch = batch.unwrap_or_else(|_| Batch::failed(reading.wants));
             let Some(answers) = self.accept(batch) else { break };
             // The disk works on the next batch while the processor encrypts this one.
             ahead = self.start_reading();
@@ -163,12 +169,14 @@ impl Writer {
     }
 
     /// Starts to look up the next wants of the peer, if it has any.
-    fn start_reading(&self) -> Option<JoinHandle<Batch>> {
+    fn start_reading(&self) -> Option<Reading> {
         let count = self.batch_wants;
         let wants = self.peer.as_writer(self.session.generation, |state| state.take_wants(count));
         let wants = wants.filter(|wants| !wants.is_empty())?;
         let store = self.shared.store.clone();
-        Some(self.shared.tasks.blocking("bitswap-read", move || look_up(&*store, wants)))
+        let looked_up = wants.clone();
+        let batch = self.shared.tasks.blocking("bitswap-read", move || look_up(&*store, looked_up));
+        Some(Reading { wants, batch })
     }
 
     /// Settles the wants of a batch; gives what is still to be sent. None when another stream has taken over.
@@ -248,7 +256,20 @@ impl Writer {
     }
 }
 
+impl Batch {
+    /// Of a lookup that broke off: nothing is here.
+    fn failed(wants: Vec<Want>) -> Self {
+        let answers = wants.into_iter().map(|want| (want, Answer::missing(&want))).collect();
+        Self { answers, left: Vec::new() }
+    }
+}
+
 impl Answer {
+    /// To a want whose block is not here.
+    fn missing(want: &Want) -> Self {
+        if want.send_dont_have { Self::DontHave } else { Self::Silence }
+    }
+
     /// Whether it has a message of its own.
     fn is_large(&self) -> bool {
         matches!(self, Self::Block(block) if block.data().len() > PACKED_LEN)
@@ -274,7 +295,7 @@ fn look_up(store: &dyn BlockStore, wants: Vec<Want>) -> Batch {
 }
 
 fn answer(store: &dyn BlockStore, want: &Want) -> Answer {
-    let missing = if want.send_dont_have { Answer::DontHave } else { Answer::Silence };
+    let missing = Answer::missing(want);
     if !want.block {
         match store.block_len(&want.id) {
             None => return missing,

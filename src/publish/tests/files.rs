@@ -284,3 +284,79 @@ async fn space_is_reserved_and_holes_are_punched_in_an_overlay() {
     bench.uploads.release(handle);
     assert_eq!(bench.uploads.cid(ino).await.unwrap(), id_of(&data));
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_identical_files_share_commits() {
+    let bench = Bench::new();
+    let before = bench.store.commits().unwrap();
+    let files: Vec<_> = (0..100).map(|n| bench.put(&format!("f{n}"), b"")).collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let commits = bench.store.commits().unwrap() - before;
+    assert!(commits < 30, "{commits} commits for 100 empty files");
+    for ino in files {
+        assert_eq!(bench.uploads.state(ino).unwrap(), UploadState::Published);
+    }
+    assert_eq!(bench.objects(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn publishing_once_more_brings_lost_nodes_back() {
+    let bench = Bench::new();
+    let data = bytes(3 * LEAF, 9);
+    let ino = bench.put("one", &data);
+    let root = bench.uploads.cid(ino).await.unwrap();
+    bench.store.withdraw(&root).unwrap();
+    assert!(bench.store.block(&root).unwrap().is_none());
+    let again = bench.put("two", &data);
+    assert_eq!(bench.uploads.cid(again).await.unwrap(), root);
+    assert!(bench.store.block(&root).unwrap().is_some());
+    assert_eq!(bench.objects(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_seals_its_own_copy_where_the_other_is_not_whole_any_more() {
+    let bench = Bench::new();
+    let data = bytes(3 * LEAF, 10);
+    let ino = bench.put("one", &data);
+    let root = bench.uploads.cid(ino).await.unwrap();
+    let leaf = ContentId::raw(sha2_256(&data[LEAF..2 * LEAF]));
+    bench.store.withdraw(&leaf).unwrap();
+    let again = bench.put("two", &data);
+    assert_eq!(bench.uploads.cid(again).await.unwrap(), root);
+    assert!(bench.store.block(&leaf).unwrap().is_some());
+    assert_eq!(bench.read(again), data);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_bytes_are_those_of_a_node_is_a_file_of_its_own() {
+    let bench = Bench::new();
+    let data = bytes(2 * LEAF, 11);
+    let ino = bench.put("big", &data);
+    let root = bench.uploads.cid(ino).await.unwrap();
+    let node = bench.store.block(&root).unwrap().unwrap();
+    let copy = bench.put("node", node.data());
+    assert_eq!(bench.uploads.cid(copy).await.unwrap(), ContentId::raw(*root.hash()));
+    assert_eq!(bench.read(copy), node.data()[..]);
+    assert_eq!(bench.read(ino), data);
+    assert_eq!(bench.objects(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_finds_the_disk_full_is_done_again_when_what_is_cached_made_room() {
+    let bench = Bench::new();
+    let gone = bench.put("gone", &bytes(LEAF, 12));
+    bench.uploads.cid(gone).await.unwrap();
+    bench.unlink("gone");
+    bench.uploads.fsync(UploadIno::ROOT).unwrap();
+    assert_eq!(bench.objects(), 1, "it is cache now");
+    let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let mut attempts = 0;
+    let written = bench.uploads.inner.with_room("write", || {
+        attempts += 1;
+        if attempts == 1 { Err(full()) } else { Ok(7) }
+    });
+    assert_eq!(written.unwrap(), 7);
+    assert_eq!(bench.objects(), 0);
+    let nothing_left = bench.uploads.inner.with_room("write", || Err::<(), _>(full()));
+    assert!(matches!(nothing_left, Err(PublishError::Io { .. })));
+}

@@ -26,7 +26,7 @@ async fn the_id_of_a_directory_is_that_of_its_entries() {
         ("link", *link.cid(), link.data().len() as u64),
     ]);
     assert_eq!(root, expected.0);
-    assert_eq!(bench.uploads.cid_now(inner), Some(inner_root));
+    assert_eq!(bench.uploads.cid(inner).await.unwrap(), inner_root);
     for id in [root, inner_root, *link.cid()] {
         assert!(bench.store.block(&id).unwrap().is_some());
     }
@@ -112,4 +112,64 @@ async fn nothing_is_changed_in_a_tree_that_is_read_only() {
     assert!(matches!(uploads.unlink(root, name), Err(PublishError::ReadOnly)));
     assert!(matches!(uploads.open_file(ino, WRITE), Err(PublishError::ReadOnly)));
     assert!(uploads.open_file(ino, READ).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_id_of_a_directory_is_not_given_before_what_is_below_it_is_published() {
+    let bench = Bench::new();
+    let dir = bench.mkdir(UploadIno::ROOT, "dir");
+    let ino = bench.put_in(dir, "f", b"one");
+    let old = bench.uploads.cid(dir).await.unwrap();
+    assert_eq!(bench.uploads.cid_now(dir), None, "somebody may be writing below it");
+    let writer = bench.uploads.open_file(ino, TRUNCATE).unwrap();
+    bench.write(writer, 0, b"two");
+    bench.uploads.release(writer);
+    let new = bench.uploads.cid(dir).await.unwrap();
+    assert_ne!(new, old);
+    assert!(bench.store.block(&new).unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_waits_for_a_subdirectory_that_has_no_id_yet() {
+    let bench = Bench::new();
+    let outer = bench.mkdir(UploadIno::ROOT, "outer");
+    // As in the middle of a computation: the turn of `outer` comes after `inner` was made.
+    bench.mkdir(outer, "inner");
+    assert!(bench.uploads.inner.links(outer).is_none());
+    bench.uploads.inner.compute_directories();
+    assert!(bench.uploads.inner.names().tree.stale().is_empty());
+    let links = bench.uploads.inner.links(outer).unwrap();
+    assert_eq!(links, [(OsString::from("inner"), directory(&[]).0, directory(&[]).1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_a_large_directory_walks_it_few_times() {
+    let bench = Bench::new();
+    let dir = bench.mkdir(UploadIno::ROOT, "dir");
+    for number in 0..200 {
+        bench.put_in(dir, &format!("f{number}"), &bytes(100, number));
+    }
+    bench.uploads.cid(dir).await.unwrap();
+    let walks = bench.uploads.inner.directories.walks.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(walks <= 3, "{walks}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_are_no_text_stay_apart() {
+    use std::os::unix::ffi::OsStrExt;
+    let bench = Bench::new();
+    let dir = bench.mkdir(UploadIno::ROOT, "dir");
+    let mut builder = DirectoryBuilder::new(ImportParams::DEFAULT);
+    for (name, target) in [(b"a\xff", b"t\xff"), (b"a\xfe", b"t\xfe")] {
+        let (name_os, target_os) = (OsStr::from_bytes(name), OsStr::from_bytes(target));
+        bench.uploads.symlink(dir, name_os, Path::new(target_os), 1, 2).unwrap();
+        let link = symlink(target, Metadata::default());
+        builder.add(name, *link.cid(), link.data().len() as u64);
+    }
+    let built = builder.finish(Metadata::default());
+    assert_eq!(bench.uploads.cid(dir).await.unwrap(), built.root);
+    let bytes = bench.store.block(&built.root).unwrap().unwrap();
+    for name in [b"a\xff", b"a\xfe"] {
+        assert!(bytes.data().windows(2).any(|at| at == name), "as it is on disk");
+    }
 }

@@ -202,9 +202,9 @@ impl Disk {
 
     fn open(&self) -> Tree {
         let rows = self.0.iter().map(|(ino, row)| (*ino, Row::decode(row).unwrap().inode));
-        let (tree, lost) = Tree::restore(OWNER, at(0), rows.collect());
-        assert_eq!(lost, []);
-        tree
+        let restored = Tree::restore(OWNER, at(0), rows.collect());
+        assert_eq!((restored.orphans, restored.rescued), (vec![], vec![]));
+        restored.tree
     }
 }
 
@@ -308,8 +308,8 @@ fn an_unlinked_file_lives_until_it_is_forgotten() {
     assert_eq!(tree.get(ino).unwrap().attr.ctime, at(7));
     assert_eq!(tree.get(UploadIno::ROOT).unwrap().attr.mtime, at(7));
     let orphan = Row::decode(&Row::encode(tree.get(ino).unwrap(), None)).unwrap().inode;
-    let (_, lost) = Tree::restore(OWNER, at(0), vec![(ino, orphan)]);
-    assert_eq!(lost, [ino], "after a crash nobody has it open");
+    let restored = Tree::restore(OWNER, at(0), vec![(ino, orphan)]);
+    assert_eq!(restored.orphans, [ino], "after a crash nobody has it open");
     tree.forget(ino);
     assert!(tree.get(ino).is_err());
     assert!(tree.take_changes().1.contains(&ino));
@@ -330,4 +330,33 @@ fn attributes_are_bounded() {
     set("user.c", 60 << 10, (false, false)).unwrap();
     tree.removexattr(ino, "user.c", at(2)).unwrap();
     assert!(matches!(tree.removexattr(ino, "user.c", at(2)), Err(PublishError::NoAttribute)));
+}
+
+#[test]
+fn what_hangs_nowhere_is_found_under_the_root_with_all_below_it() {
+    let mut tree = tree_with(&[("f", false), ("d", true)]);
+    let dir = tree.lookup(UploadIno::ROOT, os("d")).unwrap();
+    let below = tree.add(dir, os("f"), OWNER, Body::File(None), at(1)).unwrap();
+    let inner = tree.add(dir, os("inner"), OWNER, Body::Directory(Directory::default()), at(1));
+    let deep = tree.add(inner.unwrap(), os("deep"), OWNER, Body::File(None), at(1)).unwrap();
+    let rows = |without: UploadIno| {
+        let rows = tree.iter().filter(|(ino, _)| *ino != without);
+        rows.map(|(ino, inode)| (ino, inode.for_row())).collect::<Vec<_>>()
+    };
+    let restored = Tree::restore(OWNER, at(0), rows(dir));
+    assert_eq!(restored.orphans, []);
+    let tree = restored.tree;
+    assert_eq!(tree.lookup(UploadIno::ROOT, os(&format!("f.found-{}", below.0))).unwrap(), below);
+    let inner = tree.lookup(UploadIno::ROOT, os("inner")).unwrap();
+    assert_eq!(tree.lookup(inner, os("deep")).unwrap(), deep);
+    // Each the parent of the other.
+    let mut rows = vec![];
+    for (ino, parent) in [(7, 8), (8, 7)] {
+        let mut inode = tree.get(inner).unwrap().for_row();
+        inode.place = Some(Place { parent: UploadIno(parent), name: "loop".into() });
+        rows.push((UploadIno(ino), inode));
+    }
+    let restored = Tree::restore(OWNER, at(0), rows);
+    assert_eq!(restored.rescued, [UploadIno(7)]);
+    assert_eq!(restored.tree.lookup(UploadIno(7), os("loop")).unwrap(), UploadIno(8));
 }

@@ -3,7 +3,10 @@
 use std::{os::unix::fs::FileExt, time::SystemTime};
 
 use super::{
-    super::{Batch, KnownRoot, ObjectId, Pin, SealLeaves, Store, StoreError},
+    super::{
+        Batch, KnownRoot, ObjectId, Pin, SealLeaves, Store, StoreError, disk::RealDisk,
+        recheck::Look, recover,
+    },
     Bench, LEAF, content, leaves, options, publish, root_of, whole,
 };
 use crate::content::{Block, ByteRange, ContentId, FileInfo, Multihash, Placement};
@@ -150,7 +153,7 @@ fn a_block_of_two_files_is_served_after_one_of_them_is_gone() {
     store.commit(Batch { release: vec![released], ..Batch::default() }).unwrap();
     // Keeps the other file from being collected.
     let _open = store.object(root_of(&other).cid()).unwrap().unwrap();
-    assert_eq!(store.inner.remove_objects(&[released]).unwrap().objects, 1);
+    assert_eq!(store.inner.remove_objects(&[released], None).unwrap().unwrap().objects, 1);
     assert!(store.object(root_of(&shared).cid()).unwrap().is_none());
     assert_eq!(store.block(block.cid()).unwrap().unwrap(), block);
     assert_eq!(store.block(leaves(&shared)[1].0.cid()).unwrap(), None);
@@ -162,13 +165,14 @@ fn a_file_published_twice_is_kept_until_its_last_owner_goes() {
     let store = bench.open();
     let (id, batch) = publish(&store, &content(5, 1));
     store.commit(batch).unwrap();
-    store.commit(Batch { own: vec![id], ..Batch::default() }).unwrap();
+    let own = vec![(id, *root_of(&content(5, 1)).cid())];
+    store.commit(Batch { own, ..Batch::default() }).unwrap();
     for left in [1, 0] {
-        assert_eq!(store.inner.remove_objects(&[id]).unwrap().objects, 0);
+        assert_eq!(store.inner.remove_objects(&[id], None).unwrap().unwrap().objects, 0);
         store.commit(Batch { release: vec![id], ..Batch::default() }).unwrap();
         assert!(store.object_by_id(id).unwrap().is_some(), "{left} owners left");
     }
-    assert_eq!(store.inner.remove_objects(&[id]).unwrap().objects, 1);
+    assert_eq!(store.inner.remove_objects(&[id], None).unwrap().unwrap().objects, 1);
     assert_eq!(store.stats().unwrap().objects, 0);
 }
 
@@ -177,7 +181,7 @@ fn a_batch_that_does_not_fit_changes_nothing() {
     let bench = Bench::new();
     let store = bench.open();
     let (_, mut batch) = publish(&store, &content(6, 2));
-    batch.own.push(ObjectId(99));
+    batch.own.push((ObjectId(99), *root_of(b"x").cid()));
     batch.tree_put.push((1, vec![1]));
     assert!(matches!(store.commit(batch), Err(StoreError::Rejected(_))));
     assert_eq!(store.tree().unwrap(), vec![]);
@@ -195,10 +199,72 @@ fn a_published_file_that_someone_wrote_into_is_withdrawn() {
     let (id, batch) = publish(&store, &bytes);
     store.commit(batch).unwrap();
     let path = store.inner.object_path(id);
-    std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"!", 0).unwrap();
-    assert_eq!(store.block(leaves(&bytes)[1].0.cid()).unwrap(), None);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"!", 0).unwrap();
+    let blocks = leaves(&bytes);
+    assert_eq!(store.block(blocks[0].0.cid()).unwrap(), None);
+    assert_eq!(store.block(blocks[1].0.cid()).unwrap().as_ref(), Some(&blocks[1].0));
     let object = store.object_by_id(id).unwrap().unwrap();
     assert!(object.backing().unwrap().is_none() && !object.is_complete());
+    assert!(matches!(object.read(ByteRange::new(0, 9)), Err(StoreError::Missing(_))));
+    assert_eq!(object.read(LEAF_1).unwrap(), bytes[4096..8192]);
+    // Cut, it cannot be told what is left.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(5000).unwrap();
+    assert_eq!(store.block(blocks[1].0.cid()).unwrap(), None);
+}
+
+const LEAF_1: ByteRange = ByteRange { start: LEAF, end: 2 * LEAF };
+
+#[test]
+fn a_published_file_that_only_looks_changed_stays_in_service() {
+    let bench = Bench::new();
+    let mut store = bench.open();
+    let bytes = content(9, 3);
+    let (id, batch) = publish(&store, &bytes);
+    store.commit(batch).unwrap();
+    let path = store.inner.object_path(id);
+    let touch = |mode: u32| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let reopen = |store: Store| {
+        store.close().unwrap();
+        drop(store);
+        bench.open()
+    };
+    for (round, verify) in [(0, false), (1, true)] {
+        touch(0o640 + round);
+        store = reopen(store);
+        let object = store.object_by_id(id).unwrap().unwrap();
+        assert_ne!(object.look().unwrap(), Look::Same);
+        // Each leaf, and each part of one, is verified by itself.
+        assert_eq!(object.read(ByteRange::new(100, 9000)).unwrap(), bytes[100..9000]);
+        assert_eq!(store.block(leaves(&bytes)[2].0.cid()).unwrap().unwrap(), leaves(&bytes)[2].0);
+        if verify {
+            assert_eq!(store.verify(&mut |_, _| {}).unwrap().bad, vec![]);
+            assert_eq!(object.look().unwrap(), Look::Same);
+        }
+        assert!(object.backing().unwrap().is_some());
+        drop(object);
+        store = reopen(store);
+        let object = store.object_by_id(id).unwrap().unwrap();
+        assert_eq!(object.look().unwrap(), Look::Same, "the new times are kept");
+    }
+}
+
+#[test]
+fn a_large_file_that_looks_changed_is_hashed_behind_the_one_who_opens_it() {
+    let bench = Bench::new();
+    let store =
+        recover::open_idle(&options(bench.dir.path()), std::sync::Arc::new(RealDisk)).unwrap();
+    let bytes = content(10, (17 << 20) / LEAF);
+    let (id, batch) = publish(&store, &bytes);
+    store.commit(batch).unwrap();
+    let file = std::fs::File::open(store.inner.object_path(id)).unwrap();
+    file.set_times(std::fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
+    let object = store.object_by_id(id).unwrap().unwrap();
+    assert!(object.backing().unwrap().is_none() && object.is_complete());
+    store.inner.recheck_suspects();
+    assert!(object.backing().unwrap().is_some());
 }
 
 #[test]
@@ -292,4 +358,25 @@ fn what_is_published_or_pinned_is_retained_and_what_is_cached_is_not() {
         assert_eq!(store.is_retained(leaf.cid()).unwrap(), retained);
         assert_eq!(store.is_retained(root_of(bytes).cid()).unwrap(), retained);
     }
+}
+
+#[test]
+fn only_whole_content_of_the_same_root_can_be_owned() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let own = |id, root| store.commit(Batch { own: vec![(id, root)], ..Batch::default() });
+    let bytes = content(1, 3);
+    let root = *root_of(&bytes).cid();
+    let object = download(&store, &bytes);
+    own(object.id(), root).unwrap();
+    let other = own(object.id(), *root_of(b"another").cid());
+    assert!(matches!(other, Err(StoreError::Rejected(_))));
+    store.withdraw(leaves(&bytes)[1].0.cid()).unwrap();
+    assert!(matches!(own(object.id(), root), Err(StoreError::Rejected(_))));
+    let whole_again = download(&store, &bytes);
+    own(whole_again.id(), root).unwrap();
+    drop((object, whole_again));
+    let part = content(2, 2);
+    let object = store.create_object(root_of(&part).cid(), 2 * LEAF).unwrap();
+    assert!(matches!(own(object.id(), *root_of(&part).cid()), Err(StoreError::Rejected(_))));
 }

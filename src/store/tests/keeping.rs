@@ -180,8 +180,8 @@ fn nodes_of_evicted_content_are_swept_and_those_of_cached_content_stay() {
     store.commit(Batch { published, ..Batch::default() }).unwrap();
     let gone = store.object(root_of(&evicted).cid()).unwrap().unwrap().id();
     store.inner.close_recent();
-    assert_eq!(store.inner.remove_objects(&[gone]).unwrap().objects, 1);
-    assert_eq!(store.inner.sweep_evicted().unwrap(), 1);
+    assert_eq!(store.inner.remove_objects(&[gone], None).unwrap().unwrap().objects, 1);
+    assert_eq!(store.inner.sweep_evicted().unwrap(), Some(1));
     assert!(store.block(root_of(&evicted).cid()).unwrap().is_none());
     assert!(store.block(root_of(&cached).cid()).unwrap().is_some());
 }

@@ -163,7 +163,7 @@ fn step(op: &Op, store: &mut Option<Store>, model: &mut Model, contents: &[Vec<u
             let Some((id, owners)) = model.published.iter_mut().next_back() else { return };
             let mut batch = Batch::default();
             if matches!(op, Op::Own) {
-                batch.own.push(*id);
+                batch.own.push((*id, *root_of(&contents[DOWNLOADS]).cid()));
                 *owners += 1;
             } else {
                 batch.release.push(*id);

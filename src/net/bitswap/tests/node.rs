@@ -32,6 +32,8 @@ pub(crate) struct Memory {
     blocks: Mutex<HashMap<Multihash, Bytes>>,
     retained: Mutex<HashSet<Multihash>>,
     reads: AtomicUsize,
+    /// Blocks whose lookup panics.
+    cursed: Mutex<HashSet<Multihash>>,
 }
 
 impl Memory {
@@ -46,6 +48,10 @@ impl Memory {
         self.retained.lock().unwrap().insert(*id.hash());
     }
 
+    pub(crate) fn curse(&self, id: &ContentId) {
+        self.cursed.lock().unwrap().insert(*id.hash());
+    }
+
     pub(crate) fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)
     }
@@ -57,6 +63,8 @@ impl BlockStore for Memory {
     }
 
     fn block(&self, id: &ContentId) -> Option<Block> {
+        let cursed = self.cursed.lock().unwrap().contains(id.hash());
+        assert!(!cursed, "a panic that a test ordered");
         let data = self.blocks.lock().unwrap().get(id.hash()).cloned()?;
         self.reads.fetch_add(1, Ordering::Relaxed);
         Some(Block::from_store(*id, data))

@@ -368,3 +368,59 @@ async fn a_reader_that_stalls_costs_two_batches_and_nobody_elses_time() {
     assert!(for_stalled <= 8, "{for_stalled} blocks read for a reader that stalls");
     drop(stalled);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blocks_by_rare_hash_functions_are_known_among_many() {
+    const SHA3_256: u64 = 0x16;
+    const BLAKE3: u64 = 0x1e;
+    for code in [SHA3_256, BLAKE3] {
+        let (node, mut fake) = pair().await;
+        let all: Vec<Block> = blocks(1, 256, 500)
+            .into_iter()
+            .map(|block| {
+                let hash = crate::content::hash_of(code, 32, block.data()).unwrap();
+                Block::verify(ContentId::raw(hash), block.data().clone()).unwrap()
+            })
+            .collect();
+        let mut answers = wanting(&node, &fake, &ids(&all));
+        receive(&mut fake.accept().await).await;
+        let mut stream = fake.open().await;
+        for block in all.iter().rev() {
+            send(&mut stream, &payload(block)).await;
+        }
+        let got = collect(&mut answers, &ids(&all)).await;
+        assert!(got.into_iter().eq(all.into_iter().map(Ok)), "{code:#x}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wants_whose_lookup_panics_are_answered_and_the_stream_goes_on() {
+    let (node, mut fake) = pair().await;
+    let all = blocks(1, 3, 2000);
+    node.store.put(&all);
+    node.store.curse(all[0].cid());
+    let mut stream = fake.open().await;
+    send(&mut stream, &wantlist(true, vec![want(all[0].cid(), true, true)])).await;
+    let mut replies = fake.accept().await;
+    assert_eq!(receive(&mut replies).await.presences[0].kind, 1);
+    send(&mut stream, &wantlist(false, vec![want(all[1].cid(), true, true)])).await;
+    assert_eq!(receive(&mut replies).await.payload[0].data, *all[1].data());
+    assert_eq!(node.handle.shared.peer(&fake.id).unwrap().state().server.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_told_of_an_arrival_that_nobody_waits_for() {
+    let (node, mut fake) = pair().await;
+    let all = blocks(1, 2, 2000);
+    assert!(!node.handle.shared.waiting.any());
+    let mut stream = fake.open().await;
+    let list = vec![want(all[0].cid(), true, false), want(all[1].cid(), false, true)];
+    send(&mut stream, &wantlist(true, list)).await;
+    let mut replies = fake.accept().await;
+    assert_eq!(receive(&mut replies).await.presences[0].kind, 1);
+    assert!(node.handle.shared.waiting.any());
+    node.store.put(&all);
+    node.handle.block_arrived(all[0].cid());
+    assert_eq!(receive(&mut replies).await.payload[0].data, *all[0].data());
+    assert!(!node.handle.shared.waiting.any());
+}
