@@ -5,7 +5,7 @@ mod show;
 mod units;
 
 use std::{
-    num::{NonZeroU32, NonZeroUsize},
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     layers::{ConfigError, Layers, default_file},
-    units::{Address, CacheLimit, Factor, Size, Span, UnitError},
+    units::{Address, CacheLimit, Factor, Size, Span, Timeout, UnitError},
 };
 use crate::node::{
     DownloadOptions, ImportParams, NetOptions, NodeOptions, PublishOptions, StoreOptions,
@@ -37,6 +37,9 @@ const LISTEN: [&str; 2] = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
 
 /// The name of the private key in the data folder.
 const KEY_FILE: &str = "key";
+
+/// Ten years: as good as no limit, and short enough to be added to any time of a clock.
+const NO_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Every setting, as the sections of `chiral.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,22 +108,22 @@ pub struct DownloadSettings {
     /// Tries per source and block.
     pub max_chunk_retries: NonZeroU32,
     /// Wait before the first retry.
-    pub initial_backoff_ms: u64,
+    pub initial_backoff_ms: NonZeroU64,
     /// Factor between waits.
     pub backoff_multiplier: Factor,
     /// Longest wait between tries.
-    pub max_backoff_ms: u64,
+    pub max_backoff_ms: NonZeroU64,
     /// Failures in a row after which a source is left alone.
     pub peer_failure_threshold: NonZeroU32,
     /// For how long.
     pub peer_blacklist_duration_secs: u64,
     /// Longest wait for one answer.
-    pub request_timeout: Span,
+    pub request_timeout: Timeout,
     /// Time that one block may take at one source while another could be asked for it.
     pub chunk_timeout_secs: NonZeroU32,
     /// Longest time for one block over all sources.
-    pub chunk_timeout: Span,
-    /// Longest time without progress before a lookup or a read gives up.
+    pub chunk_timeout: Timeout,
+    /// Longest time without progress before a lookup or a read gives up; 0: no limit.
     pub lookup_timeout: Span,
 }
 
@@ -187,7 +190,10 @@ impl Default for NetworkSettings {
 impl Default for DownloadSettings {
     fn default() -> Self {
         let engine = DownloadOptions::default();
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let millis = |time: Duration| {
+            let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            NonZeroU64::new(millis).unwrap_or(NonZeroU64::MIN)
+        };
         Self {
             max_concurrent_downloads: at_least_one(engine.max_concurrent_downloads),
             chunks_per_peer: at_least_one(engine.chunks_per_peer),
@@ -198,12 +204,12 @@ impl Default for DownloadSettings {
             peer_failure_threshold: NonZeroU32::new(engine.peer_failure_threshold)
                 .unwrap_or(NonZeroU32::MIN),
             peer_blacklist_duration_secs: engine.peer_blacklist.as_secs(),
-            request_timeout: Span(engine.request_timeout),
+            request_timeout: Timeout(Span(engine.request_timeout)),
             chunk_timeout_secs: u32::try_from(engine.chunk_attempt_timeout.as_secs())
                 .ok()
                 .and_then(NonZeroU32::new)
                 .unwrap_or(NonZeroU32::MAX),
-            chunk_timeout: Span(engine.chunk_timeout),
+            chunk_timeout: Timeout(Span(engine.chunk_timeout)),
             lookup_timeout: Span(engine.lookup_timeout),
         }
     }
@@ -251,15 +257,18 @@ impl DownloadSettings {
             max_concurrent_downloads: self.max_concurrent_downloads.get(),
             chunks_per_peer: self.chunks_per_peer.get(),
             max_chunk_retries: self.max_chunk_retries.get(),
-            initial_backoff: Duration::from_millis(self.initial_backoff_ms),
+            initial_backoff: Duration::from_millis(self.initial_backoff_ms.get()).min(NO_LIMIT),
             backoff_multiplier: self.backoff_multiplier.0,
-            max_backoff: Duration::from_millis(self.max_backoff_ms),
+            max_backoff: Duration::from_millis(self.max_backoff_ms.get()).min(NO_LIMIT),
             peer_failure_threshold: self.peer_failure_threshold.get(),
-            peer_blacklist: Duration::from_secs(self.peer_blacklist_duration_secs),
-            request_timeout: self.request_timeout.0,
+            peer_blacklist: Duration::from_secs(self.peer_blacklist_duration_secs).min(NO_LIMIT),
+            request_timeout: self.request_timeout.0.0.min(NO_LIMIT),
             chunk_attempt_timeout: Duration::from_secs(self.chunk_timeout_secs.get().into()),
-            chunk_timeout: self.chunk_timeout.0,
-            lookup_timeout: self.lookup_timeout.0,
+            chunk_timeout: self.chunk_timeout.0.0.min(NO_LIMIT),
+            lookup_timeout: match self.lookup_timeout.0 {
+                Duration::ZERO => NO_LIMIT,
+                limit => limit.min(NO_LIMIT),
+            },
         }
     }
 }
@@ -309,6 +318,26 @@ mod tests {
         assert_eq!(options.chunk_attempt_timeout, Duration::from_secs(7));
         assert_eq!(options.chunk_timeout, Duration::from_secs(540));
         assert_eq!(Settings::default().download.chunk_timeout_secs.get(), 60);
+    }
+
+    #[test]
+    fn no_time_is_no_limit_where_that_makes_sense_and_refused_elsewhere() {
+        let read = |line: &str| {
+            let text = format!("[download]\n{line}\n");
+            Layers::new().unwrap().text(std::path::Path::new("f"), &text).map(Layers::finish)
+        };
+        let download = |line| read(line).unwrap().node_options().download;
+        assert_eq!(download("lookup_timeout = \"0\"").lookup_timeout, NO_LIMIT);
+        assert_eq!(download("lookup_timeout = \"99999999999h\"").lookup_timeout, NO_LIMIT);
+        for line in [
+            "request_timeout = \"0\"",
+            "chunk_timeout = \"0s\"",
+            "initial_backoff_ms = 0",
+            "max_backoff_ms = 0",
+        ] {
+            let error = read(line).unwrap_err().to_string();
+            assert!(error.starts_with("f:2:"), "{error}");
+        }
     }
 
     #[test]

@@ -30,8 +30,7 @@ pub use self::{
     server::{ServeError, Server},
     wire::{
         AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure, GcDone,
-        Identity, Kind, Listed, Peer, PinRequest, PinRow, ProvideRequest, Stat, Unpinned,
-        VerifyLine,
+        Identity, Kind, Listed, PinRequest, PinRow, ProvideRequest, Stat, Unpinned, VerifyLine,
     },
 };
-pub use crate::node::{Status, StoreStatus};
+pub use crate::node::{Peer, Status, StoreStatus};

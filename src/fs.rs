@@ -21,6 +21,7 @@ mod mountinfo;
 mod names;
 mod open;
 mod reply;
+mod request;
 mod semantics;
 mod tree;
 mod upload;

@@ -3,12 +3,14 @@
 //! `fs`, `config` and `control` see the layers below through the names that are exported again here.
 
 mod cache;
+mod here;
 mod listener;
 mod paths;
+mod pins;
 mod resolve;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     path::{Path, PathBuf},
@@ -16,11 +18,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::{Notify, broadcast},
+    time::Instant,
+};
 
 pub use self::{
+    here::Here,
     paths::{default_data_dir, refuse_nested},
-    status::{Status, StoreStatus},
+    pins::PinState,
+    status::{Peer, Status, StoreStatus},
 };
 pub use crate::{
     content::ImportParams,
@@ -118,6 +125,9 @@ struct Inner {
     tasks: Tasks,
     cache: Cache,
     mountpoint: Mutex<Option<PathBuf>>,
+    /// A pin could not be fetched to its end.
+    pins_to_fetch: Notify,
+    read_only: bool,
 }
 
 impl Node {
@@ -126,6 +136,7 @@ impl Node {
     /// # Errors
     /// When a part cannot start; those below it are left to the end of `tasks`.
     pub async fn start(options: NodeOptions, tasks: Tasks) -> Result<Self, NodeError> {
+        let read_only = options.publish.read_only;
         let store = open_store(options.store, &tasks).await?;
         let net = Net::start(options.net, store.clone(), &tasks).await?;
         let finder = Arc::new(BitswapFinder::new(net.clone(), &tasks));
@@ -140,8 +151,12 @@ impl Node {
             tasks,
             cache: Cache::default(),
             mountpoint: Mutex::new(None),
+            pins_to_fetch: Notify::new(),
+            read_only,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let node = Self { inner: Arc::new(inner) };
+        node.keep_fetching_pins();
+        Ok(node)
     }
 
     /// Ends all parts, from the network down; what was acknowledged is on disk. Takes at most `deadline` and the
@@ -183,6 +198,11 @@ impl Node {
     /// The upload tree.
     pub fn uploads(&self) -> &Uploads {
         &self.inner.uploads
+    }
+
+    /// Whether nothing may be published.
+    pub fn is_read_only(&self) -> bool {
+        self.inner.read_only
     }
 
     /// All tasks of this node; they end with [`Node::stop`].

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// Names of all functions under `#[test]` or `#[tokio::test]`, and of scripts' lanes, in the tree.
+/// Names of all functions under `#[test]` or `#[tokio::test]` in the tree that run, none that is ignored.
 fn test_names(dir: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -11,18 +11,35 @@ fn test_names(dir: &Path, names: &mut BTreeSet<String>) {
             test_names(&path, names);
         } else if path.extension().is_some_and(|e| e == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            let mut is_test = false;
-            for line in text.lines().map(str::trim) {
-                if line.starts_with("#[test") || line.starts_with("#[tokio::test") {
-                    is_test = true;
-                } else if let Some(at) = line.find("fn ").filter(|_| is_test) {
-                    let name = line[at + 3..].split(['(', '<']).next().unwrap();
-                    names.insert(name.to_owned());
-                    is_test = false;
-                }
-            }
+            names.extend(tests_in(&text));
         }
     }
+}
+
+fn tests_in(text: &str) -> Vec<String> {
+    let (mut is_test, mut is_ignored) = (false, false);
+    let mut names = Vec::new();
+    for line in text.lines().map(str::trim) {
+        is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        is_ignored |= line.starts_with("#[ignore");
+        let function = line.split_once("fn ").filter(|(before, _)| {
+            ["", "pub", "async", "const", "unsafe"].contains(&before.trim_end())
+        });
+        if let Some((_, rest)) = function {
+            if is_test && !is_ignored {
+                names.extend(rest.split(['(', '<']).next().map(str::to_owned));
+            }
+            (is_test, is_ignored) = (false, false);
+        }
+    }
+    names
+}
+
+#[test]
+fn tests_that_are_ignored_hold_nothing() {
+    let text = "#[test]\nfn a() {}\n#[test]\n#[ignore = \"slow\"]\nfn b() {}\n#[ignore]\n#[tokio::test(x)]\nasync fn c() {}\n\
+                fn d() {}\n#[tokio::test]\nasync fn e() {}\n";
+    assert_eq!(tests_in(text), ["a", "e"]);
 }
 
 #[test]

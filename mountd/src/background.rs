@@ -17,6 +17,9 @@ use crate::{cli::MountArgs, exit::Exited, output};
 /// Where the daemon logs to, in its data folder.
 const LOG_NAME: &str = "chiral.log";
 
+/// Largest log that the next start appends to: some months of warnings.
+const LOG_LEN: u64 = 4 << 20;
+
 /// Starts the daemon and returns when it has mounted; what it complained of before is shown here.
 pub(crate) fn start(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
     let path = settings.data_dir.join(LOG_NAME);
@@ -49,7 +52,31 @@ pub(crate) fn start(settings: &Settings, args: &MountArgs) -> anyhow::Result<()>
     Ok(output::line(ready.trim_end())?)
 }
 
+/// Opens the log to append to. One that has grown large is put aside under the name that ends in `.old`; what was
+/// there is dropped.
 fn open_log(folder: &Path, path: &Path) -> std::io::Result<File> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    if fs::metadata(path).is_ok_and(|log| log.len() > LOG_LEN) {
+        fs::rename(path, path.with_extension("log.old"))?;
+    }
     OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn a_log_that_has_grown_large_is_put_aside_and_a_small_one_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOG_NAME);
+        fs::write(&path, "small").unwrap();
+        assert_eq!(open_log(dir.path(), &path).unwrap().metadata().unwrap().len(), 5);
+        File::options().write(true).open(&path).unwrap().set_len(LOG_LEN + 1).unwrap();
+        assert_eq!(open_log(dir.path(), &path).unwrap().metadata().unwrap().len(), 0);
+        let old = fs::metadata(dir.path().join("chiral.log.old")).unwrap();
+        assert_eq!(old.len(), LOG_LEN + 1);
+    }
 }

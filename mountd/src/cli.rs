@@ -105,8 +105,11 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Store(StoreCommand),
     /// Look at the configuration
-    #[command(subcommand)]
-    Config(ConfigCommand),
+    Config {
+        /// [default: show]
+        #[command(subcommand)]
+        command: Option<ConfigCommand>,
+    },
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -177,7 +180,7 @@ pub(crate) enum PinCommand {
         /// CID, with or without a path behind it
         id: String,
     },
-    /// List what is kept
+    /// List what is kept: CID, whether all of it is here, and name. What is incomplete is being fetched
     Ls,
 }
 
@@ -193,9 +196,9 @@ pub(crate) enum StoreCommand {
 pub(crate) enum ConfigCommand {
     /// Print the settings in effect as a configuration file
     Show,
-    /// Check a configuration file
+    /// Check a configuration file, or all that is in effect
     Check {
-        /// The file
-        file: PathBuf,
+        /// The file [default: the settings in effect, with environment and flags]
+        file: Option<PathBuf>,
     },
 }

@@ -25,7 +25,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Mount(args) => mount(&global, &args),
         Command::Add(args) if args.only_hash => content::only_hash(&global, &args),
-        Command::Config(command) => config(&global, command),
+        Command::Config { command } => config(&global, command.unwrap_or(ConfigCommand::Show)),
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { command } => shell::man(command.as_deref()),
         command => ask_daemon(&global, command),
@@ -42,11 +42,20 @@ fn config(global: &Global, command: ConfigCommand) -> anyhow::Result<()> {
         ConfigCommand::Show if global.json => output::json(&settings::load(global)?),
         ConfigCommand::Show => Ok(output::line(settings::load(global)?.to_toml()?.trim_end())?),
         ConfigCommand::Check { file } => {
-            chiral::config::Layers::new()?.file(&file)?;
+            let checked = match &file {
+                Some(file) => {
+                    chiral::config::Layers::new()?.file(file)?;
+                    file.display().to_string()
+                }
+                None => {
+                    settings::load(global)?;
+                    "the settings in effect".to_owned()
+                }
+            };
             if global.json {
                 return output::json(&serde_json::json!({ "ok": true }));
             }
-            Ok(output::line(format_args!("{}: no mistakes", file.display()))?)
+            Ok(output::line(format_args!("{checked}: no mistakes"))?)
         }
     }
 }
@@ -84,7 +93,7 @@ fn ask_daemon(global: &Global, command: Command) -> anyhow::Result<()> {
             Command::Store(command) => store::run(&client, json, command).await,
             // Carried out above, without a daemon.
             Command::Mount(_)
-            | Command::Config(_)
+            | Command::Config { .. }
             | Command::Completions { .. }
             | Command::Man { .. } => Ok(()),
         }

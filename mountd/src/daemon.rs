@@ -38,6 +38,10 @@ pub(crate) fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
     system::raise_open_files();
     let mountpoint = checked(&args.mountpoint)?;
     refuse_nested(&settings.data_dir, &mountpoint).map_err(|error| Usage(error.to_string()))?;
+    if args.own_session {
+        // Otherwise the folder that it was started from could not be unmounted. All paths are absolute by now.
+        std::env::set_current_dir("/").context("cannot change to /")?;
+    }
     let ending = Ending::watch()?;
     let runtime = runtime()?;
     let done = runtime.block_on(serve(settings, &mountpoint, &ending));

@@ -76,6 +76,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use chiral::control::Failure;
 
     use super::*;
@@ -89,5 +91,14 @@ mod tests {
         assert_eq!(code_of(&anyhow::Error::from(ReferenceError::Empty).context("x")), 2);
         assert_eq!(code_of(&Usage(String::new()).into()), 2);
         assert_eq!(code_of(&anyhow::anyhow!("other")), 1);
+        assert_eq!(code_of(&Signalled(2).into()), 130);
+    }
+
+    #[test]
+    fn a_daemon_that_ended_before_it_had_mounted_is_a_failure_also_when_it_ended_well() {
+        let ended = |raw| Exited::of(ExitStatus::from_raw(raw), Path::new("/mnt")).into();
+        assert_eq!(code_of(&ended(0)), 1);
+        assert_eq!(code_of(&ended(2 << 8)), 2);
+        assert_eq!(code_of(&ended(nix::libc::SIGKILL)), 1);
     }
 }

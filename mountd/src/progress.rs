@@ -11,6 +11,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How often the number of sources is asked for.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
+/// How often something that moves is drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(100);
+
 /// A bar over bytes with rate, time left and number of sources.
 #[derive(Debug)]
 pub(crate) struct Bar {
@@ -56,6 +59,31 @@ impl Bar {
             let sources: usize = transfers.iter().map(|transfer| transfer.sources).sum();
             self.bar.set_message(format!("{sources} sources"));
         }
+    }
+}
+
+/// Shows that work goes on of which nothing else is known, and for how long it has.
+#[derive(Debug)]
+pub(crate) struct Working(ProgressBar);
+
+impl Working {
+    pub(crate) fn new(what: &str) -> Self {
+        if !stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::new_spinner().with_message(what.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}  {elapsed}") {
+            bar.set_style(style);
+        }
+        // A thread of the bar's own draws it.
+        bar.enable_steady_tick(DRAW_EVERY);
+        Self(bar)
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 

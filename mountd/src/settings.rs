@@ -61,7 +61,9 @@ pub(crate) fn load_for_mount(global: &Global, args: &MountArgs) -> anyhow::Resul
 fn layers(global: &Global) -> Result<Layers, ConfigError> {
     let mut layers = Layers::new()?;
     let usual = || default_file().filter(|file| file.exists());
-    if let Some(file) = global.config.clone().or_else(usual) {
+    // A variable that is set to nothing names no file.
+    let named = global.config.clone().filter(|file| !file.as_os_str().is_empty());
+    if let Some(file) = named.or_else(usual) {
         layers = layers.file(&file)?;
     }
     // Variables that are not UTF-8 are none of ours.

@@ -114,6 +114,11 @@ fn the_shown_configuration_is_one_that_can_be_used() {
     fs::write(&file, &text).unwrap();
     let again = chiral(home.path(), &["config", "show", "--config", file.to_str().unwrap()]);
     assert_eq!(out(&again), text);
+    assert_eq!(out(&chiral(home.path(), &["config", "--data-dir", "/data"])), text);
+    assert!(chiral(home.path(), &["config", "check"]).status.success());
+    fs::write(folder.join("chiral.toml"), "[network]\nprivat = true\n").unwrap();
+    fails_with(&chiral(home.path(), &["config", "check"]), 2, &["chiral.toml:2:1", "`privat`"]);
+    fs::write(folder.join("chiral.toml"), "").unwrap();
     let json = chiral(home.path(), &["--json", "config", "show"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["download"]["max_chunk_retries"], 3);

@@ -98,7 +98,8 @@ impl Layers {
     }
 
     /// Lays `CHIRAL_SECTION_KEY` variables on top; lists are separated by commas. A variable that begins like a
-    /// section but names no key of it is refused; others are somebody else's.
+    /// section but names no key of it is refused; others are somebody else's. An empty one counts as not set, except
+    /// for a list, which it empties.
     ///
     /// # Errors
     /// When a variable has a mistake.
@@ -114,6 +115,9 @@ impl Layers {
                 .filter(|part| !part.is_empty())
                 .collect();
             let is_list = self.slot(&key).is_some_and(|slot| slot.is_array());
+            if value.is_empty() && !is_list {
+                continue;
+            }
             let values = if is_list { values } else { vec![value] };
             self = self.set(&variable, &key, &values)?;
         }
@@ -299,9 +303,13 @@ mod tests {
         ] {
             assert!(variables(&[(name, value)]).unwrap_err().to_string().starts_with(name));
         }
-        assert_eq!(
-            variables(&[("CHIRAL_LOG", "debug"), ("HOME", "x")]).unwrap(),
-            Settings::default()
-        );
+        let none = [
+            ("CHIRAL_LOG", "debug"),
+            ("HOME", "x"),
+            ("CHIRAL_DATA_DIR", ""),
+            ("CHIRAL_STORE_MIN_FREE", ""),
+        ];
+        assert_eq!(variables(&none).unwrap(), Settings::default());
+        assert!(variables(&[("CHIRAL_NETWORK_LISTEN", "")]).unwrap().network.listen.is_empty());
     }
 }

@@ -39,7 +39,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "time for one block at one source while another could be asked for it, in seconds",
     ),
     ("download.chunk_timeout", "longest time for one block over all sources"),
-    ("download.lookup_timeout", "longest time without progress before a lookup or a read gives up"),
+    (
+        "download.lookup_timeout",
+        "longest time without progress before a lookup or a read gives up; 0: no limit",
+    ),
     ("upload.read_only", "publish nothing"),
     ("upload.profile", "ids as \"cid-v1\" (ipfs add --cid-version=1) or \"unixfs-v1-2025\""),
 ];

@@ -19,6 +19,9 @@ pub enum UnitError {
         "`{0}` is not a time; write a whole number and a unit, such as \"250ms\", \"30s\" or \"5m\""
     )]
     Span(String),
+    /// A wait that ends before it begins.
+    #[error("`{0}` leaves no time at all; give at least \"1ms\"")]
+    NoTime(String),
 }
 
 /// Bytes, written as "10 GiB".
@@ -28,6 +31,10 @@ pub struct Size(pub u64);
 /// A length of time, written as "30s".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
+
+/// A length of time that is not 0, written as "30s".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeout(pub Span);
 
 /// Disk that unpinned content may take: "auto", or a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +125,23 @@ impl fmt::Display for Span {
     }
 }
 
+impl FromStr for Timeout {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        match text.parse::<Span>()? {
+            Span(Duration::ZERO) => Err(UnitError::NoTime(text.to_owned())),
+            span => Ok(Self(span)),
+        }
+    }
+}
+
+impl fmt::Display for Timeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl CacheLimit {
     /// The limit; none: the store's own choice.
     pub fn bytes(self) -> Option<u64> {
@@ -194,7 +218,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Size, Span, CacheLimit, Address);
+as_text!(Size, Span, Timeout, CacheLimit, Address);
 
 #[cfg(test)]
 mod tests {

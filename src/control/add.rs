@@ -7,10 +7,10 @@ use std::{
 
 use axum::{Json, extract::State};
 
-use super::{AddRequest, Added, AddedEntry, Failure, server::App};
+use super::{AddRequest, Added, AddedEntry, Failure, server::App, upkeep::pinned};
 use crate::{
     content::ContentId,
-    node::{Node, Pin, UploadIno},
+    node::{Node, Pin, PublishError, UploadIno},
 };
 
 pub(super) async fn add(
@@ -32,7 +32,9 @@ pub(super) async fn add(
                 "{path} holds the mountpoint {mount}: publish the parts beside it one by one"
             )));
         }
-        Place::Under(names) => vec![(keep(&app.node, &names).await?, name.display().to_string())],
+        Place::Under(names) => {
+            vec![(keep(&app.node, &names).await?, name.display().to_string())]
+        }
     };
     let entries = entries.into_iter().map(|(cid, name)| AddedEntry { cid, name }).collect();
     Ok(Json(Added { entries }))
@@ -76,10 +78,14 @@ async fn keep(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
         ["ipfs", root, below @ ..] | [root, below @ ..] => (*root, below.join("/")),
         [] => return Err(Failure::invalid("the mountpoint itself cannot be published")),
     };
+    if node.is_read_only() {
+        return Err(PublishError::ReadOnly.into());
+    }
     let root: ContentId = root.parse().map_err(Failure::invalid)?;
     let found = node.walk(&root, &path).await?;
     let name = texts.last().copied().unwrap_or_default().to_owned();
-    node.store().pin(Pin { root: found.id, name })?;
+    // What is announced is here, and stays.
+    pinned(node, Pin { root: found.id, name }).await?;
     node.net().announce(&found.id)?;
     Ok(found.id)
 }

@@ -10,7 +10,11 @@ pub use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use http_body_util::{BodyExt, BodyStream, Full};
 pub use hyper::Method;
-use hyper::{Request, Response, body::Incoming, header};
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    header,
+};
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Serialize, de::DeserializeOwned};
@@ -19,7 +23,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{Failure, socket::SocketPath};
+use super::{Failure, socket::SocketPath, wire::FAILURE};
 use crate::tasks::Tasks;
 
 /// Longest line of a stream of JSON objects: an event with a path in it is well below.
@@ -79,7 +83,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn get<T: DeserializeOwned>(&self, target: &str) -> Result<T, ClientError> {
-        let answer = self.send(Method::GET, target, None::<&()>, None).await?;
+        let answer = self.send(Method::GET, target, None::<&()>).await?;
         decode(answer).await
     }
 
@@ -92,7 +96,7 @@ impl Client {
         target: &str,
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
-        decode(self.send(Method::POST, target, Some(body), None).await?).await
+        decode(self.send(Method::POST, target, Some(body)).await?).await
     }
 
     /// `DELETE`.
@@ -100,10 +104,10 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn delete<T: DeserializeOwned>(&self, target: &str) -> Result<T, ClientError> {
-        decode(self.send(Method::DELETE, target, None::<&()>, None).await?).await
+        decode(self.send(Method::DELETE, target, None::<&()>).await?).await
     }
 
-    /// `GET` of bytes as they come; `from` skips as many at the beginning.
+    /// `GET` of bytes as they come; `from` skips as many at the beginning. At the very end there are none.
     ///
     /// # Errors
     /// [`ClientError`], also from the stream.
@@ -112,8 +116,11 @@ impl Client {
         target: &str,
         from: u64,
     ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + Unpin + use<>, ClientError> {
-        let answer = self.send(Method::GET, target, None::<&()>, Some(from)).await?;
-        Ok(body_of(answer))
+        let answer = self.request(Method::GET, target, None::<&()>, Some(from)).await?;
+        if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE && is_end(&answer, from) {
+            return Ok(stream::empty().boxed());
+        }
+        Ok(body_of(succeeded(answer).await?))
     }
 
     /// JSON objects, one per line, as they come.
@@ -125,7 +132,7 @@ impl Client {
         method: Method,
         target: &str,
     ) -> Result<impl Stream<Item = Result<T, ClientError>> + Unpin + use<T>, ClientError> {
-        let body = body_of(self.send(method, target, None::<&()>, None).await?);
+        let body = body_of(self.send(method, target, None::<&()>).await?);
         let state = (body, Vec::new());
         Ok(Box::pin(stream::try_unfold(state, |(mut body, mut held)| async move {
             let Some(line) = next_line(&mut body, &mut held).await? else { return Ok(None) };
@@ -152,6 +159,15 @@ impl Client {
         method: Method,
         target: &str,
         body: Option<&impl Serialize>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        succeeded(self.request(method, target, body, None).await?).await
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&impl Serialize>,
         from: Option<u64>,
     ) -> Result<Response<Incoming>, ClientError> {
         let stream = self.connect().await?;
@@ -162,22 +178,14 @@ impl Client {
             .method(method)
             .uri(target)
             .header(header::HOST, "chiral")
+            .header(header::TE, "trailers")
             .header(header::CONTENT_TYPE, "application/json");
         if let Some(from) = from.filter(|from| *from > 0) {
             request = request.header(header::RANGE, format!("bytes={from}-"));
         }
         let body = body.map(serde_json::to_vec).transpose().map_err(broken)?.unwrap_or_default();
         let request = request.body(Full::new(Bytes::from(body))).map_err(broken)?;
-        let answer = sender.send_request(request).await.map_err(broken)?;
-        if answer.status().is_success() {
-            return Ok(answer);
-        }
-        let status = answer.status();
-        let body = answer.into_body().collect().await.map_err(broken)?.to_bytes();
-        Err(match serde_json::from_slice::<Failure>(&body) {
-            Ok(failure) => ClientError::Failure(failure),
-            Err(_) => broken(format!("{status}: {}", String::from_utf8_lossy(&body))),
-        })
+        sender.send_request(request).await.map_err(broken)
     }
 
     /// The process that listens; none when it is in a world of processes of its own, or the kernel is too old to
@@ -201,6 +209,25 @@ impl Client {
         let path = SocketPath::of(&self.dir).map_err(failed)?;
         UnixStream::connect(path.as_path()).await.map_err(failed)
     }
+}
+
+/// An answer that is one, or the reason why not.
+async fn succeeded(answer: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(broken)?.to_bytes();
+    Err(match serde_json::from_slice::<Failure>(&body) {
+        Ok(failure) => ClientError::Failure(failure),
+        Err(_) => broken(format!("{status}: {}", String::from_utf8_lossy(&body))),
+    })
+}
+
+/// Whether a range that was refused begins where the bytes end.
+fn is_end(answer: &Response<Incoming>, from: u64) -> bool {
+    let told = answer.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    told.and_then(|told| told.strip_prefix("bytes */")) == Some(from.to_string().as_str())
 }
 
 #[allow(
@@ -227,8 +254,21 @@ type Body = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, ClientError>> + Se
 
 fn body_of(answer: Response<Incoming>) -> Body {
     let frames = TryStreamExt::map_err(BodyStream::new(answer.into_body()), broken);
-    let data = frames.try_filter_map(|frame| async { Ok(frame.into_data().ok()) });
+    let data = frames.try_filter_map(|frame| async {
+        match frame.into_data().map_err(Frame::into_trailers) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Ok(trailers)) => {
+                failure_in(&trailers).map_or(Ok(None), |failure| Err(failure.into()))
+            }
+            Err(Err(_)) => Ok(None),
+        }
+    });
     data.boxed()
+}
+
+/// Why bytes broke off.
+fn failure_in(trailers: &HeaderMap) -> Option<Failure> {
+    serde_json::from_slice(trailers.get(FAILURE)?.as_bytes()).ok()
 }
 
 /// The next line without its end; what came behind it stays in `held`.

@@ -6,14 +6,16 @@ use axum::{
     Json,
     body::Body,
     extract::{Query, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use serde::Deserialize;
 
-use super::{ErrorCode, Failure, Kind, Listed, Reference, Stat, server::App};
+use super::{ErrorCode, Failure, Kind, Listed, Reference, Stat, server::App, wire::FAILURE};
 use crate::{
     content::{ByteRange, Entry, EntryKind, NodeKind},
     node::{DownloadError, FileHandle, Node, ReaderId},
@@ -88,20 +90,23 @@ pub(super) async fn cat(
     };
     let wanted = range.unwrap_or(ByteRange::new(0, size));
     let mut reading = Reading::new(handle, wanted);
-    // The first bytes decide: a failure after them can only cut the answer off.
+    // The first bytes decide: a failure after them comes behind the bytes, for those who read what comes there.
     let first = reading.next().await?;
-    let rest = stream::unfold(reading, |mut reading| async move {
-        let item = reading.next().await.transpose()?;
-        Some((item, reading))
-    });
-    let first = stream::iter(first.map(Ok::<_, DownloadError>));
-    let body = Body::from_stream(first.chain(rest));
+    let asked = headers.get(header::TE).and_then(|value| value.to_str().ok());
+    let trailers = asked.is_some_and(|value| value.contains("trailers"));
+    let body = body_of(first, reading, trailers);
     let mut response = (
-        [(header::CONTENT_LENGTH, wanted.len().to_string())],
         [(header::ACCEPT_RANGES, "bytes"), (header::CONTENT_TYPE, "application/octet-stream")],
         body,
     )
         .into_response();
+    let told = response.headers_mut();
+    if trailers {
+        // An answer of a known length has nothing behind it.
+        told.insert(header::TRAILER, HeaderValue::from_static(FAILURE));
+    } else {
+        told.insert(header::CONTENT_LENGTH, wanted.len().into());
+    }
     if range.is_some() {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         let shown = format!("bytes {}-{}/{size}", wanted.start, wanted.end.saturating_sub(1));
@@ -110,6 +115,26 @@ pub(super) async fn cat(
         }
     }
     Ok(response)
+}
+
+/// The bytes of a range. When they break off, the reason follows them as a trailer, or the answer is cut off.
+fn body_of(first: Option<Bytes>, reading: Reading, trailers: bool) -> Body {
+    let rest = stream::unfold(Some(reading), move |reading| async move {
+        let mut reading = reading?;
+        match (reading.next().await, trailers) {
+            (Ok(bytes), _) => Some((Ok(Frame::data(bytes?)), Some(reading))),
+            (Err(error), true) => Some((Ok(Frame::trailers(trailer_of(error.into()))), None)),
+            (Err(error), false) => Some((Err(error), None)),
+        }
+    });
+    let first = stream::iter(first.map(|bytes| Ok::<_, DownloadError>(Frame::data(bytes))));
+    Body::new(StreamBody::new(first.chain(rest)))
+}
+
+fn trailer_of(failure: Failure) -> HeaderMap {
+    let text = serde_json::to_vec(&failure).unwrap_or_default();
+    let value = HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("{}"));
+    HeaderMap::from_iter([(HeaderName::from_static(FAILURE), value)])
 }
 
 fn unsatisfiable(size: u64) -> Response {

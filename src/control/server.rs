@@ -136,7 +136,7 @@ async fn identity(State(app): State<App>) -> Json<Identity> {
 }
 
 async fn peers(State(app): State<App>) -> Json<Vec<Peer>> {
-    Json(app.node.net().peers().into_iter().map(Peer::from).collect())
+    Json(app.node.peers())
 }
 
 async fn transfers(State(app): State<App>) -> Json<Vec<Transfer>> {

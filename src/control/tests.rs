@@ -1,7 +1,12 @@
 //! The whole interface over a real socket, with a node of its own behind it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use tempfile::TempDir;
@@ -9,9 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    node::{
-        DownloadOptions, ImportParams, NetOptions, Node, NodeOptions, PublishOptions, StoreOptions,
-    },
+    node::{Node, tests::options},
     tasks::Tasks,
 };
 
@@ -55,24 +58,15 @@ impl Daemon {
 }
 
 async fn start(dir: &Path) -> (Node, CancellationToken, Client) {
+    start_with(dir, false).await
+}
+
+async fn start_with(dir: &Path, read_only: bool) -> (Node, CancellationToken, Client) {
     // Deeper than the address of a socket may be long.
     let data = dir.join("d".repeat(120)).join("data");
-    let options = NodeOptions {
-        store: StoreOptions { dir: data.clone(), cache_limit: Some(1 << 30), min_free: 0 },
-        net: NetOptions {
-            key_file: data.join("key"),
-            listen: Vec::new(),
-            bootstrap: Vec::new(),
-            peers: Vec::new(),
-            offline: true,
-            serve_cached: true,
-        },
-        download: DownloadOptions {
-            lookup_timeout: Duration::from_millis(200),
-            ..DownloadOptions::default()
-        },
-        publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
-    };
+    let mut options = options(&data, Vec::new(), true);
+    options.download.lookup_timeout = Duration::from_millis(200);
+    options.publish.read_only = read_only;
     fs::create_dir_all(&data).unwrap();
     let node = Node::start(options, Tasks::new()).await.unwrap();
     let stop = CancellationToken::new();
@@ -99,7 +93,7 @@ async fn what_is_added_is_told_read_listed_and_pinned() {
     let pin = PinRequest { id: id.clone(), name: "kept".to_owned() };
     let _: PinRow = daemon.client.post("/v1/pins", &pin).await.unwrap();
     let pins: Vec<PinRow> = daemon.client.get("/v1/pins").await.unwrap();
-    assert_eq!(pins, [PinRow { cid: *cid, name: "kept".to_owned() }]);
+    assert_eq!(pins, [PinRow { cid: *cid, name: "kept".to_owned(), complete: true }]);
     let target = Client::target("pins", &id);
     assert!(daemon.client.delete::<Unpinned>(&target).await.unwrap().removed);
     assert!(!daemon.client.delete::<Unpinned>(&target).await.unwrap().removed);
@@ -118,6 +112,18 @@ async fn what_is_added_is_told_read_listed_and_pinned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_path_need_not_be_text() {
+    let daemon = Daemon::start().await;
+    let folder = daemon.dir.path().join(std::ffi::OsStr::from_bytes(b"no text \xff"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "text").unwrap();
+    let request = AddRequest { path: folder.join("file") };
+    let added: Added = daemon.client.post("/v1/add", &request).await.unwrap();
+    assert_eq!(added.entries[0].name, "file");
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn failures_say_what_sort_they_are() {
     let daemon = Daemon::start().await;
     let absent = "bafybeidhkumeonuwkebh2i4fc7o7lguehauradvlk57gzake6ggjsy372a";
@@ -132,9 +138,77 @@ async fn failures_say_what_sort_they_are() {
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NoEntry));
     let added = daemon.add("short", b"12345").await;
     let id = added.entries[0].cid.to_string();
-    let behind = daemon.cat(&id, 5).await;
+    assert_eq!(daemon.cat(&id, 5).await.unwrap(), b"");
+    let behind = daemon.cat(&id, 6).await;
     assert!(matches!(behind, Err(ClientError::Failure(f)) if f.code == ErrorCode::Invalid));
     daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_is_not_complete_says_so_and_is_fetched_to_its_end_after_a_restart() {
+    let daemon = Daemon::start().await;
+    let source = Daemon::start().await;
+    let cid = source.add("news", b"something new").await.entries[0].cid;
+    let pin = PinRequest { id: cid.to_string(), name: String::new() };
+    let refused = daemon.client.post::<PinRow>("/v1/pins", &pin).await;
+    assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NotFoundInTime));
+    let pins: Vec<PinRow> = daemon.client.get("/v1/pins").await.unwrap();
+    assert_eq!(pins, [PinRow { cid, name: String::new(), complete: false }]);
+
+    // By now somebody has it; here that is the node itself.
+    let block = source.node.store().block(&cid).unwrap().unwrap();
+    let object = daemon.node.store().create_object(&cid, block.data().len() as u64).unwrap();
+    let place = crate::content::Placement { offset: 0, data: 0..block.data().len() };
+    object.place(&block, &[place]).unwrap();
+    daemon.node.stop(PATIENCE).await.unwrap();
+    let Daemon { dir, node, client, .. } = daemon;
+    drop((object, node, client));
+    let (node, _stop, client) = start(dir.path()).await;
+    loop {
+        let pins: Vec<PinRow> = client.get("/v1/pins").await.unwrap();
+        assert_eq!((pins.len(), pins[0].cid), (1, cid));
+        if pins[0].complete {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_below_the_mount_is_fetched_before_it_is_kept_and_told() {
+    let daemon = Daemon::start().await;
+    daemon.node.set_mountpoint(Some("/mnt/x".into()));
+    let absent = "bafybeidhkumeonuwkebh2i4fc7o7lguehauradvlk57gzake6ggjsy372a";
+    let path = format!("/mnt/x/{absent}").into();
+    let refused = daemon.client.post::<Added>("/v1/add", &AddRequest { path }).await;
+    assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NotFoundInTime));
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_below_the_mount_is_published_by_a_node_that_publishes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, _stop, client) = start_with(dir.path(), true).await;
+    node.set_mountpoint(Some("/mnt/x".into()));
+    // An id that is its own content: there is nothing to wait for.
+    let path = "/mnt/x/bafkqaaa".into();
+    let refused = client.post::<Added>("/v1/add", &AddRequest { path }).await;
+    assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::Refused));
+    assert_eq!(client.get::<Vec<PinRow>>("/v1/pins").await.unwrap(), []);
+    node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_holds_up_neither_verification_nor_end() {
+    let daemon = Daemon::start().await;
+    // More lines of progress than wait for a client.
+    daemon.add("large", &vec![7; 200 << 20]).await;
+    let lines = daemon.client.lines::<VerifyLine>(Method::POST, "/v1/store/verify").await.unwrap();
+    let stopped = tokio::time::Instant::now();
+    daemon.node.stop(PATIENCE).await.unwrap();
+    assert!(stopped.elapsed() < PATIENCE / 2, "the end waited for the verification");
+    drop(lines);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,8 @@ use axum::{
     extract::{Query, State},
     response::Response,
 };
-use futures::stream;
-use tokio::sync::mpsc;
+use futures::{StreamExt, stream};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     ErrorCode, Failure, GcDone, PinRequest, PinRow, ProvideRequest, Reference, Unpinned,
@@ -16,18 +16,18 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    node::{Node, NodeError, Pin, Strategy},
+    node::{DownloadError, Node, NodeError, Pin},
+    tasks,
 };
 
-/// Progress lines that may wait for a slow client before the verification waits too.
+/// Progress lines that may wait for a slow client.
 const PROGRESS_LINES: usize = 16;
 
 /// A line for each so many bytes is enough for a smooth bar.
 const PROGRESS_STEP: u64 = 8 << 20;
 
 pub(super) async fn pins(State(app): State<App>) -> Result<Json<Vec<PinRow>>, Failure> {
-    let row = |pin: Pin| PinRow { cid: pin.root, name: pin.name };
-    Ok(Json(app.node.store().pins()?.into_iter().map(row).collect()))
+    Ok(Json(app.node.pins()?.into_iter().map(PinRow::from).collect()))
 }
 
 /// Pins and waits until everything is here; a client that leaves does not end the fetching.
@@ -36,11 +36,21 @@ pub(super) async fn pin(
     Json(request): Json<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
     let root = target(&app.node, &request.id).await?;
-    app.node.store().pin(Pin { root, name: request.name.clone() })?;
-    let engine = app.node.engine().clone();
-    let fetch = async move { engine.fetch(&root, Strategy::RarestFirst).await };
-    joined(app.node.tasks().spawn("pin", fetch).await)??;
-    Ok(Json(PinRow { cid: root, name: request.name }))
+    let pin = Pin { root, name: request.name };
+    pinned(&app.node, pin.clone()).await?;
+    Ok(Json(PinRow { cid: root, name: pin.name, complete: true }))
+}
+
+/// Pins and fetches in a task of its own, which ends with the node.
+pub(super) async fn pinned(node: &Node, pin: Pin) -> Result<(), Failure> {
+    let (inside, cancelled) = (node.clone(), node.tasks().cancelled());
+    let fetch = async move {
+        tokio::select! {
+            fetched = inside.pin(pin) => fetched,
+            () = cancelled => Err(DownloadError::Closed.into()),
+        }
+    };
+    Ok(joined(node.tasks().spawn("pin", fetch).await)??)
 }
 
 pub(super) async fn unpin(
@@ -48,7 +58,7 @@ pub(super) async fn unpin(
     Query(query): Query<Target>,
 ) -> Result<Json<Unpinned>, Failure> {
     let root = target(&app.node, &query.id).await?;
-    Ok(Json(Unpinned { removed: app.node.store().unpin(&root)? }))
+    Ok(Json(Unpinned { removed: app.node.unpin(&root)? }))
 }
 
 pub(super) async fn provide(
@@ -70,30 +80,39 @@ pub(super) async fn gc(State(app): State<App>) -> Result<Json<GcDone>, Failure> 
     Ok(Json(GcDone { objects: report.objects, nodes: report.nodes, bytes: report.bytes }))
 }
 
-pub(super) async fn verify(State(app): State<App>) -> Response {
+/// Verifies on a thread that nobody waits for: it ends when the store is closed under it. A client that does not read
+/// on misses news of the progress and holds nothing up; one that leaves does not end the verification, since what is
+/// wrong is to be withdrawn.
+pub(super) async fn verify(State(app): State<App>) -> Result<Response, Failure> {
     let (to_client, lines) = mpsc::channel(PROGRESS_LINES);
+    let (finish, finished) = oneshot::channel();
     let store = app.node.store().clone();
-    app.node.tasks().blocking("verify", move || {
+    let work = move || {
         let mut told = 0;
         let report = store.verify(&mut |done, total| {
             if done.saturating_sub(told) >= PROGRESS_STEP {
                 told = done;
-                // A client that left does not end the verification: what is wrong is to be withdrawn.
-                let _ = to_client.blocking_send(VerifyLine::Progress { done, total });
+                let _ = to_client.try_send(VerifyLine::Progress { done, total });
             }
         });
-        let last = match report {
+        // The progress ends before the last line.
+        drop(to_client);
+        let _ = finish.send(match report {
             Ok(report) => {
                 VerifyLine::Report { blocks: report.blocks, bytes: report.bytes, bad: report.bad }
             }
             Err(error) => VerifyLine::Failed(error.into()),
-        };
-        let _ = to_client.blocking_send(last);
-    });
-    ndjson(stream::unfold(lines, |mut lines| async move {
+        });
+    };
+    tasks::outliving("verify", work)
+        .map_err(|error| Failure { code: ErrorCode::Internal, message: error.to_string() })?;
+    let progress = stream::unfold(lines, |mut lines| async move {
         let line = lines.recv().await?;
         Some((line_of(&line), lines))
-    }))
+    });
+    let last = stream::once(finished).filter_map(|last| async { last.ok().map(|l| line_of(&l)) });
+    let cancelled = Box::pin(app.node.tasks().cancelled());
+    Ok(ndjson(progress.chain(last).take_until(cancelled)))
 }
 
 /// The id that `ID[/path]` leads to; without a path nobody is asked.

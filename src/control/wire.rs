@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     content::{ContentId, NodeKind},
-    node::{PeerInfo, Resolved},
+    node::{PinState, Resolved},
 };
+
+/// Trailer behind bytes that broke off: the [`Failure`] as JSON.
+pub(super) const FAILURE: &str = "chiral-failure";
 
 /// Answer to `id`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,41 +35,42 @@ pub struct Connected {
     pub peer_id: String,
 }
 
-/// A connected peer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Its id.
-    pub peer_id: String,
-    /// The address it is connected by.
-    pub address: String,
-    /// What it calls itself, once identified.
-    pub agent: Option<String>,
-    /// Round trip of the last ping in milliseconds.
-    pub rtt_ms: Option<f64>,
-    /// Block bytes received from it.
-    pub received: u64,
-    /// Block bytes sent to it.
-    pub sent: u64,
-}
-
-impl From<PeerInfo> for Peer {
-    fn from(peer: PeerInfo) -> Self {
-        Self {
-            peer_id: peer.peer.to_string(),
-            address: peer.address.to_string(),
-            agent: peer.agent,
-            rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
-            received: peer.received,
-            sent: peer.sent,
-        }
-    }
-}
-
 /// Asks to publish a path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AddRequest {
-    /// Absolute path of a file or directory that the daemon can read.
+    /// Absolute path of a file or directory that the daemon can read. One that is no text goes as its bytes.
+    #[serde(with = "path")]
     pub path: PathBuf,
+}
+
+/// A path as text, or as a list of bytes where it is none.
+mod path {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => text.serialize(to),
+            None => path.as_os_str().as_encoded_bytes().serialize(to),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<std::path::PathBuf, D::Error> {
+        Ok(match Written::deserialize(from)? {
+            Written::Text(text) => text.into(),
+            Written::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
 }
 
 /// What was published.
@@ -165,6 +169,14 @@ pub struct PinRow {
     pub cid: ContentId,
     /// A name for people.
     pub name: String,
+    /// Whether all of it is here; else it is being fetched.
+    pub complete: bool,
+}
+
+impl From<PinState> for PinRow {
+    fn from(PinState { pin, complete }: PinState) -> Self {
+        Self { cid: pin.root, name: pin.name, complete }
+    }
 }
 
 /// Answer to `pin rm`.

@@ -4,10 +4,11 @@
 use std::{ffi::OsStr, path::Path, sync::Arc, time::SystemTime};
 
 use fuser::{
-    BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use tokio::sync::watch;
 
@@ -17,9 +18,12 @@ use super::{
     interrupt::Interrupts,
     mount::Capabilities,
     open::Wanted,
-    reply::{errno, file_type, send_attr, send_empty, send_found, send_xattr, time},
-    semantics::{Fs, STATFS_BLOCK},
-    upload::{Caller, Place},
+    reply::{
+        errno, send_attr, send_bytes, send_empty, send_found, send_listing, send_offset,
+        send_space, send_written, send_xattr,
+    },
+    request::{caller, place, time},
+    semantics::Fs,
 };
 use crate::node::SetAttr;
 
@@ -43,14 +47,6 @@ impl Adapter {
     fn fs(&self) -> &Arc<Fs> {
         &self.shared.fs
     }
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
-}
-
-fn place(parent: INodeNo, name: &OsStr) -> Place<'_> {
-    Place { parent: parent.0, name }
 }
 
 impl Filesystem for Adapter {
@@ -118,12 +114,7 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         guarded("readlink", || {
-            self.shared.settle("readlink", request, self.fs().readlink(ino.0), |outcome| {
-                match outcome {
-                    Ok(target) => reply.data(&target),
-                    Err(e) => reply.error(errno(e)),
-                }
-            });
+            self.shared.settle("readlink", request, self.fs().readlink(ino.0), send_bytes(reply));
         });
     }
 
@@ -252,12 +243,8 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         guarded("read", || {
-            self.shared.settle("read", request, self.fs().read(fh.0, offset, size), |outcome| {
-                match outcome {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(e) => reply.error(errno(e)),
-                }
-            });
+            let answer = self.fs().read(fh.0, offset, size);
+            self.shared.settle("read", request, answer, send_bytes(reply));
         });
     }
 
@@ -274,13 +261,8 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         guarded("write", || {
-            self.shared.settle("write", request, self.fs().write(fh.0, offset, data), |outcome| {
-                match outcome {
-                    // A request holds at most 16 MiB.
-                    Ok(len) => reply.written(u32::try_from(len).unwrap_or(u32::MAX)),
-                    Err(e) => reply.error(errno(e)),
-                }
-            });
+            let answer = self.fs().write(fh.0, offset, data);
+            self.shared.settle("write", request, answer, send_written(reply));
         });
     }
 
@@ -365,20 +347,10 @@ impl Filesystem for Adapter {
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
         guarded("readdir", || {
-            let listing = match self.fs().readdir(fh.0, offset) {
-                Ok(listing) => listing,
-                Err(e) => return reply.error(errno(e)),
-            };
-            let from = usize::try_from(offset).unwrap_or(usize::MAX);
-            for (next, entry) in (offset + 1..).zip(listing.entries.iter().skip(from)) {
-                if reply.add(INodeNo(entry.ino), next, file_type(entry.shape), &entry.name) {
-                    break;
-                }
-            }
-            reply.ok();
+            send_listing(reply, offset)(self.fs().readdir(fh.0, offset));
         });
     }
 
@@ -397,22 +369,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        guarded("statfs", || match self.fs().statfs() {
-            Ok(space) => {
-                let (free, files) = (space.free, space.files);
-                reply.statfs(
-                    space.blocks,
-                    free,
-                    free,
-                    files,
-                    u64::MAX >> 1,
-                    STATFS_BLOCK,
-                    255,
-                    STATFS_BLOCK,
-                );
-            }
-            Err(e) => reply.error(errno(e)),
-        });
+        guarded("statfs", || send_space(reply)(self.fs().statfs()));
     }
 
     fn setxattr(
@@ -481,11 +438,39 @@ impl Filesystem for Adapter {
     ) {
         guarded("lseek", || {
             let answer = self.fs().lseek(fh.0, offset, whence);
-            self.shared.settle("lseek", request, answer, |outcome| match outcome {
-                Ok(offset) => reply.offset(offset),
-                Err(e) => reply.error(errno(e)),
-            });
+            self.shared.settle("lseek", request, answer, send_offset(reply));
         });
+    }
+
+    /// The kernel copies by reading and writing. The library's own answer would be logged as a fault.
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _from: INodeNo,
+        _from_fh: FileHandle,
+        _from_offset: u64,
+        _to: INodeNo,
+        _to_fh: FileHandle,
+        _to_offset: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    /// As with copies: what is not answered as unknown is logged.
+    fn poll(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     /// No ioctl is known here; the library's own answer would be logged as a fault each time.

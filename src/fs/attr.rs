@@ -83,7 +83,12 @@ impl Owner {
             Shape::Symlink => 0o777,
         });
         let mtime = mtime.and_then(time).unwrap_or(UNIX_EPOCH);
-        let ttl = if shape != Shape::File || complete { FOREVER } else { SECOND };
+        // Also a complete file may be evicted one day, and take no blocks then.
+        let ttl = match shape {
+            Shape::File if complete => HOUR,
+            Shape::File => SECOND,
+            Shape::Directory | Shape::Symlink => FOREVER,
+        };
         let size = if shape == Shape::Directory { 0 } else { resolved.size };
         Attr {
             size,
@@ -179,7 +184,9 @@ mod tests {
     fn attributes_are_kept_for_long_only_when_they_cannot_change() {
         let file = resolved(NodeKind::File, 5, Metadata::default());
         assert_eq!(OWNER.content(20, &file, 0, false).ttl, SECOND);
-        assert_eq!(OWNER.content(20, &file, 4096, true).ttl, FOREVER);
+        assert_eq!(OWNER.content(20, &file, 4096, true).ttl, HOUR);
+        let directory = resolved(NodeKind::Directory, 0, Metadata::default());
+        assert_eq!(OWNER.content(20, &directory, 0, false).ttl, FOREVER);
         assert_eq!(OWNER.placeholder(20, Shape::Directory).ttl, Duration::ZERO);
     }
 

@@ -65,7 +65,7 @@ impl File {
             }
             Self::Status => json(&node.status().map_err(|e| of_node(&e, During::Read))?).map(Some),
             Self::Transfers => json(&node.engine().transfers()).map(Some),
-            Self::Peers => json(&node.net().peers()).map(Some),
+            Self::Peers => json(&node.peers()).map(Some),
             Self::Events => Ok(None),
         }
     }

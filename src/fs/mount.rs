@@ -125,7 +125,7 @@ impl Capabilities {
             // Backing files lie on an ordinary filesystem, none that is stacked itself.
             && config.set_max_stack_depth(1).is_ok();
         if !offered {
-            tracing::info!(
+            tracing::warn!(
                 "this kernel has no FUSE passthrough; files are copied through the daemon"
             );
         }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     content::ByteRange,
-    node::{FileHandle, OpenFlags, ReaderId, SetAttr, UploadHandle, UploadIno},
+    node::{FileHandle, OpenFlags, ReaderId, SetAttr, UploadHandle, UploadIno, UploadState},
 };
 
 /// A file that was opened below and is waiting for the mode that the kernel is to use.
@@ -219,10 +219,15 @@ impl Fs {
                 released(*ino, *mode);
                 file.close_reader(*reader);
             }
-            Handle::Upload { ino, handle, mode, .. } => {
+            Handle::Upload { ino, upload, handle, mode, .. } => {
                 released(*ino, *mode);
                 let (uploads, handle) = (self.node.uploads().clone(), *handle);
-                // A commit of this file may be under way, which takes as long as its disk does.
+                // A commit of this file may be under way, which takes as long as its disk does. While a file is
+                // written there is none, and whoever looks at it right after its close is to find it closed.
+                if matches!(uploads.state(*upload), Ok(UploadState::Writing)) {
+                    uploads.release(handle);
+                    return Answer::ok(());
+                }
                 return Answer::blocking(move || {
                     uploads.release(handle);
                     Ok(())

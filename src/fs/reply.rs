@@ -1,14 +1,21 @@
 //! Outcomes as the FUSE library's replies.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use fuser::{
-    FileAttr, FileType, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
-    TimeOrNow,
+    FileAttr, FileType, Generation, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use nix::errno::Errno;
 
-use super::{answer::Outcome, attr::Attr, lookup::Found, tree::Shape};
+use super::{
+    answer::Outcome,
+    attr::Attr,
+    dir::Listing,
+    lookup::Found,
+    semantics::{STATFS_BLOCK, Space},
+    tree::Shape,
+};
 
 /// Inode numbers are never given to something else.
 pub(super) const GENERATION: Generation = Generation(0);
@@ -45,16 +52,60 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-pub(super) fn time(time: TimeOrNow) -> SystemTime {
-    match time {
-        TimeOrNow::SpecificTime(time) => time,
-        TimeOrNow::Now => SystemTime::now(),
-    }
-}
-
 pub(super) fn send_empty(reply: ReplyEmpty) -> impl FnOnce(Outcome<()>) + Send {
     move |outcome| match outcome {
         Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+pub(super) fn send_bytes<T: AsRef<[u8]>>(reply: ReplyData) -> impl FnOnce(Outcome<T>) + Send {
+    move |outcome| match outcome {
+        Ok(bytes) => reply.data(bytes.as_ref()),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+pub(super) fn send_written(reply: ReplyWrite) -> impl FnOnce(Outcome<usize>) + Send {
+    move |outcome| match outcome {
+        // A request holds at most 16 MiB.
+        Ok(len) => reply.written(u32::try_from(len).unwrap_or(u32::MAX)),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+pub(super) fn send_offset(reply: ReplyLseek) -> impl FnOnce(Outcome<i64>) + Send {
+    move |outcome| match outcome {
+        Ok(offset) => reply.offset(offset),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+/// As many entries from `offset` on as there is room for.
+pub(super) fn send_listing(
+    mut reply: ReplyDirectory,
+    offset: u64,
+) -> impl FnOnce(Outcome<Arc<Listing>>) {
+    move |outcome| {
+        let listing = match outcome {
+            Ok(listing) => listing,
+            Err(e) => return reply.error(errno(e)),
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (next, entry) in (offset + 1..).zip(listing.entries.iter().skip(from)) {
+            if reply.add(INodeNo(entry.ino), next, file_type(entry.shape), &entry.name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+}
+
+pub(super) fn send_space(reply: ReplyStatfs) -> impl FnOnce(Outcome<Space>) {
+    move |outcome| match outcome {
+        Ok(Space { blocks, free, files, files_free }) => {
+            reply.statfs(blocks, free, free, files, files_free, STATFS_BLOCK, 255, STATFS_BLOCK);
+        }
         Err(e) => reply.error(errno(e)),
     }
 }

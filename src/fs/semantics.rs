@@ -20,7 +20,9 @@ use crate::node::{Node, PublishError, Resolved, SetAttr, UploadIno, Uploads};
 pub(super) struct Space {
     pub(super) blocks: u64,
     pub(super) free: u64,
+    /// Inodes of the disk below, which is what limits them; 0 where it has no such limit.
     pub(super) files: u64,
+    pub(super) files_free: u64,
 }
 
 /// Unit of [`Space`]; what every Linux filesystem uses.
@@ -108,10 +110,12 @@ impl Fs {
     pub(super) fn statfs(&self) -> Outcome<Space> {
         let stats = self.node.store().stats().map_err(|e| super::errno::of_store(&e))?;
         let block = u64::from(STATFS_BLOCK);
+        let disk = nix::sys::statvfs::statvfs(self.node.store().dir())?;
         Ok(Space {
             blocks: stats.capacity / block,
             free: stats.available / block,
-            files: stats.objects,
+            files: disk.files(),
+            files_free: disk.files_available(),
         })
     }
 

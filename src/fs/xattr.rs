@@ -6,13 +6,13 @@ use nix::errno::Errno;
 
 use super::{
     answer::{Answer, Outcome},
-    errno::of_known,
+    errno::{During, of_known, of_node},
     semantics::{Fs, known},
     tree::{Content, Ino, Shape, What},
 };
 use crate::{
     content::ContentId,
-    node::{Node, Resolved, UploadIno, UploadKind, UploadState},
+    node::{Here, Node, UploadIno, UploadKind, UploadState},
 };
 
 /// One of chiral's own attributes.
@@ -26,9 +26,16 @@ enum Attribute {
     State,
 }
 
-/// Names that are listed; Kubo's `ipfs.cid` is answered too.
-const NAMES: [&str; 5] =
-    ["user.chiral.cid", "user.chiral.size", "user.chiral.cached", "user.chiral.state", "ipfs.cid"];
+/// Names that are listed. Kubo's `ipfs.cid` is answered too, but programs that copy all that is listed (rsync -X) would
+/// fail on it: no other filesystem takes attributes of that namespace.
+const NAMES: [&str; 4] =
+    ["user.chiral.cid", "user.chiral.size", "user.chiral.cached", "user.chiral.state"];
+
+/// Whether an attribute is one of chiral's own that programs find listed. They also set it on copies, or remove it from
+/// them; both has no effect and is no failure.
+pub(super) fn is_listed(name: &str) -> bool {
+    NAMES.contains(&name)
+}
 
 impl Attribute {
     fn named(name: &OsStr) -> Option<Self> {
@@ -67,9 +74,17 @@ impl Fs {
         let own = NAMES.map(str::to_owned);
         let names: Vec<String> = match self.what(ino)? {
             What::Upload(upload) => {
-                let set = known(self.node.uploads().listxattr(upload))?;
-                own.into_iter().chain(set).collect()
+                let uploads = self.node.uploads();
+                let set = known(uploads.listxattr(upload))?;
+                match known(uploads.getattr(upload))?.kind {
+                    UploadKind::Symlink => set,
+                    UploadKind::File | UploadKind::Directory => {
+                        own.into_iter().chain(set).collect()
+                    }
+                }
             }
+            // The kernel gives no attribute of the user's namespace of a symbolic link.
+            What::Content(content) if content.shape == Shape::Symlink => Vec::new(),
             What::Content(_) => own.into(),
             What::Root | What::Ipfs | What::Control | What::ControlFile(_) => Vec::new(),
         };
@@ -91,8 +106,16 @@ impl Fs {
                 Answer::Now(cached.map(|cached| cached.to_string().into()))
             }
             Attribute::State => {
-                let resolved = self.node.resolve_now(&content.id).and_then(Result::ok);
-                Answer::Now(state(&self.node, content, resolved.as_deref()).map(Into::into))
+                let (node, id) = (self.node.clone(), content.id);
+                // A directory is as complete as all that is below it, which may be much to look at.
+                Answer::blocking(move || {
+                    let state = match node.here(&id).map_err(|e| of_node(&e, During::Lookup))? {
+                        Here::Nothing => "remote",
+                        Here::Part => "partial",
+                        Here::All => "complete",
+                    };
+                    Ok(state.into())
+                })
             }
         }
     }
@@ -144,17 +167,4 @@ fn cached(node: &Node, id: &ContentId) -> Outcome<u64> {
     }
     let object = node.store().object(id).map_err(|e| super::errno::of_store(&e))?;
     Ok(object.map_or(0, |object| object.present().bytes()))
-}
-
-fn state(node: &Node, content: &Content, resolved: Option<&Resolved>) -> Outcome<&'static str> {
-    let Some(resolved) = resolved else { return Ok("remote") };
-    if content.shape != Shape::File || resolved.size == 0 {
-        return Ok("complete");
-    }
-    let cached = cached(node, &content.id)?;
-    Ok(match cached {
-        0 => "remote",
-        _ if cached < resolved.size => "partial",
-        _ => "complete",
-    })
 }

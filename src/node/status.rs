@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Node, NodeError};
+use super::{Node, NodeError, PeerInfo};
 
 /// What `chiral status` and `.chiral/status.json` tell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +44,42 @@ pub struct StoreStatus {
     pub available: u64,
 }
 
+/// A connected peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id.
+    pub peer_id: String,
+    /// The address it is connected by.
+    pub address: String,
+    /// What it calls itself, once identified.
+    pub agent: Option<String>,
+    /// Round trip of the last ping in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Block bytes received from it.
+    pub received: u64,
+    /// Block bytes sent to it.
+    pub sent: u64,
+}
+
+impl From<PeerInfo> for Peer {
+    fn from(peer: PeerInfo) -> Self {
+        Self {
+            peer_id: peer.peer.to_string(),
+            address: peer.address.to_string(),
+            agent: peer.agent,
+            rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+            received: peer.received,
+            sent: peer.sent,
+        }
+    }
+}
+
 impl Node {
+    /// The peers that are connected.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.net().peers().into_iter().map(Peer::from).collect()
+    }
+
     /// The state of the node; never waits for the network.
     ///
     /// # Errors

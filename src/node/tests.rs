@@ -14,7 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// 600,000 bytes make a file of three leaves below a root.
 const BIG: usize = 600_000;
 
-fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeOptions {
+/// A node of its own network, with everything in `dir`.
+pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeOptions {
     NodeOptions {
         store: StoreOptions { dir: dir.to_owned(), cache_limit: Some(1 << 30), min_free: 0 },
         net: NetOptions {
@@ -151,4 +152,18 @@ async fn a_node_reads_from_another_what_that_one_published() {
     reader.inner.cache.clear();
     expect_tree(&reader, &root).await;
     reader.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_complete_when_all_below_it_is_here() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (node, empty) = (offline(dir.path()).await, offline(other.path()).await);
+    let root = publish(&node).await;
+    assert_eq!(node.here(&root).unwrap(), Here::All);
+    assert_eq!(empty.here(&root).unwrap(), Here::Nothing);
+    empty.store().put_node(&node.store().block(&root).unwrap().unwrap()).unwrap();
+    assert_eq!(empty.here(&root).unwrap(), Here::Part);
+    for node in [node, empty] {
+        node.stop(PATIENCE).await.unwrap();
+    }
 }

@@ -70,6 +70,50 @@ fn a_file_is_put_into_a_folder_that_is_there_and_has_the_usual_mode() {
 }
 
 #[test]
+fn what_breaks_off_in_the_middle_ends_with_code_three_and_leaves_nothing() {
+    let publisher = Daemon::start(&Setup::default());
+    fs::write(publisher.path("upload/file"), noise(30_000_000, 52)).unwrap();
+    let cid = publisher.cid("upload/file");
+    let config = "[download]\nlookup_timeout = \"2s\"\n".to_owned();
+    let daemon = Daemon::start_far_from_with(&publisher, 4_000_000, config);
+    let folder = daemon.scratch().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let start = |command: &str, more: &[&Path]| {
+        Command::new(env!("CARGO_BIN_EXE_chiral"))
+            .args([command, &cid])
+            .args(more)
+            .env("CHIRAL_DATA_DIR", daemon.data())
+            .stdout(fs::File::create(daemon.scratch().join(command)).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let commands = [start("get", &[Path::new("-o"), &folder.join("file")]), start("cat", &[])];
+    eventually("the first bytes", || {
+        let part = fs::metadata(folder.join(names(&folder).pop()?)).ok()?;
+        let printed = fs::metadata(daemon.scratch().join("cat")).ok()?;
+        (part.len() > 0 && printed.len() > 0).then_some(())
+    });
+    drop(publisher.kill());
+    for mut command in commands {
+        let status = eventually("the end", || command.try_wait().unwrap());
+        assert_eq!(status.code(), Some(3));
+    }
+    assert_eq!(names(&folder), Vec::<String>::new());
+}
+
+#[test]
+fn nothing_is_printed_from_the_end_on() {
+    let daemon = Daemon::start(&Setup::default());
+    fs::write(daemon.path("upload/file"), "text").unwrap();
+    let cid = daemon.cid("upload/file");
+    let cat = |offset| daemon.chiral(&["cat", &cid, "--offset", offset]);
+    assert_eq!((cat("3").stdout.as_slice(), cat("3").status.code()), (&b"t"[..], Some(0)));
+    assert_eq!((cat("4").stdout.as_slice(), cat("4").status.code()), (&b""[..], Some(0)));
+    assert_eq!(cat("5").status.code(), Some(1));
+}
+
+#[test]
 fn a_get_that_is_interrupted_leaves_nothing_half_written() {
     let publisher = Daemon::start(&Setup::default());
     fs::write(publisher.path("upload/file"), noise(30_000_000, 51)).unwrap();

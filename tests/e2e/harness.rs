@@ -35,6 +35,13 @@ pub(crate) struct Daemon {
     scratch: TempDir,
 }
 
+/// Says loudly that something was not tested, because the machine lacks what could be installed. With
+/// `CHIRAL_REQUIRE_ALL=1`, which `scripts/test` sets when it has installed all, that is a failure.
+pub(crate) fn skipped(why: &str) {
+    assert!(std::env::var_os("CHIRAL_REQUIRE_ALL").is_none_or(|set| set != "1"), "{why}");
+    eprintln!("SKIPPED: {why}");
+}
+
 /// Waits until `done` gives something; fails the test when it never does.
 pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -116,13 +123,18 @@ impl Daemon {
 
     /// The same with a line to `peer` that passes `rate` bytes per second.
     pub(crate) fn start_far_from(peer: &Daemon, rate: u32) -> Self {
+        Self::start_far_from_with(peer, rate, String::new())
+    }
+
+    /// The same with a configuration file of its own.
+    pub(crate) fn start_far_from_with(peer: &Daemon, rate: u32, config: String) -> Self {
         let address = peer.addresses().into_iter().find(|a| a.contains("/tcp/")).unwrap();
         let (host, rest) = address.split_once("/tcp/").unwrap();
         let (port, id) = rest.split_once('/').unwrap();
         let line = slow_line((Ipv4Addr::LOCALHOST, port.parse().unwrap()).into(), rate);
         let setup = Setup {
             args: vec!["--peer".to_owned(), format!("{host}/tcp/{}/{id}", line.port())],
-            ..Setup::default()
+            config,
         };
         let daemon = Self::start(&setup);
         eventually("the connection", || (!daemon.peers().is_empty()).then_some(()));

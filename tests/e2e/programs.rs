@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::harness::{Daemon, Setup, sh};
+use crate::harness::{Daemon, Setup, sh, skipped};
 
 /// Runs a script in the scratch folder of a daemon in each mode; the mount is `mnt` there.
 fn in_both_modes(script: &str) {
@@ -17,11 +17,11 @@ fn started(passthrough: bool) -> Daemon {
     Daemon::start(&Setup { config, ..Setup::default() })
 }
 
-/// Whether a program that a machine need not have is there; says so loudly when not.
+/// Whether a program that a machine need not have is there; says so loudly when not. `scripts/test` installs them all.
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("-version").output().is_ok();
     if !found {
-        eprintln!("SKIPPED: there is no {program} on this machine, it was not tried on the mount");
+        skipped(&format!("there is no {program} on this machine, it was not tried on the mount"));
     }
     found
 }
@@ -39,6 +39,31 @@ fn rsync_copies_updates_in_place_and_finds_nothing_left_to_do() {
         getfattr --only-values -n user.chiral.cid mnt/upload/tree/a/big
         cid=$(getfattr --only-values -n user.chiral.cid mnt/upload/tree)
         test -z "$(rsync -rl --checksum --delete --itemize-changes --dry-run "mnt/$cid/" src/ | grep '^[<>*]')"
+        "#,
+    );
+}
+
+#[test]
+fn attributes_are_copied_out_of_the_mount_into_it_and_within_it() {
+    in_both_modes(
+        r#"
+        mkdir -p src/sub; echo text > src/sub/file; setfattr -n user.note -v kept src/sub/file; ln -s file src/sub/link
+        rsync -aX src/ mnt/upload/tree/; rsync -aX src/ mnt/upload/tree/
+        test "$(getfattr --only-values -n user.note mnt/upload/tree/sub/file)" = kept
+        # The kernel tells of a close a moment later; files are waited for.
+        getfattr -n user.chiral.cid mnt/upload/tree/sub/file
+        cid=$(getfattr --only-values -n user.chiral.cid mnt/upload/tree)
+        rsync -rlX "mnt/$cid/" out1/; cp -a "mnt/$cid" out2; cp -r --preserve=xattr "mnt/$cid" out3; tar -C mnt --xattrs -cf out.tar "$cid"
+        diff -r --no-dereference src out1; diff -r --no-dereference src out2; diff -r --no-dereference src out3
+        rsync -rlX "mnt/$cid/" mnt/upload/copy1/; cp -a "mnt/$cid" mnt/upload/copy2; rsync -aX mnt/upload/tree/ mnt/upload/copy3/
+        cp -r --preserve=xattr mnt/upload/tree mnt/upload/copy4
+        for n in 1 2 3 4; do getfattr -n user.chiral.cid mnt/upload/copy$n/sub/file; test "$(getfattr --only-values -n user.chiral.cid mnt/upload/copy$n)" = "$cid"; done
+        test "$(getfattr --only-values -n ipfs.cid mnt/upload/copy1)" = "$cid"
+        # It is told, not kept: a changed file has another one.
+        echo more >> mnt/upload/copy1/sub/file
+        getfattr -n user.chiral.cid mnt/upload/copy1/sub/file
+        setfattr -n user.chiral.cid -v "$cid" mnt/upload/copy1
+        test "$(getfattr --only-values -n user.chiral.cid mnt/upload/copy1)" != "$cid"
         "#,
     );
 }
@@ -114,6 +139,39 @@ with open("mnt/upload/mapped", "w+b") as file:
 cid = os.getxattr("mnt/upload/mapped", "user.chiral.cid").decode()
 with open(f"mnt/{cid}", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
     assert view.find(b"Jello") == 500_000 and len(view) == 1 << 20
+END"#,
+    );
+}
+
+#[test]
+fn files_are_sent_without_a_copy_through_the_program() {
+    in_both_modes(
+        r#"python3 - <<'END'
+import os, socket, threading
+content = os.urandom(3_000_000)
+with open("mnt/upload/sent", "wb") as file:
+    file.write(content)
+cid = os.getxattr("mnt/upload/sent", "user.chiral.cid").decode()
+for path in f"mnt/{cid}", "mnt/upload/sent":
+    near, far = socket.socketpair()
+    got = bytearray()
+    def receive():
+        while piece := far.recv(1 << 16):
+            got.extend(piece)
+    thread = threading.Thread(target=receive)
+    thread.start()
+    with open(path, "rb") as file:
+        at = 0
+        while count := os.sendfile(near.fileno(), file.fileno(), at, 1 << 20):
+            at += count
+    near.close()
+    thread.join()
+    assert got == content, path
+    # From file to file, as cp and shutil do it.
+    with open(path, "rb") as file, open("copy", "wb") as copy:
+        while os.sendfile(copy.fileno(), file.fileno(), None, 1 << 20):
+            pass
+    assert open("copy", "rb").read() == content, path
 END"#,
     );
 }

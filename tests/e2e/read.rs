@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::FileExt};
 
+use chiral::content::{Block, DirectoryBuilder, ImportParams, Metadata};
+
 use crate::harness::{Daemon, Setup, noise, sh};
 
 #[test]
@@ -54,6 +56,40 @@ fn a_file_of_many_leaves_is_read_whole_by_seeks_and_again_offline() {
     let reader = Daemon::start_in(reader.stop(), &Setup::default());
     assert!(fs::read(reader.path(&cid)).unwrap() == content);
     assert!(reader.chiral(&["store", "verify"]).status.success());
+}
+
+#[test]
+fn a_sharded_directory_is_listed_and_searched_on_another_node() {
+    // Names that are long enough for Kubo's limit of 256 KiB, above which a directory is sharded.
+    let name = |n: usize| format!("{n:04}{}", "x".repeat(200));
+    let content = |n: usize| format!("file {n}");
+    let mut builder = DirectoryBuilder::new(ImportParams::DEFAULT);
+    let publisher = Daemon::start(&Setup::default());
+    let tree = publisher.path("upload/tree");
+    fs::create_dir(&tree).unwrap();
+    for n in 0..1500 {
+        fs::write(tree.join(name(n)), content(n)).unwrap();
+        let block = Block::raw(content(n).into());
+        builder.add(&name(n), *block.cid(), block.data().len() as u64);
+    }
+    let built = builder.finish(Metadata::default());
+    assert!(built.nodes.len() > 100, "it is not sharded");
+    let cid = publisher.cid("upload/tree");
+    assert_eq!(cid, built.root.to_string());
+
+    let reader = Daemon::start_beside(&publisher, &Setup::default());
+    // One name is found without the whole listing.
+    let one = reader.path(&cid).join(name(777));
+    assert_eq!(fs::read_to_string(one).unwrap(), content(777));
+    let absent = fs::metadata(reader.path(&cid).join("absent")).unwrap_err();
+    assert_eq!(absent.kind(), std::io::ErrorKind::NotFound);
+    let listed = fs::read_dir(reader.path(&cid)).unwrap();
+    let mut listed: Vec<_> =
+        listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    listed.sort();
+    assert_eq!(listed, (0..1500).map(name).collect::<Vec<_>>());
+    let script = format!("diff -r '{}' mnt/{cid}", publisher.path("upload/tree").display());
+    sh(&script, reader.scratch());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -25,40 +25,73 @@ fn names_that_are_no_ids_are_absent_at_once() {
     assert!(start.elapsed() < Duration::from_secs(10));
 }
 
+/// How long somebody waits for what nobody has.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
 #[test]
 fn an_id_that_nobody_has_ends_in_a_timeout_and_harms_nobody_else() {
-    let setup =
-        Setup { config: "[download]\nlookup_timeout = \"3s\"\n".into(), ..Setup::default() };
-    let daemon = Daemon::start(&setup);
+    let config = format!("[download]\nlookup_timeout = \"{}s\"\n", LOOKUP_TIMEOUT.as_secs());
+    let daemon = Daemon::start(&Setup { config, ..Setup::default() });
     fs::write(daemon.path("upload/here"), noise(100_000, 5)).unwrap();
     let here = daemon.cid("upload/here");
+    let since = Instant::now();
     let dead: Vec<_> =
         (0..20).map(|_| Command::new("cat").arg(daemon.path(NOWHERE)).spawn().unwrap()).collect();
     fs::File::create(daemon.path("x")).unwrap_err();
     fs::create_dir(daemon.path("upload/dir")).unwrap();
     assert_eq!(fs::read(daemon.path(&here)).unwrap().len(), 100_000);
     assert!(fs::read_dir(daemon.path("")).unwrap().count() > 2);
+    assert!(since.elapsed() < LOOKUP_TIMEOUT, "somebody waited for those that wait");
     for mut reader in dead {
         assert!(!eventually("the timeout", || reader.try_wait().unwrap()).success());
     }
+    // Not before the limit, which all of them shared, and not long after it.
+    let took = since.elapsed();
+    assert!(took >= LOOKUP_TIMEOUT && took < LOOKUP_TIMEOUT * 3, "{took:?}");
+    let since = Instant::now();
     let error = fs::metadata(daemon.path(NOWHERE)).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(nix::libc::ETIMEDOUT));
+    assert!(since.elapsed() < LOOKUP_TIMEOUT * 2, "{:?}", since.elapsed());
+}
+
+/// Whether a process waits for an answer of a FUSE daemon.
+fn waits_for_fuse(pid: nix::unistd::Pid) -> bool {
+    let wait = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    wait.contains("request_wait_answer") || wait.contains("fuse")
 }
 
 #[test]
 fn a_reader_that_waits_can_be_killed() {
-    let daemon = Daemon::start(&Setup::default());
-    for signal in [Signal::SIGINT, Signal::SIGKILL] {
-        let mut reader = Command::new("cat").arg(daemon.path(NOWHERE)).spawn().unwrap();
-        let pid = nix::unistd::Pid::from_raw(reader.id().cast_signed());
-        eventually("the wait", || {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-            matches!(stat.rsplit(") ").next().unwrap().chars().next(), Some('D' | 'S'))
-                .then_some(())
-        });
-        kill(pid, signal).unwrap();
-        let status = eventually("the end", || reader.try_wait().unwrap());
-        assert!(!status.success());
+    // Far longer than the test waits: nothing but the signal ends these calls.
+    let config = "[download]\nlookup_timeout = \"300s\"\n".to_owned();
+    let daemon = Daemon::start(&Setup { config, ..Setup::default() });
+    let path = daemon.path(NOWHERE).display().to_string();
+    let calls: [(&str, &[&str]); 6] = [
+        ("cat", &[&path]),
+        ("stat", &[&path]),
+        ("ls", &["-la", &path]),
+        // Opens it itself, and does nothing else with it.
+        ("bash", &["-c", &format!("exec 3< '{path}'")]),
+        ("readlink", &["-e", &format!("{path}/below")]),
+        ("getfattr", &["-n", "user.chiral.size", &path]),
+    ];
+    for (program, args) in calls {
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+            let mut reader = Command::new(program)
+                .args(args)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let pid = nix::unistd::Pid::from_raw(reader.id().cast_signed());
+            eventually("the wait", || waits_for_fuse(pid).then_some(()));
+            let since = Instant::now();
+            kill(pid, signal).unwrap();
+            let status = eventually("the end", || reader.try_wait().unwrap());
+            let took = since.elapsed();
+            assert!(!status.success(), "{program} {signal}");
+            assert!(took < Duration::from_secs(1), "{program} {signal}: {took:?}");
+        }
     }
 }
 

@@ -12,7 +12,9 @@ use futures::StreamExt;
 
 use crate::{
     cli::{AddArgs, Global},
-    hash, output, settings,
+    hash, output,
+    progress::Working,
+    settings,
 };
 
 pub(crate) fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
@@ -28,8 +30,10 @@ pub(crate) async fn add(client: &Client, json: bool, args: &AddArgs) -> anyhow::
     let mut found = Vec::new();
     for path in &args.paths {
         let shown = || path.display().to_string();
-        let added: Added =
-            client.post("/v1/add", &AddRequest { path: full(path)? }).await.with_context(shown)?;
+        let request = AddRequest { path: full(path)? };
+        let working = Working::new(&format!("publishing {}", path.display()));
+        let added: Added = client.post("/v1/add", &request).await.with_context(shown)?;
+        drop(working);
         found.extend(added.entries);
     }
     print_added(json, args.quieter, &found)

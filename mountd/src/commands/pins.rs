@@ -36,7 +36,9 @@ pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> any
                 return output::json(&pins);
             }
             for pin in pins {
-                output::line(format_args!("{}  {}", pin.cid, pin.name).to_string().trim_end())?;
+                let state = if pin.complete { "complete  " } else { "incomplete" };
+                let line = format!("{}  {state}  {}", pin.cid, pin.name);
+                output::line(line.trim_end())?;
             }
             Ok(())
         }

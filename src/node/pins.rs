@@ -1,0 +1,130 @@
+//! What is kept: fetching it to its end, also after a restart, and knowing what is complete.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+
+use super::{Node, NodeError};
+use crate::{
+    content::ContentId,
+    download::Strategy,
+    store::{Pin, StateTree, StoreError},
+};
+
+/// Tree of the working state with a key for each pinned root of which everything was here. What is pinned is never
+/// evicted, so that it stays; if the tree is lost, a look at the store writes it again.
+const COMPLETE: &str = "pins-complete";
+
+/// Pins that are fetched at once; the engine has more places, for those who read.
+const AT_ONCE: usize = 4;
+
+/// Wait before what nobody gave is asked for again, doubled each time up to the longest.
+const FIRST_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// A pin and how it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinState {
+    /// What is kept.
+    pub pin: Pin,
+    /// Whether all of it is here.
+    pub complete: bool,
+}
+
+impl Node {
+    /// Keeps a root and waits until all of it is here. The pin stays when that fails: it is fetched again later, also
+    /// by the next process.
+    ///
+    /// # Errors
+    /// When somebody has to wait too long for a part, or the store cannot write.
+    pub async fn pin(&self, pin: Pin) -> Result<(), NodeError> {
+        let root = pin.root;
+        self.store().pin(pin)?;
+        let fetched = self.fetch_pin(&root).await;
+        if fetched.is_err() {
+            self.inner.pins_to_fetch.notify_one();
+        }
+        fetched
+    }
+
+    /// Stops keeping a root; whether it was kept.
+    ///
+    /// # Errors
+    /// When the store cannot write.
+    pub fn unpin(&self, root: &ContentId) -> Result<bool, NodeError> {
+        let removed = self.store().unpin(root)?;
+        self.complete_pins()?.remove(&key(root))?;
+        Ok(removed)
+    }
+
+    /// All pins.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn pins(&self) -> Result<Vec<PinState>, NodeError> {
+        let complete = self.complete_pins()?;
+        let state = |pin: Pin| {
+            let complete = complete.get(&key(&pin.root))?.is_some();
+            Ok(PinState { pin, complete })
+        };
+        self.store().pins()?.into_iter().map(state).collect()
+    }
+
+    /// Fetches what is pinned and not complete, for as long as the node runs.
+    pub(super) fn keep_fetching_pins(&self) {
+        let (node, cancelled) = (self.clone(), self.tasks().cancelled());
+        self.tasks().spawn("pins", async move {
+            tokio::select! {
+                () = node.fetch_pins() => {}
+                () = cancelled => {}
+            }
+        });
+    }
+
+    async fn fetch_pins(&self) {
+        let mut wait = FIRST_WAIT;
+        loop {
+            let missing = self.missing_pins();
+            let all = futures::stream::iter(&missing).for_each_concurrent(AT_ONCE, async |root| {
+                if let Err(error) = self.fetch_pin(root).await {
+                    tracing::info!(%root, %error, "a pin is not complete; it is tried again");
+                }
+            });
+            all.await;
+            if missing.is_empty() {
+                self.inner.pins_to_fetch.notified().await;
+                wait = FIRST_WAIT;
+            } else {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+        }
+    }
+
+    fn missing_pins(&self) -> Vec<ContentId> {
+        match self.pins() {
+            Ok(pins) => pins.into_iter().filter(|p| !p.complete).map(|p| p.pin.root).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "the pins cannot be read");
+                Vec::new()
+            }
+        }
+    }
+
+    async fn fetch_pin(&self, root: &ContentId) -> Result<(), NodeError> {
+        self.engine().fetch(root, Strategy::RarestFirst).await?;
+        // It may have been given up meanwhile.
+        if self.store().pins()?.iter().any(|pin| pin.root == *root) {
+            self.complete_pins()?.insert(&key(root), &[])?;
+        }
+        Ok(())
+    }
+
+    fn complete_pins(&self) -> Result<StateTree, StoreError> {
+        self.store().state(COMPLETE)
+    }
+}
+
+fn key(root: &ContentId) -> Vec<u8> {
+    root.to_bytes()
+}
