@@ -33,6 +33,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Heavy dependencies and the one module that may name each.
 const HOME_OF: &[(&str, &str)] = &[
     ("libp2p", "net"),
+    ("rustls", "net"),
     ("librqbit", "torrent"),
     ("sled", "store"),
     ("reqwest", "sources"),

@@ -37,6 +37,7 @@ pub enum Event {
         chunk: ContentId,
         attempt: u32,
         of: u32,
+        #[serde(rename = "delay_ms", serialize_with = "millis")]
         delay: Duration,
     },
     PeerSwitched {
@@ -46,6 +47,7 @@ pub enum Event {
     },
     SourceCooledDown {
         source: SourceId,
+        #[serde(rename = "for_ms", serialize_with = "millis")]
         for_time: Duration,
     },
     Published {
@@ -56,6 +58,10 @@ pub enum Event {
     Announced {
         cid: ContentId,
     },
+}
+
+fn millis<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u128(time.as_millis())
 }
 
 /// How far a download is; also what the control socket tells of it.
@@ -75,4 +81,22 @@ pub struct Transfer {
     pub eta: Option<u64>,
     /// Tries that failed so far.
     pub retries: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_milliseconds() {
+        let chunk = ContentId::raw(crate::content::sha2_256(b""));
+        let delay = Duration::from_millis(1500);
+        let retry = Event::ChunkRetry { chunk, attempt: 1, of: 3, delay };
+        assert_eq!(serde_json::to_value(&retry).unwrap()["delay_ms"], 1500);
+        let source = SourceId("peer".into());
+        let rest = Event::SourceCooledDown { source, for_time: Duration::from_secs(30) };
+        assert_eq!(serde_json::to_value(&rest).unwrap()["for_ms"], 30_000);
+    }
 }

@@ -162,23 +162,24 @@ impl Announcer {
     pub(super) fn add(&self, root: &ContentId) -> Result<(), StoreError> {
         let key = key_of(root);
         let mut queues = self.lock();
-        for scope in Scope::ALL {
+        // A row that cannot be written must not keep the root from being announced now.
+        let written = Scope::ALL.map(|scope| {
             let entry = queues[scope as usize].add(key.clone(), now());
-            self.rows.insert(&row_key(scope, &key), &entry.to_bytes())?;
-        }
+            self.rows.insert(&row_key(scope, &key), &entry.to_bytes())
+        });
         self.changed.notify_one();
-        Ok(())
+        written.into_iter().collect()
     }
 
     /// Takes `root` off both queues.
     pub(super) fn remove(&self, root: &ContentId) -> Result<(), StoreError> {
         let key = key_of(root);
         let mut queues = self.lock();
-        for scope in Scope::ALL {
+        let removed = Scope::ALL.map(|scope| {
             queues[scope as usize].remove(&key);
-            self.rows.remove(&row_key(scope, &key))?;
-        }
-        Ok(())
+            self.rows.remove(&row_key(scope, &key))
+        });
+        removed.into_iter().collect()
     }
 
     /// As [`Queue::take_due`].

@@ -84,6 +84,35 @@ fn both_queues_come_back_from_their_rows() {
     assert_eq!(rows.all().unwrap().len(), 2, "the broken row is gone");
 }
 
+/// A disk that is full.
+#[derive(Debug)]
+struct FullRows;
+
+impl Rows for FullRows {
+    fn insert(&self, _: &[u8], _: &[u8]) -> Result<(), StoreError> {
+        Err(StoreError::Closed)
+    }
+    fn remove(&self, _: &[u8]) -> Result<(), StoreError> {
+        Err(StoreError::Closed)
+    }
+    fn all(&self) -> Result<Vec<crate::net::rows::Row>, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn what_cannot_be_written_down_is_announced_all_the_same() {
+    let root = *Block::raw("root".into()).cid();
+    let announcer = Announcer::open(Arc::new(FullRows)).unwrap();
+    announcer.add(&root).unwrap_err();
+    for scope in Scope::ALL {
+        assert_eq!(announcer.take_due(scope), Some(key_of(&root)));
+    }
+    announcer.add(&root).unwrap_err();
+    announcer.remove(&root).unwrap_err();
+    assert!(Scope::ALL.iter().all(|scope| announcer.keys(*scope).is_empty()));
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Add(u8),
