@@ -293,6 +293,11 @@ impl Net {
         Ok(self.inner.announcer.add(root)?)
     }
 
+    /// The roots that are announced from now on, once for each DHT that was told. A receiver that lags misses the oldest.
+    pub fn announced(&self) -> broadcast::Receiver<ContentId> {
+        self.inner.announcer.told()
+    }
+
     /// Takes a root off the queue. Others forget it when their records expire, after two days.
     ///
     /// # Errors

@@ -142,6 +142,8 @@ impl Node {
         let finder = Arc::new(BitswapFinder::new(net.clone(), &tasks));
         let engine = Engine::new(options.download, store.clone(), finder, &tasks);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
+        let told = announcer.clone().tell_announced(tasks.cancelled());
+        tasks.spawn("announced", told);
         let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
         let inner = Inner {
             store,

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{content::ContentId, sources::SourceId};
 
-/// What happens, for tests, the command line, `.chiral/events` and the dashboard.
+/// What happens, for tests, the command line, `.chiral/events` and the dashboard. Times are in seconds.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the field names are the documented wire format")]
@@ -37,7 +37,7 @@ pub enum Event {
         chunk: ContentId,
         attempt: u32,
         of: u32,
-        #[serde(rename = "delay_ms", serialize_with = "millis")]
+        #[serde(serialize_with = "seconds")]
         delay: Duration,
     },
     PeerSwitched {
@@ -47,7 +47,7 @@ pub enum Event {
     },
     SourceCooledDown {
         source: SourceId,
-        #[serde(rename = "for_ms", serialize_with = "millis")]
+        #[serde(serialize_with = "seconds")]
         for_time: Duration,
     },
     Published {
@@ -55,13 +55,14 @@ pub enum Event {
         name: String,
         size: u64,
     },
+    /// One DHT was told; each is told again in time.
     Announced {
         cid: ContentId,
     },
 }
 
-fn millis<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_u128(time.as_millis())
+fn seconds<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(time.as_secs_f64())
 }
 
 /// How far a download is; also what the control socket tells of it.
@@ -90,13 +91,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_told_in_milliseconds() {
+    fn times_are_told_in_seconds() {
         let chunk = ContentId::raw(crate::content::sha2_256(b""));
         let delay = Duration::from_millis(1500);
         let retry = Event::ChunkRetry { chunk, attempt: 1, of: 3, delay };
-        assert_eq!(serde_json::to_value(&retry).unwrap()["delay_ms"], 1500);
+        assert_eq!(serde_json::to_value(&retry).unwrap()["delay"], 1.5);
         let source = SourceId("peer".into());
         let rest = Event::SourceCooledDown { source, for_time: Duration::from_secs(30) };
-        assert_eq!(serde_json::to_value(&rest).unwrap()["for_ms"], 30_000);
+        assert_eq!(serde_json::to_value(&rest).unwrap()["for_time"], 30.0);
     }
 }

@@ -1,15 +1,15 @@
 //! The queue of what is to be announced, and when.
 //!
 //! Every root has one entry per DHT, so that one that has no peers yet holds nothing back in the other. Entries are
-//! kept on disk with their due times: a restart announces what has fallen due meanwhile and nothing else.
+//! kept on disk with their roots and due times: a restart announces what has fallen due meanwhile and nothing else.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use super::{address::Scope, rows::Rows};
 use crate::{content::ContentId, store::StoreError};
@@ -23,6 +23,9 @@ const INTERVAL: u64 = 22 * 3_600;
 const FIRST_RETRY: u64 = 30;
 /// Longest such time.
 const MAX_RETRY: u64 = 3_600;
+
+/// Announced roots that a slow listener may be behind; it misses the oldest beyond that.
+const TOLD: usize = 1024;
 
 /// The key of a root in a DHT: the bytes of its multihash.
 pub(super) type Key = Vec<u8>;
@@ -52,6 +55,16 @@ impl Entry {
         let (due, rest) = bytes.split_first_chunk::<8>()?;
         let failures = u32::from_be_bytes(rest.try_into().ok()?);
         Some(Self { due: u64::from_be_bytes(*due), failures })
+    }
+
+    /// The row of an entry: the entry, then its root.
+    fn row(self, root: &ContentId) -> Vec<u8> {
+        [self.to_bytes(), root.to_bytes()].concat()
+    }
+
+    fn read_row(row: &[u8]) -> Option<(Self, ContentId)> {
+        let (entry, root) = row.split_at_checked(12)?;
+        Some((Self::from_bytes(entry)?, ContentId::from_bytes(root).ok()?))
     }
 }
 
@@ -138,24 +151,34 @@ impl Queue {
 /// change in the same order.
 #[derive(Debug)]
 pub(super) struct Announcer {
-    queues: Mutex<[Queue; 2]>,
+    queues: Mutex<Queues>,
     rows: Arc<dyn Rows>,
     changed: Notify,
+    told: broadcast::Sender<ContentId>,
+}
+
+/// The queues of both DHTs, and which root each of their keys stands for.
+#[derive(Debug, Default)]
+struct Queues {
+    of: [Queue; 2],
+    roots: HashMap<Key, ContentId>,
 }
 
 impl Announcer {
     /// Reads the queues back; rows that are broken are dropped.
     pub(super) fn open(rows: Arc<dyn Rows>) -> Result<Self, StoreError> {
-        let mut queues = [Queue::default(), Queue::default()];
+        let mut queues = Queues::default();
         for (row, value) in rows.all()? {
-            match (read_key(&row), Entry::from_bytes(&value)) {
-                (Some((scope, key)), Some(entry)) => {
-                    queues[scope as usize].restore(key.to_vec(), entry, now());
+            match (read_key(&row), Entry::read_row(&value)) {
+                (Some((scope, key)), Some((entry, root))) => {
+                    queues.of[scope as usize].restore(key.to_vec(), entry, now());
+                    queues.roots.insert(key.to_vec(), root);
                 }
                 _ => rows.remove(&row)?,
             }
         }
-        Ok(Self { queues: Mutex::new(queues), rows, changed: Notify::new() })
+        let (queues, changed) = (Mutex::new(queues), Notify::new());
+        Ok(Self { queues, rows, changed, told: broadcast::Sender::new(TOLD) })
     }
 
     /// Puts `root` on both queues, due now.
@@ -164,9 +187,10 @@ impl Announcer {
         let mut queues = self.lock();
         // A row that cannot be written must not keep the root from being announced now.
         let written = Scope::ALL.map(|scope| {
-            let entry = queues[scope as usize].add(key.clone(), now());
-            self.rows.insert(&row_key(scope, &key), &entry.to_bytes())
+            let entry = queues.of[scope as usize].add(key.clone(), now());
+            self.rows.insert(&row_key(scope, &key), &entry.row(root))
         });
+        queues.roots.insert(key, *root);
         self.changed.notify_one();
         written.into_iter().collect()
     }
@@ -176,35 +200,45 @@ impl Announcer {
         let key = key_of(root);
         let mut queues = self.lock();
         let removed = Scope::ALL.map(|scope| {
-            queues[scope as usize].remove(&key);
+            queues.of[scope as usize].remove(&key);
             self.rows.remove(&row_key(scope, &key))
         });
+        queues.roots.remove(&key);
         removed.into_iter().collect()
     }
 
     /// As [`Queue::take_due`].
     pub(super) fn take_due(&self, scope: Scope) -> Option<Key> {
-        self.lock()[scope as usize].take_due(now())
+        self.lock().of[scope as usize].take_due(now())
     }
 
     /// As [`Queue::finished`]. A row that cannot be written costs one announcement too many after a restart.
     pub(super) fn finished(&self, scope: Scope, key: &[u8], outcome: Outcome) {
         let mut queues = self.lock();
-        if let Some(entry) = queues[scope as usize].finished(key, outcome, now())
-            && let Err(error) = self.rows.insert(&row_key(scope, key), &entry.to_bytes())
-        {
+        let Some(entry) = queues.of[scope as usize].finished(key, outcome, now()) else { return };
+        let Some(root) = queues.roots.get(key) else { return };
+        if let Err(error) = self.rows.insert(&row_key(scope, key), &entry.row(root)) {
             tracing::warn!(%error, "the announce queue cannot be written");
         }
+        if outcome == Outcome::Announced {
+            // Nobody listens: nothing is lost.
+            let _ = self.told.send(*root);
+        }
+    }
+
+    /// The roots that are announced from now on, once for each DHT that was told.
+    pub(super) fn told(&self) -> broadcast::Receiver<ContentId> {
+        self.told.subscribe()
     }
 
     /// Seconds until [`Announcer::take_due`] has something to give.
     pub(super) fn wake_in(&self, scope: Scope) -> Option<u64> {
-        self.lock()[scope as usize].wake_at().map(|due| due.saturating_sub(now()))
+        self.lock().of[scope as usize].wake_at().map(|due| due.saturating_sub(now()))
     }
 
     /// All keys of one queue.
     pub(super) fn keys(&self, scope: Scope) -> Vec<Key> {
-        self.lock()[scope as usize].keys().cloned().collect()
+        self.lock().of[scope as usize].keys().cloned().collect()
     }
 
     /// Resolves when something was added.
@@ -212,7 +246,7 @@ impl Announcer {
         self.changed.notified().await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, [Queue; 2]> {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

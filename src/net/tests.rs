@@ -144,6 +144,7 @@ async fn a_provider_is_found_through_a_third_node_with_its_addresses_and_can_be_
     let provider = Node::start(&[TCP, QUIC], |o| o.bootstrap = vec![middle.address()]).await;
     let seeker = Node::start(&[TCP], |o| o.bootstrap = vec![middle.address()]).await;
     let id = root("provided");
+    let mut announced = provider.net.announced();
     provider.net.announce(&id).unwrap();
     middle
         .until("both are there", |peers| peers.iter().filter(|p| p.agent.is_some()).count() == 2)
@@ -161,6 +162,7 @@ async fn a_provider_is_found_through_a_third_node_with_its_addresses_and_can_be_
     })
     .await
     .unwrap();
+    assert_eq!(timeout(PATIENCE, announced.recv()).await.unwrap(), Ok(id));
     assert_eq!(found.len(), 1, "each provider comes once");
     assert_eq!(found[0].peer, provider.id());
     assert!(!found[0].addresses.is_empty());

@@ -1,5 +1,9 @@
 //! What happens when something is published: it is announced, and those who watch are told.
 
+use std::sync::Arc;
+
+use tokio::sync::broadcast::error::RecvError;
+
 use crate::{
     content::{ContentId, sha2_256},
     download::{Engine, Event},
@@ -17,6 +21,22 @@ pub(super) struct Announcer {
 impl Announcer {
     pub(super) fn new(net: Net, engine: Engine) -> Self {
         Self { net, engine }
+    }
+
+    /// Puts the roots that are announced on the event stream, until `end`.
+    pub(super) async fn tell_announced(self: Arc<Self>, end: impl Future<Output = ()>) {
+        let mut announced = self.net.announced();
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return,
+                root = announced.recv() => match root {
+                    Ok(cid) => self.engine.emit(Event::Announced { cid }),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                },
+            }
+        }
     }
 }
 

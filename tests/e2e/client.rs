@@ -110,10 +110,13 @@ fn events_and_transfers_tell_of_a_download_while_it_runs() {
     eventually("the last chunk", || {
         (told().matches("\"download_chunk_complete\"").count() >= 39).then_some(())
     });
+    eventually("the announcement", || told().contains("\"announced\"").then_some(()));
     for line in told().lines().filter(|line| line.ends_with('}')) {
         let event: Value = serde_json::from_str(line).unwrap();
         match event["event"].as_str().unwrap() {
             "download_chunk_started" => keys(&event, &["file_hash", "chunk_index", "cid", "peer"]),
+            "published" => keys(&event, &["cid", "name", "size"]),
+            "announced" => keys(&event, &["cid"]),
             "download_chunk_complete" => keys(&event, &["file_hash", "chunk_index", "path"]),
             _ => {}
         }

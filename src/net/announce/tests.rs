@@ -70,9 +70,12 @@ fn both_queues_come_back_from_their_rows() {
     first.add(&gone).unwrap();
     let due: Vec<Key> = std::iter::from_fn(|| first.take_due(Scope::Lan)).collect();
     assert_eq!(due.len(), 2);
+    let mut told = first.told();
     for key in due {
         first.finished(Scope::Lan, &key, Outcome::Announced);
     }
+    let told: HashSet<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
+    assert_eq!(told, HashSet::from([kept, gone]));
     first.remove(&gone).unwrap();
     rows.insert(b"?", b"broken").unwrap();
 
@@ -105,9 +108,13 @@ fn what_cannot_be_written_down_is_announced_all_the_same() {
     let root = *Block::raw("root".into()).cid();
     let announcer = Announcer::open(Arc::new(FullRows)).unwrap();
     announcer.add(&root).unwrap_err();
-    for scope in Scope::ALL {
+    let mut told = announcer.told();
+    for (scope, outcome) in [(Scope::Lan, Outcome::Failed), (Scope::Wan, Outcome::Announced)] {
+        assert!(told.is_empty(), "nobody was told yet");
         assert_eq!(announcer.take_due(scope), Some(key_of(&root)));
+        announcer.finished(scope, &key_of(&root), outcome);
     }
+    assert_eq!(told.try_recv(), Ok(root));
     announcer.add(&root).unwrap_err();
     announcer.remove(&root).unwrap_err();
     assert!(Scope::ALL.iter().all(|scope| announcer.keys(*scope).is_empty()));
