@@ -4,6 +4,8 @@
 mod exchange;
 mod fake;
 mod node;
+#[path = "../../../tests/support/raw_streams.rs"]
+mod raw_streams;
 mod strangers;
 
 use node::{Node, asker, block, blocks, collect, ids};

@@ -1,33 +1,22 @@
 //! A peer in the test process that speaks Bitswap byte by byte, as badly as a test wants.
 
-use std::{
-    convert::Infallible,
-    future::{Future, Ready, ready},
-    sync::{Arc, Mutex, mpsc as sync_mpsc},
-    task::{Context, Poll},
-    thread,
-};
+#[path = "../../support/raw_streams.rs"]
+mod raw_streams;
+
+use std::{future::Future, sync::mpsc as sync_mpsc, thread};
 
 use bytes::Bytes;
 use chiral::content::Block;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::{
-    Multiaddr, PeerId, Stream, StreamProtocol, SwarmBuilder,
-    core::{
-        Endpoint, UpgradeInfo,
-        transport::PortUse,
-        upgrade::{InboundUpgrade, OutboundUpgrade},
-    },
-    identify, noise,
-    swarm::{
-        ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
-        NetworkBehaviour, SubstreamProtocol, SwarmEvent, THandlerInEvent, ToSwarm,
-        handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound},
-    },
+    PeerId, Stream, StreamProtocol, SwarmBuilder, identify, noise,
+    swarm::{NetworkBehaviour, SwarmEvent},
     tcp, yamux,
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
+
+use self::raw_streams::Raw;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/ipfs/bitswap/1.2.0");
 
@@ -186,8 +175,7 @@ async fn live<F: Future<Output = ()>>(
     conduct: impl FnOnce(Wire) -> F,
     started: &sync_mpsc::Sender<Stranger>,
 ) {
-    let (inbound_sender, inbound) = mpsc::unbounded_channel();
-    let (requests, receiver) = mpsc::unbounded_channel();
+    let (raw, (inbound, requests)) = Raw::new(vec![PROTOCOL]);
     let (connected_sender, connected) = watch::channel(false);
     let mut multiplexer = yamux::Config::default();
     multiplexer.set_max_num_streams(STREAMS);
@@ -200,7 +188,7 @@ async fn live<F: Future<Output = ()>>(
                 "/ipfs/0.1.0".into(),
                 key.public(),
             )),
-            raw: Raw { inbound: inbound_sender, requests: Arc::new(Mutex::new(receiver)) },
+            raw,
         })
         .unwrap()
         .build();
@@ -233,138 +221,4 @@ async fn live<F: Future<Output = ()>>(
 struct Both {
     identify: identify::Behaviour,
     raw: Raw,
-}
-
-/// Streams that are asked for, shared by the handlers of all connections: any of them may open one.
-type Requests = Arc<Mutex<mpsc::UnboundedReceiver<oneshot::Sender<Stream>>>>;
-
-/// Hands streams out as they are.
-#[derive(Clone)]
-struct Raw {
-    inbound: mpsc::UnboundedSender<Stream>,
-    requests: Requests,
-}
-
-impl NetworkBehaviour for Raw {
-    type ConnectionHandler = Self;
-    type ToSwarm = Infallible;
-
-    fn handle_established_inbound_connection(
-        &mut self,
-        _: ConnectionId,
-        _: PeerId,
-        _: &Multiaddr,
-        _: &Multiaddr,
-    ) -> Result<Self, ConnectionDenied> {
-        Ok(self.clone())
-    }
-
-    fn handle_established_outbound_connection(
-        &mut self,
-        _: ConnectionId,
-        _: PeerId,
-        _: &Multiaddr,
-        _: Endpoint,
-        _: PortUse,
-    ) -> Result<Self, ConnectionDenied> {
-        Ok(self.clone())
-    }
-
-    fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
-
-    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: Infallible) {
-        match event {}
-    }
-
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
-        Poll::Pending
-    }
-}
-
-impl ConnectionHandler for Raw {
-    type FromBehaviour = Infallible;
-    type ToBehaviour = Infallible;
-    type InboundProtocol = Any;
-    type OutboundProtocol = Any;
-    type InboundOpenInfo = ();
-    type OutboundOpenInfo = oneshot::Sender<Stream>;
-
-    fn listen_protocol(&self) -> SubstreamProtocol<Any> {
-        SubstreamProtocol::new(Any, ())
-    }
-
-    fn connection_keep_alive(&self) -> bool {
-        true
-    }
-
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Any, oneshot::Sender<Stream>, Infallible>> {
-        match self.requests.lock().unwrap().poll_recv(cx) {
-            Poll::Ready(Some(answer)) => {
-                let protocol = SubstreamProtocol::new(Any, answer);
-                Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol })
-            }
-            _ => Poll::Pending,
-        }
-    }
-
-    fn on_behaviour_event(&mut self, event: Infallible) {
-        match event {}
-    }
-
-    fn on_connection_event(
-        &mut self,
-        event: ConnectionEvent<'_, Any, Any, (), oneshot::Sender<Stream>>,
-    ) {
-        match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
-                protocol, ..
-            }) => {
-                // Whoever does not accept streams resets them.
-                let _ = self.inbound.send(protocol);
-            }
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
-                protocol,
-                info,
-            }) => {
-                let _ = info.send(protocol);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Gives the stream as it is.
-#[derive(Clone, Copy)]
-struct Any;
-
-impl UpgradeInfo for Any {
-    type Info = StreamProtocol;
-    type InfoIter = std::iter::Once<StreamProtocol>;
-
-    fn protocol_info(&self) -> Self::InfoIter {
-        std::iter::once(PROTOCOL)
-    }
-}
-
-impl InboundUpgrade<Stream> for Any {
-    type Output = Stream;
-    type Error = Infallible;
-    type Future = Ready<Result<Stream, Infallible>>;
-
-    fn upgrade_inbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
-        ready(Ok(stream))
-    }
-}
-
-impl OutboundUpgrade<Stream> for Any {
-    type Output = Stream;
-    type Error = Infallible;
-    type Future = Ready<Result<Stream, Infallible>>;
-
-    fn upgrade_outbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
-        ready(Ok(stream))
-    }
 }

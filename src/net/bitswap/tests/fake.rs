@@ -1,154 +1,26 @@
 //! A peer that speaks Bitswap byte by byte, as badly as a test wants.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    convert::Infallible,
-    sync::{Arc, Mutex},
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{AsyncWriteExt, StreamExt};
-use libp2p::{
-    Multiaddr, PeerId, Stream,
-    core::{Endpoint, transport::PortUse},
-    swarm::{
-        ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
-        NetworkBehaviour, SubstreamProtocol, SwarmEvent, THandlerInEvent, ToSwarm,
-        handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound},
-    },
-};
+use libp2p::{Multiaddr, PeerId, Stream, swarm::SwarmEvent};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     super::{
         frame::{self, Budget},
-        handler::Offer,
         wire::{Version, proto},
     },
     node::swarm,
+    raw_streams::Raw,
 };
 use crate::{
     content::{Block, ContentId},
     tasks::Tasks,
 };
-
-/// Streams that are asked for, shared by the handlers of all connections: any of them may open one.
-type Requests = Arc<Mutex<mpsc::UnboundedReceiver<oneshot::Sender<Stream>>>>;
-
-struct FakeBehaviour {
-    versions: Vec<Version>,
-    inbound: mpsc::UnboundedSender<Stream>,
-    requests: Requests,
-}
-
-struct FakeHandler {
-    versions: Vec<Version>,
-    inbound: mpsc::UnboundedSender<Stream>,
-    requests: Requests,
-}
-
-impl FakeBehaviour {
-    fn handler(&self) -> FakeHandler {
-        FakeHandler {
-            versions: self.versions.clone(),
-            inbound: self.inbound.clone(),
-            requests: self.requests.clone(),
-        }
-    }
-}
-
-impl NetworkBehaviour for FakeBehaviour {
-    type ConnectionHandler = FakeHandler;
-    type ToSwarm = Infallible;
-
-    fn handle_established_inbound_connection(
-        &mut self,
-        _: ConnectionId,
-        _: PeerId,
-        _: &Multiaddr,
-        _: &Multiaddr,
-    ) -> Result<FakeHandler, ConnectionDenied> {
-        Ok(self.handler())
-    }
-
-    fn handle_established_outbound_connection(
-        &mut self,
-        _: ConnectionId,
-        _: PeerId,
-        _: &Multiaddr,
-        _: Endpoint,
-        _: PortUse,
-    ) -> Result<FakeHandler, ConnectionDenied> {
-        Ok(self.handler())
-    }
-
-    fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
-
-    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: Infallible) {
-        match event {}
-    }
-
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
-        Poll::Pending
-    }
-}
-
-impl ConnectionHandler for FakeHandler {
-    type FromBehaviour = Infallible;
-    type ToBehaviour = Infallible;
-    type InboundProtocol = Offer;
-    type OutboundProtocol = Offer;
-    type InboundOpenInfo = ();
-    type OutboundOpenInfo = oneshot::Sender<Stream>;
-
-    fn listen_protocol(&self) -> SubstreamProtocol<Offer> {
-        SubstreamProtocol::new(Offer(self.versions.clone()), ())
-    }
-
-    fn connection_keep_alive(&self) -> bool {
-        true
-    }
-
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Offer, oneshot::Sender<Stream>, Infallible>> {
-        match self.requests.lock().unwrap().poll_recv(cx) {
-            Poll::Ready(Some(answer)) => {
-                let protocol = SubstreamProtocol::new(Offer(self.versions.clone()), answer);
-                Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol })
-            }
-            _ => Poll::Pending,
-        }
-    }
-
-    fn on_behaviour_event(&mut self, event: Infallible) {
-        match event {}
-    }
-
-    fn on_connection_event(
-        &mut self,
-        event: ConnectionEvent<'_, Offer, Offer, (), oneshot::Sender<Stream>>,
-    ) {
-        match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
-                protocol: (stream, _),
-                ..
-            }) => {
-                let _ = self.inbound.send(stream);
-            }
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
-                protocol: (stream, _),
-                info,
-            }) => {
-                let _ = info.send(stream);
-            }
-            _ => {}
-        }
-    }
-}
 
 enum Command {
     Dial(Multiaddr),
@@ -179,15 +51,11 @@ impl Fake {
     }
 
     pub(crate) async fn speaking(versions: &[Version], address: &Multiaddr) -> Self {
-        let (inbound_sender, inbound) = mpsc::unbounded_channel();
-        let (requests, receiver) = mpsc::unbounded_channel();
+        let protocols = versions.iter().map(|version| version.protocol()).collect();
+        let (raw, (inbound, requests)) = Raw::new(protocols);
         let (commands, mut orders) = mpsc::unbounded_channel();
         let (established, connected) = mpsc::unbounded_channel();
-        let mut swarm = swarm(FakeBehaviour {
-            versions: versions.to_vec(),
-            inbound: inbound_sender,
-            requests: Arc::new(Mutex::new(receiver)),
-        });
+        let mut swarm = swarm(raw);
         let id = *swarm.local_peer_id();
         let tasks = Tasks::new();
         let cancelled = tasks.cancelled();
