@@ -13,6 +13,7 @@ mod hash;
 mod ids;
 mod import;
 mod io;
+mod layer;
 mod names;
 mod open;
 mod overlay;
@@ -234,6 +235,8 @@ struct Inner {
     next_handle: AtomicU64,
     flusher: flush::Flusher,
     queue: queue::Queue,
+    /// Layers that wait to be merged.
+    layers: queue::Queue,
     directories: dirs::Directories,
     announcer: announce::Announcer,
     /// Something was published, closed or removed: those that wait for an id look again.

@@ -54,6 +54,7 @@ use lru::LruCache;
 
 pub use self::{
     batch::{Batch, FileStamp, Seal, SealLeaves},
+    merge::Mergeable,
     object::Object,
     report::{GcReport, KnownRoot, Pin, StoreStats, VerifyReport},
     state::StateTree,
@@ -360,6 +361,10 @@ impl Store {
     pub fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         self.inner.reopen_working(id)
     }
+    /// The file of an object, of which the caller knows which bytes it has.
+    pub fn file_of(&self, id: ObjectId) -> WorkingFile {
+        self.inner.file_of(id)
+    }
     /// A sync of a working file failed outside of [`Store::commit`]: what it holds may not be on the disk, and no later
     /// sync would tell. It is not sealed before [`Store::rewrite_unsynced`].
     pub fn sync_failed(&self, id: ObjectId) {
@@ -378,19 +383,36 @@ impl Store {
     pub fn clone_object(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         self.inner.clone_object(id)
     }
-    /// Lets a new version be written into an object, in the ranges of `overwritten` (whole leaves) only; durable when it
-    /// returns. Its old leaves there are kept beside it, so that the old version is served as before; a [`Seal`] makes
-    /// it the new version. To be called again before other ranges are written. None unless the caller's upload is its
-    /// only owner, nobody has it open or mapped, here or elsewhere, and no pin reaches it.
+    /// Keeps the leaves of an object that a new version will overwrite, in the ranges of `overwritten` (whole leaves),
+    /// beside it and durable, so that the old version is served as before.
     ///
     /// # Errors
     /// When the index cannot be read or written, or the disk has no room for the old leaves.
+    pub fn prepare_merge(
+        &self,
+        id: ObjectId,
+        overwritten: &RangeSet,
+    ) -> Result<Mergeable, StoreError> {
+        self.inner.prepare_merge(id, overwritten)
+    }
+    /// Lets a new version be written into an object, in ranges that [`Store::prepare_merge`] was called for; durable when
+    /// it returns. A [`Seal`] makes it the new version. None where somebody has it open or mapped, here or elsewhere.
+    ///
+    /// # Errors
+    /// When the index cannot be read or written.
     pub fn begin_merge(
         &self,
         id: ObjectId,
         overwritten: &RangeSet,
     ) -> Result<Option<WorkingFile>, StoreError> {
         self.inner.begin_merge(id, overwritten)
+    }
+    /// Whether anybody but those that serve its blocks has an object open or mapped, here or elsewhere.
+    ///
+    /// # Errors
+    /// Where the filesystem has no leases.
+    pub fn is_in_use(&self, id: ObjectId) -> Result<bool, StoreError> {
+        self.inner.is_in_use(id)
     }
     /// Whether FICLONE works in the data folder; probed at start.
     pub fn can_clone(&self) -> bool {

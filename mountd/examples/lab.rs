@@ -112,6 +112,7 @@ fn fill(dir: &str, blocks: u64) -> Result<()> {
             stamp: FileStamp::of(&file)?,
             leaves: leaves.collect(),
             nodes: Vec::new(),
+            present: None,
         };
         store.commit(Batch { seal: vec![seal], ..Batch::default() })?;
         made += count;

@@ -131,7 +131,7 @@ impl Inner {
         };
         if let Some(cell) = cell {
             return Ok(match cell.state().progress.phase {
-                Phase::Idle => UploadState::Published,
+                Phase::Idle | Phase::Merging => UploadState::Published,
                 Phase::Writing => UploadState::Writing,
                 Phase::Interrupted => UploadState::Interrupted,
                 Phase::Closed | Phase::Hashing | Phase::Committing => UploadState::Hashing,

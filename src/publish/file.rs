@@ -16,6 +16,8 @@ use crate::store::{FileStamp, ObjectId, WorkingFile};
 pub(super) enum Phase {
     /// It is published; there is no working file.
     Idle,
+    /// It is published as a layer, which is being merged into the version below it.
+    Merging,
     /// Somebody can write it.
     Writing,
     /// It was being written when the daemon was killed. Waits for a writer to open and close it.
@@ -30,7 +32,8 @@ pub(super) enum Phase {
 
 /// The pure part of a file's state.
 ///
-/// Invariant: a writer exists only in [`Phase::Writing`], or in [`Phase::Idle`] not at all.
+/// Invariant: a writer exists only in [`Phase::Writing`], and a working file in none of [`Phase::Idle`] and
+/// [`Phase::Merging`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) phase: Phase,
@@ -86,10 +89,23 @@ impl Progress {
         })
     }
 
-    /// Hashing or the commit came to nothing; whether it has to be tried again.
+    /// Merging a layer begins; gives the generation that is merged.
+    pub(super) fn begin_merge(&mut self) -> Option<u64> {
+        (self.phase == Phase::Idle && self.handles() == 0).then(|| {
+            self.phase = Phase::Merging;
+            self.generation
+        })
+    }
+
+    /// The object below a layer was looked at, which readers and writers had to wait for.
+    pub(super) fn resume_merge(&mut self) {
+        self.phase = Phase::Merging;
+    }
+
+    /// Hashing, merging or the commit came to nothing; whether it has to be tried again.
     pub(super) fn retry(&mut self, generation: u64) -> bool {
         let same = self.generation == generation
-            && matches!(self.phase, Phase::Hashing | Phase::Committing);
+            && matches!(self.phase, Phase::Hashing | Phase::Merging | Phase::Committing);
         if same {
             self.phase = Phase::Closed;
         }
@@ -98,11 +114,16 @@ impl Progress {
 
     /// What was hashed is to be committed; false when it is void.
     pub(super) fn begin_commit(&mut self, generation: u64) -> bool {
-        let same = self.generation == generation && self.phase == Phase::Hashing;
+        let same = self.is_underway(generation);
         if same {
             self.phase = Phase::Committing;
         }
         same
+    }
+
+    /// Whether what is being hashed or merged is still the newest content.
+    pub(super) fn is_underway(&self, generation: u64) -> bool {
+        self.generation == generation && matches!(self.phase, Phase::Hashing | Phase::Merging)
     }
 
     /// There is no working file any more.
@@ -193,6 +214,8 @@ pub(super) struct Linger {
 pub(super) struct FileState {
     pub(super) progress: Progress,
     pub(super) work: Option<Work>,
+    /// The published version, where that is a layer: its file is an object, and never written.
+    pub(super) layer: Option<Work>,
     pub(super) linger: Option<Linger>,
     /// It has no name any more and goes with its last handle.
     pub(super) orphan: bool,
@@ -201,6 +224,18 @@ pub(super) struct FileState {
     pub(super) held: bool,
     /// It is gone; whoever still has the cell finds nothing in it.
     pub(super) dead: bool,
+}
+
+impl FileState {
+    /// What is read in place of a whole object: the working file, else the layer.
+    pub(super) fn shown(&mut self) -> Option<&mut Work> {
+        self.work.as_mut().or(self.layer.as_mut())
+    }
+
+    /// Closes the descriptors that only handles need.
+    pub(super) fn rest(&mut self) {
+        [&mut self.work, &mut self.layer].into_iter().flatten().for_each(Work::rest);
+    }
 }
 
 /// A file with its locks.
@@ -219,9 +254,22 @@ pub(super) struct FileCell {
 impl FileCell {
     pub(super) fn new(ino: UploadIno, phase: Phase, work: Option<Work>) -> Self {
         let progress = Progress::new(phase);
-        let state =
-            FileState { progress, work, linger: None, orphan: false, held: false, dead: false };
+        let state = FileState {
+            progress,
+            work,
+            layer: None,
+            linger: None,
+            orphan: false,
+            held: false,
+            dead: false,
+        };
         Self { ino, opening: Mutex::new(()), state: Mutex::new(state), committed: Condvar::new() }
+    }
+
+    /// Gives it the layer that its published version is.
+    pub(super) fn with_layer(mut self, layer: Option<Work>) -> Self {
+        self.state.get_mut().unwrap_or_else(PoisonError::into_inner).layer = layer;
+        self
     }
 
     /// Counts the handle that the file is made with.

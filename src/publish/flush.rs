@@ -15,6 +15,7 @@ use tokio::{
 use super::{
     Inner, PublishError, UploadIno,
     file::{FileCell, Phase},
+    layer,
     row::{Row, Sealed, WorkRow},
     seal::Finished,
     tree::{Body, Inode},
@@ -219,7 +220,7 @@ impl Inner {
 
     /// Gives the object that the version lies in.
     fn take(&self, round: &mut Round, done: Finished, existing: Option<ObjectId>) -> ObjectId {
-        let Finished { cell, generation, object: work, spare, stamp, hashed } = done;
+        let Finished { cell, generation, object: work, spare, below, stamp, hashed } = done;
         let ino = cell.ino;
         let name = self.names().name(ino);
         round.batch.files.push(FileInfo {
@@ -229,31 +230,37 @@ impl Inner {
             chunks: Vec::new(),
             created_at: SystemTime::now(),
         });
-        let object = match existing {
+        let old = self.names().tree.sealed(ino).cloned();
+        let mut released: BTreeSet<_> = old.iter().flat_map(Sealed::objects).chain(spare).collect();
+        let (object, below) = match existing {
             Some(existing) => {
                 round.batch.own.push((existing, hashed.root));
-                round.batch.release.push(work);
+                released.insert(work);
                 // Should some be missing, publishing it once more brings them back.
                 round.batch.nodes.extend(hashed.nodes);
-                existing
+                (existing, None)
             }
             None => {
+                // The old version, where a layer was merged into it; and what the new one still lies over.
+                released.remove(&work);
+                below.iter().for_each(|below| {
+                    released.remove(&below.base);
+                });
+                let leaf = self.options.import.chunk_len as u64;
                 round.batch.seal.push(Seal {
                     object: work,
                     root: hashed.root,
                     stamp,
                     leaves: hashed.leaves,
                     nodes: hashed.nodes,
+                    present: below.as_ref().map(|below| below.own(leaf, stamp.size)),
                 });
-                work
+                (work, below)
             }
         };
-        let sealed = Sealed { object, root: hashed.root, size: stamp.size, tsize: hashed.tsize };
-        round.batch.release.extend(spare);
-        // An overlay that was merged into the old version has made it the new one.
-        if let Some(old) = self.names().tree.sealed(ino).filter(|old| old.object != work) {
-            round.batch.release.push(old.object);
-        }
+        let (root, size, tsize) = (hashed.root, stamp.size, hashed.tsize);
+        let sealed = Sealed { object, root, size, tsize, below };
+        round.batch.release.extend(released);
         round.dirty.insert(ino);
         round.committing.insert(ino, Committing { cell, generation, sealed, name });
         object
@@ -321,7 +328,12 @@ impl Inner {
             {
                 state.progress.settle();
             }
-            if let Some(mut work) = state.work.take() {
+            let work = state.work.take();
+            state.layer = None;
+            if done.sealed.below.is_some() {
+                state.layer = work;
+                self.layers.push(ino, layer::REST);
+            } else if let Some(mut work) = work {
                 state.keep_reading(&mut work);
             }
             let mut names = self.names();

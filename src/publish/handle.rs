@@ -19,6 +19,7 @@ use super::{
     seal::LARGE,
     tree::{Body, Owner},
 };
+use crate::store::ObjectId;
 
 type Result<T> = std::result::Result<T, PublishError>;
 
@@ -156,17 +157,30 @@ impl Inner {
             return Ok(state);
         }
         drop(state);
-        // Outside the lock: a clone may have to write the old version out first.
-        let sealed = self.names().tree.sealed(cell.ino).cloned();
-        let work = self.make_work(cell, sealed.as_ref(), size)?;
-        let mut state = cell.quiet_state();
-        if let Err(gone) = alive(&state) {
-            self.names().released.push(work.id());
-            return Err(gone);
+        loop {
+            // Outside the lock: a clone may have to write the old version out first.
+            let sealed = self.names().tree.sealed(cell.ino).cloned();
+            let mut work = self.make_work(cell, sealed.as_ref(), size)?;
+            let mut state = cell.quiet_state();
+            if let Err(gone) = alive(&state) {
+                self.names().released.push(work.id());
+                return Err(gone);
+            }
+            // A layer may have been merged meanwhile, or its merge begun.
+            let mut names = self.names();
+            if names.tree.sealed(cell.ino) != sealed.as_ref() {
+                names.released.push(work.id());
+                continue;
+            }
+            drop(names);
+            let base = state.layer.as_ref().and_then(|layer| layer.overlay.as_ref());
+            if let (Some(overlay), Some(base)) = (&mut work.overlay, base) {
+                overlay.share_base(base);
+            }
+            state.linger = None;
+            state.work = Some(work);
+            return Ok(state);
         }
-        state.linger = None;
-        state.work = Some(work);
-        Ok(state)
     }
 
     /// A working file with the content of the published version: empty where that is cut to nothing at once, a clone
@@ -182,6 +196,7 @@ impl Inner {
         };
         let mtime = self.names().tree.get(cell.ino)?.attr.mtime;
         if self.store.can_clone()
+            && sealed.below.is_none()
             && let Some(file) = self.store.clone_object(sealed.object)?
         {
             let mut work = Work::new(file);
@@ -190,20 +205,24 @@ impl Inner {
             work.clone_stamp = Some(work.stamp()?);
             return Ok(work);
         }
-        let base = self.sealed_file(sealed)?;
         let mut work = Work::new(self.store.working_file()?);
         let writer = work.writer()?;
         writer.set_len(sealed.size).map_err(io_error("ftruncate"))?;
+        if sealed.below.is_some() {
+            self.copy_layer(cell, &mut work, sealed.size)?;
+        } else {
+            let base = self.object_file(sealed.object)?;
+            let leaf = self.options.import.chunk_len as u64;
+            work.overlay = Some(Overlay::new(base, sealed.object, sealed.size, leaf));
+        }
         set_times(&writer, None, Some(mtime))?;
         work.drop_writer();
-        let leaf = self.options.import.chunk_len as u64;
-        work.overlay = Some(Overlay::new(base, sealed.object, sealed.size, leaf));
         Ok(work)
     }
 
-    /// The file of a published version.
-    pub(super) fn sealed_file(&self, sealed: &Sealed) -> Result<Arc<File>> {
-        let object = self.store.object_by_id(sealed.object)?;
+    /// The file of a whole object.
+    pub(super) fn object_file(&self, object: ObjectId) -> Result<Arc<File>> {
+        let object = self.store.object_by_id(object)?;
         let file = match object {
             Some(object) => object.verified_backing()?,
             None => None,
@@ -285,10 +304,8 @@ impl Inner {
         }
         if closed && !state.orphan {
             self.closed(&cell, &mut state);
-        } else if state.progress.handles() == 0
-            && let Some(work) = &mut state.work
-        {
-            work.rest();
+        } else if state.progress.handles() == 0 {
+            state.rest();
         }
         drop(state);
         self.changed.notify_waiters();

@@ -47,7 +47,7 @@ impl Inner {
         let cell = self.names().cells.get(&ino).cloned()?;
         let state = cell.state();
         Some(match state.progress.phase {
-            Phase::Idle => Stage::Published,
+            Phase::Idle | Phase::Merging => Stage::Published,
             _ if state.orphan => Stage::Orphan,
             Phase::Writing => Stage::Written,
             Phase::Interrupted => Stage::Interrupted,

@@ -26,14 +26,14 @@ impl Inner {
         state: &mut FileState,
     ) -> Result<(Arc<File>, ObjectId, bool)> {
         alive(state)?;
-        if let Some(work) = &mut state.work {
+        if let Some(work) = state.shown() {
             return Ok((work.reader()?, work.id(), work.overlay.is_none()));
         }
         if let Some(linger) = &state.linger {
             return Ok((linger.file.clone(), linger.object, true));
         }
         let sealed = self.names().tree.sealed(cell.ino).cloned().ok_or(PublishError::NotFound)?;
-        let file = self.sealed_file(&sealed)?;
+        let file = self.object_file(sealed.object)?;
         if state.progress.handles() > 0 {
             state.linger = Some(Linger { file: file.clone(), object: sealed.object });
         }
@@ -45,7 +45,7 @@ impl Inner {
         let mut state = cell.quiet_state();
         let (file, _, whole) = self.current(&cell, &mut state)?;
         let mut buf = vec![0; len];
-        let read = match state.work.as_ref().and_then(|work| work.overlay.as_ref()) {
+        let read = match state.shown().and_then(|work| work.overlay.as_ref()) {
             Some(overlay) if !whole => overlay.read_at(&file, offset, &mut buf),
             _ => {
                 drop(state);

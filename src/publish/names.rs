@@ -222,12 +222,12 @@ impl Inner {
     /// Gives up everything that a file without name and handles holds.
     pub(super) fn bury(&self, cell: &FileCell, state: &mut super::file::FileState) {
         state.dead = true;
-        state.linger = None;
+        (state.linger, state.layer) = (None, None);
         let work = state.work.take().map(|work| work.id());
         let mut names = self.names();
         names.released.extend(work);
         if let Some(sealed) = names.tree.sealed(cell.ino).cloned() {
-            names.released.push(sealed.object);
+            names.released.extend(sealed.objects());
             names.remove_root(sealed.root);
         }
         names.cells.remove(&cell.ino);

@@ -16,8 +16,8 @@ use super::{
     file::{FileCell, Phase, Work},
     flush,
     flush::Flusher,
+    layer,
     names::Names,
-    overlay::Overlay,
     queue,
     queue::Queue,
     row::{Row, WorkRow},
@@ -46,7 +46,7 @@ impl Inner {
             })?;
             let ino = UploadIno(ino);
             if let Body::File(Some(sealed)) = &row.inode.body {
-                objects.insert(ino, sealed.object);
+                objects.insert(ino, sealed.objects().collect::<Vec<_>>());
             }
             works.extend(row.work.map(|work| (ino, work)));
             rows.push((ino, row.inode));
@@ -63,7 +63,7 @@ impl Inner {
             tracing::warn!(name, "the directory of an upload is missing; it is put under the root");
         }
         for ino in restored.orphans {
-            names.released.extend(objects.remove(&ino));
+            names.released.extend(objects.remove(&ino).unwrap_or_default());
             names.released.extend(works.remove(&ino).map(|work| work.object));
         }
         let told = store.state("publish.announced")?;
@@ -77,6 +77,7 @@ impl Inner {
             next_handle: AtomicU64::new(1),
             flusher: Flusher::default(),
             queue: Queue::default(),
+            layers: Queue::default(),
             directories: Directories::default(),
             announcer: Announcer::new(told),
             changed: Notify::new(),
@@ -87,6 +88,7 @@ impl Inner {
         inner.assume_announced();
         inner.flush()?;
         tasks.spawn("publish hash", queue::run(inner.clone()));
+        tasks.spawn("publish layers", inner.clone().run_layers());
         tasks.spawn("publish flush", flush::run(inner.clone()));
         tasks.spawn("publish directories", dirs::run(inner.clone()));
         tasks.spawn("publish announce", announce::run(inner.clone()));
@@ -114,7 +116,14 @@ impl Inner {
                 // A name whose content never reached the disk: an empty file, as on any filesystem after a crash.
                 None => (Phase::Interrupted, Some(Work::new(self.store.working_file()?))),
             };
-            let cell = Arc::new(FileCell::new(ino, phase, work));
+            let layer = match self.names().tree.sealed(ino).cloned() {
+                Some(sealed) => self.restore_layer(&sealed)?,
+                None => None,
+            };
+            if layer.is_some() {
+                self.layers.push(ino, layer::REST);
+            }
+            let cell = Arc::new(FileCell::new(ino, phase, work).with_layer(layer));
             self.names().cells.insert(ino, cell);
             if phase == Phase::Closed {
                 self.queue.push(ino, Duration::ZERO);
@@ -128,20 +137,10 @@ impl Inner {
         let mut work = Work::new(file);
         if let Some(overlay) = row.overlay {
             let sealed = self.names().tree.sealed(ino).cloned();
-            let Some(sealed) = sealed.filter(|sealed| sealed.object == overlay.base) else {
+            if !sealed.is_some_and(|sealed| sealed.objects().any(|id| id == overlay.base)) {
                 return Ok(None);
-            };
-            // Killed amid a merge: the version below is a working file.
-            let below = self.store.reopen_working(sealed.object)?;
-            let merging = below.is_some();
-            let base = match below {
-                Some(below) => Arc::new(below.open(false)?),
-                None => self.sealed_file(&sealed)?,
-            };
-            let leaf = self.options.import.chunk_len as u64;
-            let mut restored = Overlay::restore(overlay, base.clone(), sealed.size, leaf);
-            restored.set_base(base, merging);
-            work.overlay = Some(restored);
+            }
+            work.overlay = Some(self.restore_overlay(overlay)?);
         }
         Ok(Some(work))
     }

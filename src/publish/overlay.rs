@@ -1,9 +1,13 @@
 //! A sparse working file over a published version: leaves that were written lie in the working file, the others are
-//! read from the object below, whose bytes are never touched.
+//! read from the object below, whose bytes are never touched. What such a file holds can be published as it is, as a
+//! layer; an overlay over a layer lies over the object below it, and begins with copies of the layer's leaves.
 
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
-use rustix::fs::copy_file_range;
+use rustix::{
+    fs::{SeekFrom, copy_file_range, seek},
+    io::Errno,
+};
 
 use super::row::OverlayRow;
 use crate::{
@@ -13,6 +17,8 @@ use crate::{
 
 /// Below this size of the published version a copy is cheap, and it stays served meanwhile.
 const MERGE_MIN: u64 = 8 << 20;
+/// Bytes that are copied at a time where the kernel cannot.
+const COPY_BUFFER: usize = 1 << 20;
 
 /// What lies where. The size is that of the working file, which is as long as the whole.
 #[derive(Clone, Debug)]
@@ -33,6 +39,10 @@ pub(super) struct Overlay {
     filled: RangeSet,
     /// Numbers of those whose bytes may differ from the object below.
     written: RangeSet,
+    /// Size of the version that was opened for writing.
+    opened_len: u64,
+    /// It may differ from the version that was opened.
+    changed: bool,
 }
 
 impl Overlay {
@@ -47,33 +57,46 @@ impl Overlay {
             leaf,
             filled: RangeSet::new(),
             written: RangeSet::new(),
+            opened_len: len,
+            changed: false,
         }
     }
 
-    /// As it was when [`Overlay::row`] was made.
-    pub(super) fn restore(row: OverlayRow, base: Arc<File>, original_len: u64, leaf: u64) -> Self {
+    /// As it was when [`Overlay::row`] was made. `original_len` is the size of the object below.
+    pub(super) fn restore(row: OverlayRow, original_len: u64, leaf: u64) -> Self {
         Self {
-            base: Some(base),
+            base: None,
             base_object: row.base,
             merging: false,
             base_len: row.base_len.min(original_len),
             original_len,
             leaf,
             written: row.filled.clone(),
+            opened_len: original_len,
+            changed: row.base_len != original_len || row.filled.count() > 0,
             filled: row.filled,
         }
+    }
+
+    /// An overlay with the same content of `size` bytes, whose filled leaves are copied from `layer` to `work`.
+    pub(super) fn copy_to(&self, layer: &File, work: &File, size: u64) -> io::Result<Self> {
+        let whole = ByteRange::new(0, size);
+        for leaves in self.filled.iter() {
+            let bytes =
+                ByteRange::new(leaves.start * self.leaf, leaves.end.saturating_mul(self.leaf));
+            copy_data(layer, work, bytes.intersect(whole))?;
+        }
+        let written = self.filled.clone();
+        Ok(Self { written, opened_len: size, changed: false, ..self.clone() })
     }
 
     pub(super) fn row(&self) -> OverlayRow {
         OverlayRow { base: self.base_object, base_len: self.base_len, filled: self.filled.clone() }
     }
 
-    /// Whether the whole of `size` bytes is still exactly the object below.
+    /// Whether the whole of `size` bytes is still exactly the version that was opened.
     pub(super) fn is_unchanged(&self, size: u64) -> bool {
-        !self.merging
-            && self.written.count() == 0
-            && self.base_len == self.original_len
-            && size == self.original_len
+        !self.merging && !self.changed && size == self.opened_len
     }
 
     /// Whether a leaf with these bytes is the object's own leaf, so that its id is known.
@@ -137,6 +160,22 @@ impl Overlay {
             self.fill_leaf(work, index)?;
         }
         self.written.insert(leaves);
+        self.changed |= !leaves.is_empty();
+        Ok(())
+    }
+
+    /// Fills all leaves of a whole of `size` bytes that are not leaves of the object below: the one that it ends in,
+    /// where the new version goes on or ends earlier, and the zeros above it.
+    pub(super) fn fill_edge(&mut self, work: &File, size: u64) -> io::Result<()> {
+        let all = self.leaves(ByteRange::new(0, size));
+        let edge = self.base_len / self.leaf;
+        let range = ByteRange::at(edge * self.leaf, self.leaf).intersect(ByteRange::new(0, size));
+        if edge >= all.end || self.is_known(range) {
+            return Ok(());
+        }
+        self.fill_leaf(work, edge)?;
+        // There the working file is a hole, which reads as zeros.
+        self.filled.insert(ByteRange::new(edge, all.end));
         Ok(())
     }
 
@@ -156,6 +195,7 @@ impl Overlay {
 
     /// The file is cut or made longer to `size` bytes.
     pub(super) fn truncate(&mut self, work: &File, size: u64) -> io::Result<()> {
+        self.changed |= work.metadata()?.len() != size;
         work.set_len(size)?;
         self.base_len = self.base_len.min(size);
         // A leaf that is filled no more than half way must not come back when the file grows again.
@@ -191,12 +231,14 @@ impl Overlay {
         self.merging = merging;
     }
 
-    pub(super) fn has_base(&self) -> bool {
-        self.base.is_some()
+    /// Takes over how another overlay over the same object has it open.
+    pub(super) fn share_base(&mut self, other: &Self) {
+        self.base.clone_from(&other.base);
+        self.merging = other.merging;
     }
 
-    pub(super) fn is_merging(&self) -> bool {
-        self.merging
+    pub(super) fn has_base(&self) -> bool {
+        self.base.is_some()
     }
 
     /// Whether little enough was written that merging it is cheaper than copying the rest.
@@ -230,6 +272,21 @@ impl Overlay {
     }
 }
 
+/// Copies a range to the same place of a new file, and leaves out what is a hole.
+fn copy_data(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
+    let mut start = range.start;
+    while start < range.end {
+        let data = match seek(from, SeekFrom::Data(start)) {
+            Err(Errno::NXIO) => return Ok(()),
+            found => found?,
+        };
+        let hole = seek(from, SeekFrom::Hole(data))?;
+        copy(from, to, ByteRange::new(data, hole).intersect(range))?;
+        start = hole;
+    }
+    Ok(())
+}
+
 /// Copies a range to the same place of another file, in the kernel where the filesystem can.
 fn copy(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
     let mut start = range.start;
@@ -239,10 +296,10 @@ fn copy(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
         match copy_file_range(from, Some(&mut read), to, Some(&mut write), len) {
             Ok(copied) if copied > 0 => start += copied as u64,
             _ => {
-                let mut buf = vec![0; len];
+                let mut buf = vec![0; len.min(COPY_BUFFER)];
                 from.read_exact_at(&mut buf, start)?;
                 to.write_all_at(&buf, start)?;
-                return Ok(());
+                start += buf.len() as u64;
             }
         }
     }
@@ -263,6 +320,8 @@ mod tests {
         Truncate(u64),
         FillSome,
         Restart,
+        /// The version is published as it is, and opened for writing again.
+        Layer,
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -271,6 +330,7 @@ mod tests {
             2 => (0u64..150).prop_map(Op::Truncate),
             1 => Just(Op::FillSome),
             1 => Just(Op::Restart),
+            1 => Just(Op::Layer),
         ]
     }
 
@@ -291,10 +351,10 @@ mod tests {
     proptest! {
         #[test]
         fn it_reads_like_a_plain_file(base in prop::collection::vec(1u8.., 0..100), ops in prop::collection::vec(op(), 0..20)) {
-            let (_dir, file, work) = files(&base);
+            let (dir, file, mut work) = files(&base);
             let mut overlay = Overlay::new(file.clone(), ObjectId(7), base.len() as u64, 16);
-            let mut model = base.clone();
-            for op in ops {
+            let (mut model, mut opened) = (base.clone(), base.clone());
+            for (number, op) in ops.into_iter().enumerate() {
                 match op {
                     Op::Write(at, data) => {
                         let (start, end) = (usize::try_from(at).unwrap(), usize::try_from(at).unwrap() + data.len());
@@ -308,12 +368,28 @@ mod tests {
                         model.resize(usize::try_from(size).unwrap(), 0);
                     }
                     Op::FillSome => { overlay.fill_some(&work, 2).unwrap(); }
-                    Op::Restart => overlay = Overlay::restore(overlay.row(), file.clone(), base.len() as u64, 16),
+                    Op::Restart => {
+                        overlay = Overlay::restore(overlay.row(), base.len() as u64, 16);
+                        overlay.set_base(file.clone(), false);
+                    }
+                    Op::Layer => {
+                        overlay.fill_edge(&work, model.len() as u64).unwrap();
+                        for (index, leaf) in model.chunks(16).enumerate() {
+                            let range = ByteRange::at(index as u64 * 16, leaf.len() as u64);
+                            prop_assert!(overlay.is_known(range) || overlay.row().own(16, model.len() as u64).contains(range));
+                        }
+                        let next = dir.path().join(format!("work {number}"));
+                        let next = File::options().read(true).write(true).create_new(true).open(next).unwrap();
+                        next.set_len(model.len() as u64).unwrap();
+                        overlay = overlay.copy_to(&work, &next, model.len() as u64).unwrap();
+                        prop_assert!(overlay.is_unchanged(model.len() as u64));
+                        (work, opened) = (next, model.clone());
+                    }
                 }
                 let mut read = vec![0xAA; model.len() + 9];
                 prop_assert_eq!(overlay.read_at(&work, 0, &mut read).unwrap(), model.len());
                 prop_assert_eq!(&read[..model.len()], &model[..]);
-                prop_assert!(!overlay.is_unchanged(model.len() as u64) || model == base);
+                prop_assert!(!overlay.is_unchanged(model.len() as u64) || model == opened);
                 for (index, leaf) in model.chunks(16).enumerate() {
                     let at = index * 16;
                     let range = ByteRange::at(at as u64, leaf.len() as u64);

@@ -76,7 +76,7 @@ impl Queue {
         Some(first.1)
     }
 
-    async fn due(&self) -> UploadIno {
+    pub(super) async fn due(&self) -> UploadIno {
         loop {
             if let Some(ino) = self.pop() {
                 return ino;

@@ -16,8 +16,10 @@ use crate::{
     store::ObjectId,
 };
 
-/// First byte of each row; a row of another version is refused, not guessed at.
-const VERSION: u8 = 1;
+/// First byte of each row; a row of a version that is not known is refused, not guessed at.
+const VERSION: u8 = 2;
+/// The version without layers.
+const WHOLE_ONLY: u8 = 1;
 /// Parent of the root and of orphans in a row; no inode has this number.
 const NO_PARENT: u64 = 0;
 
@@ -35,6 +37,15 @@ pub(super) struct Sealed {
     pub(super) size: u64,
     /// Bytes of all blocks.
     pub(super) tsize: u64,
+    /// The object holds only the leaves that differ from an older one, which the inode owns, too.
+    pub(super) below: Option<OverlayRow>,
+}
+
+impl Sealed {
+    /// The objects that the inode owns for it.
+    pub(super) fn objects(&self) -> impl Iterator<Item = ObjectId> {
+        std::iter::once(self.object).chain(self.below.as_ref().map(|below| below.base))
+    }
 }
 
 /// A version of a file that is not published yet.
@@ -55,6 +66,18 @@ pub(super) struct OverlayRow {
     pub(super) base_len: u64,
     /// Numbers of the leaves that lie in the working file.
     pub(super) filled: RangeSet,
+}
+
+impl OverlayRow {
+    /// The bytes of a whole of `size` bytes that lie in the working file; a leaf has `leaf` bytes.
+    pub(super) fn own(&self, leaf: u64, size: u64) -> RangeSet {
+        let whole = ByteRange::new(0, size);
+        let bytes = |leaves: ByteRange| {
+            ByteRange::new(leaves.start.saturating_mul(leaf), leaves.end.saturating_mul(leaf))
+        };
+        let ranges = self.filled.iter().map(|leaves| bytes(leaves).intersect(whole));
+        ranges.filter(|range| !range.is_empty()).collect()
+    }
 }
 
 /// Everything that is kept of an inode.
@@ -111,10 +134,10 @@ impl Row {
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut reader = Reader(bytes);
-        match reader.u8()? {
-            VERSION => {}
+        let version = match reader.u8()? {
+            version @ (WHOLE_ONLY | VERSION) => version,
             other => return Err(RowError::Version(other)),
-        }
+        };
         let parent = reader.u64()?;
         let name = OsString::from_vec(reader.bytes()?.to_vec());
         let place = (parent != NO_PARENT).then_some(Place { parent: UploadIno(parent), name });
@@ -137,7 +160,7 @@ impl Row {
             DIRECTORY => Body::Directory(Directory::default()),
             SYMLINK => Body::Symlink(OsString::from_vec(reader.bytes()?.to_vec())),
             FILE => {
-                let sealed = reader.sealed()?;
+                let sealed = reader.sealed(version)?;
                 work = reader.work()?;
                 Body::File(sealed)
             }
@@ -182,6 +205,7 @@ fn put_sealed(out: &mut Vec<u8>, sealed: Option<&Sealed>) {
         put_bytes(out, &sealed.root.to_bytes());
         out.extend(sealed.size.to_le_bytes());
         out.extend(sealed.tsize.to_le_bytes());
+        put_overlay(out, sealed.below.as_ref());
     }
 }
 
@@ -190,15 +214,18 @@ fn put_work(out: &mut Vec<u8>, work: Option<&WorkRow>) {
     let Some(work) = work else { return };
     out.extend(work.object.0.to_le_bytes());
     out.push(u8::from(work.open));
-    out.push(u8::from(work.overlay.is_some()));
-    if let Some(overlay) = &work.overlay {
-        out.extend(overlay.base.0.to_le_bytes());
-        out.extend(overlay.base_len.to_le_bytes());
-        put_len(out, overlay.filled.count());
-        for range in overlay.filled.iter() {
-            out.extend(range.start.to_le_bytes());
-            out.extend(range.end.to_le_bytes());
-        }
+    put_overlay(out, work.overlay.as_ref());
+}
+
+fn put_overlay(out: &mut Vec<u8>, overlay: Option<&OverlayRow>) {
+    out.push(u8::from(overlay.is_some()));
+    let Some(overlay) = overlay else { return };
+    out.extend(overlay.base.0.to_le_bytes());
+    out.extend(overlay.base_len.to_le_bytes());
+    put_len(out, overlay.filled.count());
+    for range in overlay.filled.iter() {
+        out.extend(range.start.to_le_bytes());
+        out.extend(range.end.to_le_bytes());
     }
 }
 
@@ -255,14 +282,16 @@ impl<'a> Reader<'a> {
             .ok_or(RowError::Malformed("a time"))
     }
 
-    fn sealed(&mut self) -> Result<Option<Sealed>, RowError> {
+    fn sealed(&mut self, version: u8) -> Result<Option<Sealed>, RowError> {
         if !self.flag()? {
             return Ok(None);
         }
         let object = ObjectId(self.u64()?);
         let root =
             ContentId::from_bytes(self.bytes()?).map_err(|_| RowError::Malformed("the root"))?;
-        Ok(Some(Sealed { object, root, size: self.u64()?, tsize: self.u64()? }))
+        let (size, tsize) = (self.u64()?, self.u64()?);
+        let below = if version == WHOLE_ONLY { None } else { self.overlay()? };
+        Ok(Some(Sealed { object, root, size, tsize, below }))
     }
 
     fn work(&mut self) -> Result<Option<WorkRow>, RowError> {
@@ -271,15 +300,19 @@ impl<'a> Reader<'a> {
         }
         let object = ObjectId(self.u64()?);
         let open = self.flag()?;
+        Ok(Some(WorkRow { object, open, overlay: self.overlay()? }))
+    }
+
+    fn overlay(&mut self) -> Result<Option<OverlayRow>, RowError> {
         if !self.flag()? {
-            return Ok(Some(WorkRow { object, open, overlay: None }));
+            return Ok(None);
         }
         let (base, base_len) = (ObjectId(self.u64()?), self.u64()?);
         let mut filled = RangeSet::new();
         for _ in 0..self.u32()? {
             filled.insert(ByteRange::new(self.u64()?, self.u64()?));
         }
-        Ok(Some(WorkRow { object, open, overlay: Some(OverlayRow { base, base_len, filled }) }))
+        Ok(Some(OverlayRow { base, base_len, filled }))
     }
 }
 
@@ -300,20 +333,25 @@ mod tests {
         })
     }
 
-    fn body() -> impl Strategy<Value = (Body, Option<WorkRow>)> {
-        let sealed =
-            (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(object, size, tsize)| {
-                let root = ContentId::raw(sha2_256(&object.to_le_bytes()));
-                Sealed { object: ObjectId(object), root, size, tsize }
-            });
+    fn overlay() -> impl Strategy<Value = Option<OverlayRow>> {
         let filled = prop::collection::vec((0u64..1000, 1u64..9), 0..9)
             .prop_map(|r| r.into_iter().map(|(at, len)| ByteRange::at(at, len)).collect());
         let overlay = (any::<u64>(), any::<u64>(), filled).prop_map(|(base, base_len, filled)| {
             OverlayRow { base: ObjectId(base), base_len, filled }
         });
-        let work = (any::<u64>(), any::<bool>(), prop::option::of(overlay)).prop_map(
-            |(object, open, overlay)| WorkRow { object: ObjectId(object), open, overlay },
+        prop::option::of(overlay)
+    }
+
+    fn body() -> impl Strategy<Value = (Body, Option<WorkRow>)> {
+        let sealed = (any::<u64>(), any::<u64>(), any::<u64>(), overlay()).prop_map(
+            |(object, size, tsize, below)| {
+                let root = ContentId::raw(sha2_256(&object.to_le_bytes()));
+                Sealed { object: ObjectId(object), root, size, tsize, below }
+            },
         );
+        let work = (any::<u64>(), any::<bool>(), overlay()).prop_map(|(object, open, overlay)| {
+            WorkRow { object: ObjectId(object), open, overlay }
+        });
         prop_oneof![
             Just((Body::Directory(Directory::default()), None)),
             "[a-z/]{1,40}".prop_map(|target| (Body::Symlink(target.into()), None)),
@@ -338,6 +376,28 @@ mod tests {
             let attr = Attributes { mode, uid, gid, atime, mtime, ctime };
             Row { inode: Inode { place, attr, xattrs, body }, work }
         }
+    }
+
+    #[test]
+    fn a_row_from_before_layers_is_read() {
+        let root = ContentId::raw(sha2_256(b"x"));
+        let sealed = Sealed { object: ObjectId(7), root, size: 3, tsize: 4, below: None };
+        let attr = Attributes {
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+        };
+        let place = Some(Place { parent: UploadIno(1), name: "f".into() });
+        let xattrs = BTreeMap::new();
+        let inode = Inode { place, attr, xattrs, body: Body::File(Some(sealed)) };
+        let mut bytes = Row::encode(&inode, None);
+        // The last two bytes say that there is no layer and no working file.
+        bytes.remove(bytes.len() - 2);
+        bytes[0] = WHOLE_ONLY;
+        assert_eq!(Row::decode(&bytes).unwrap(), Row { inode, work: None });
     }
 
     proptest! {

@@ -7,9 +7,11 @@ use std::{fs::File, sync::Arc, time::Duration};
 
 use super::{
     Inner, PublishError,
-    file::{FileCell, Linger, Phase, Work, stamp, time_of},
+    file::{FileCell, Linger, Work, stamp, time_of},
     fill::Whole,
-    hash::{self, Hashed},
+    hash::{self, Hashed, Known},
+    layer,
+    row::OverlayRow,
 };
 use crate::store::{FileStamp, ObjectId, WorkingFile};
 
@@ -26,8 +28,10 @@ pub(super) struct Finished {
     pub(super) cell: Arc<FileCell>,
     pub(super) generation: u64,
     pub(super) object: ObjectId,
-    /// The overlay that was merged into it.
+    /// The layer that was merged into it.
     pub(super) spare: Option<ObjectId>,
+    /// What it has and where the rest lies, when the object is a layer.
+    pub(super) below: Option<OverlayRow>,
     pub(super) stamp: FileStamp,
     pub(super) hashed: Hashed,
 }
@@ -65,8 +69,14 @@ impl Inner {
     pub(super) fn seal_later(&self, cell: &FileCell, generation: u64, delay: Duration) {
         let mut state = cell.state();
         if state.progress.retry(generation) {
-            state.held = true;
-            self.queue.push(cell.ino, delay);
+            if state.work.is_some() {
+                state.held = true;
+                self.queue.push(cell.ino, delay);
+            } else {
+                // A layer that was not merged stays published as it is.
+                state.progress.settle();
+                self.layers.push(cell.ino, delay);
+            }
         }
         drop(state);
         self.changed.notify_waiters();
@@ -76,29 +86,36 @@ impl Inner {
         self: &Arc<Self>,
         cell: &Arc<FileCell>,
         generation: u64,
-        mut work: Arc<WorkingFile>,
+        work: Arc<WorkingFile>,
     ) -> Result<Outcome, PublishError> {
-        let Some((mut file, before)) = self.open_quiet(&work).await? else {
+        let Some((file, before)) = self.open_quiet(&work).await? else {
             return Ok(Outcome::Held);
         };
-        let mut spare = None;
-        let known = match self.prepare(cell, generation, before)? {
+        let (known, below) = match self.prepare(cell, generation, before)? {
             Prepared::Unchanged => return Ok(Outcome::Unchanged),
             Prepared::Void => return Ok(Outcome::Void),
-            Prepared::Whole => None,
+            Prepared::Whole => (None, None),
             Prepared::Overlay => match self.make_whole(cell, generation, before.size).await? {
                 None => return Ok(Outcome::Void),
-                Some(Whole { into, known }) => {
-                    if let Some(merged) = into {
-                        file = Arc::new(merged.open(false)?);
-                        spare = Some(work.id());
-                        work = merged;
-                    }
-                    known
-                }
+                Some(Whole { known, below }) => (known, below),
             },
         };
-        // Making it whole moved the stamp.
+        let hashed = self.hash_still(cell, generation, &work, file, known).await?;
+        let Some((stamp, hashed)) = hashed else { return Ok(Outcome::Void) };
+        let (cell, object) = (cell.clone(), work.id());
+        let finished = Finished { cell, generation, object, spare: None, below, stamp, hashed };
+        Ok(Outcome::Hashed(Box::new(finished)))
+    }
+
+    /// Hashes a file, which is synced meanwhile; none when it was written, opened or removed.
+    pub(super) async fn hash_still(
+        &self,
+        cell: &Arc<FileCell>,
+        generation: u64,
+        work: &Arc<WorkingFile>,
+        file: Arc<File>,
+        known: Option<Arc<Known>>,
+    ) -> Result<Option<(FileStamp, Hashed)>, PublishError> {
         let before = stamp_of(&file)?;
         let cancelled = {
             let cell = cell.clone();
@@ -115,22 +132,18 @@ impl Inner {
         );
         let (synced, hashed) = tokio::join!(sync, hashing);
         synced?;
-        let Some(hashed) = hashed? else { return Ok(Outcome::Void) };
+        let Some(hashed) = hashed? else { return Ok(None) };
         let probe = work.clone();
         let after = self.tasks.blocking("seal", move || -> Result<_, PublishError> {
             Ok((stamp_of(&file)?, is_held(&probe)))
         });
         let (after, held) = after.await.map_err(|_| PublishError::Closed)??;
-        if held || after != before || !is_current(cell, generation) {
-            return Ok(Outcome::Void);
-        }
-        let (cell, object) = (cell.clone(), work.id());
-        let finished = Finished { cell, generation, object, spare, stamp: after, hashed };
-        Ok(Outcome::Hashed(Box::new(finished)))
+        let still = !held && after == before && is_current(cell, generation);
+        Ok(still.then_some((after, hashed)))
     }
 
     /// The file for hashing and its stamp; none when somebody can write it.
-    async fn open_quiet(
+    pub(super) async fn open_quiet(
         &self,
         work: &Arc<WorkingFile>,
     ) -> Result<Option<(Arc<File>, FileStamp)>, PublishError> {
@@ -172,7 +185,7 @@ impl Inner {
         now: FileStamp,
     ) -> Result<Prepared, PublishError> {
         let mut state = cell.state();
-        if !is_hashing(&state.progress, generation) {
+        if !state.progress.is_underway(generation) {
             return Ok(Prepared::Void);
         }
         state.held = false;
@@ -198,12 +211,15 @@ impl Inner {
     /// Nothing was written: the published version stays, the working file goes.
     fn drop_work(&self, cell: &FileCell, generation: u64) {
         let mut state = cell.state();
-        if !is_hashing(&state.progress, generation) {
+        if !state.progress.is_underway(generation) {
             return;
         }
         let Some(mut work) = state.work.take() else { return };
         state.progress.settle();
         state.keep_reading(&mut work);
+        if state.layer.is_some() {
+            self.layers.push(cell.ino, layer::REST);
+        }
         let mut names = self.names();
         names.released.push(work.id());
         names.tree.mark(cell.ino);
@@ -243,13 +259,9 @@ fn begin(cell: &FileCell) -> Option<(u64, Arc<WorkingFile>)> {
     Some((state.progress.begin_hash()?, file))
 }
 
-pub(super) fn is_hashing(progress: &super::file::Progress, generation: u64) -> bool {
-    progress.phase == Phase::Hashing && progress.generation == generation
-}
-
 fn is_current(cell: &FileCell, generation: u64) -> bool {
     let state = cell.state();
-    !state.dead && !state.orphan && is_hashing(&state.progress, generation)
+    !state.dead && !state.orphan && state.progress.is_underway(generation)
 }
 
 /// Whether somebody can still write the file. Filesystems without leases cannot tell; there the stamp alone guards.

@@ -3,7 +3,7 @@
 use std::{fs::File, sync::Arc};
 
 use super::ObjectId;
-use crate::content::{Block, ByteRange, ContentId, FileInfo, Multihash, sha2_256_of};
+use crate::content::{Block, ByteRange, ContentId, FileInfo, Multihash, RangeSet, sha2_256_of};
 
 /// What a file looked like when it was sealed: (mtime, ctime, size), to nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,8 @@ pub struct Seal {
     pub leaves: SealLeaves,
     /// Interior nodes.
     pub nodes: Vec<Block>,
+    /// The bytes that the file holds, in whole leaves; none: all. The others lie in an object that the caller keeps.
+    pub present: Option<RangeSet>,
 }
 
 /// Changes that become durable together or not at all.

@@ -306,8 +306,9 @@ impl Inner {
         rows.remove_object(seal.object)?;
         let size = seal.stamp.size;
         let mut row = ObjectRow::content(seal.root, size, now_secs());
-        row.ever_complete = true;
-        row.present.insert(ByteRange::new(0, size));
+        row.ever_complete = seal.present.is_none();
+        let whole = || [ByteRange::new(0, size)].into_iter().collect();
+        row.present = seal.present.clone().unwrap_or_else(whole);
         row.stamp = Some(seal.stamp);
         row.owners = 1;
         row.allocated = self.allocated(seal.object);
@@ -315,7 +316,9 @@ impl Inner {
         let leaf = |(hash, range)| {
             (hash, Leaf { object: seal.object, range, envelope: Envelope::default() })
         };
-        let mut leaves = seal.leaves.iter().filter(|(_, range)| !range.is_empty()).map(leaf);
+        let present =
+            |(_, range): &(_, ByteRange)| !range.is_empty() && row.present.contains(*range);
+        let mut leaves = seal.leaves.iter().filter(present).map(leaf);
         loop {
             let some: Vec<_> = leaves.by_ref().take(LEAVES_AT_ONCE).collect();
             if some.is_empty() {

@@ -12,6 +12,17 @@ use crate::{
     sys::Holder,
 };
 
+/// Whether a new version may be written into an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mergeable {
+    /// Its old leaves are kept: [`super::Store::begin_merge`] may follow.
+    Now,
+    /// Somebody uses it.
+    Later,
+    /// A pin reaches it or the caller's upload is not its only owner: it stays as it is.
+    Not,
+}
+
 /// Leaves that are copied at a time: 16 MiB of usual ones.
 const LEAVES_AT_ONCE: usize = 64;
 /// A block that is being served holds its object for less than a millisecond: so often it is asked again.
@@ -19,19 +30,26 @@ const ATTEMPTS: u32 = 20;
 const ATTEMPT_DELAY: Duration = Duration::from_millis(2);
 
 impl Inner {
+    /// As [`super::Store::prepare_merge`].
+    pub(super) fn prepare_merge(
+        self: &Arc<Self>,
+        id: ObjectId,
+        overwritten: &RangeSet,
+    ) -> Result<Mergeable, StoreError> {
+        self.flush()?;
+        if !self.is_mergeable(id)? || self.is_pinned(id)? {
+            return Ok(Mergeable::Not);
+        }
+        let kept = self.keep_old(id, overwritten)?;
+        Ok(if kept { Mergeable::Now } else { Mergeable::Later })
+    }
+
     /// As [`super::Store::begin_merge`].
     pub(super) fn begin_merge(
         self: &Arc<Self>,
         id: ObjectId,
         overwritten: &RangeSet,
     ) -> Result<Option<WorkingFile>, StoreError> {
-        self.flush()?;
-        if !self.is_mergeable(id)? || self.is_pinned(id)? {
-            return Ok(None);
-        }
-        if !self.keep_old(id, overwritten)? {
-            return Ok(None);
-        }
         for _ in 0..ATTEMPTS {
             if self.try_begin(id, overwritten)? {
                 return self.reopen_working(id);
@@ -40,6 +58,13 @@ impl Inner {
             std::thread::sleep(ATTEMPT_DELAY);
         }
         Ok(None)
+    }
+
+    /// As [`super::Store::is_in_use`].
+    pub(super) fn is_in_use(&self, id: ObjectId) -> Result<bool, StoreError> {
+        let served = guard(&self.recent).pop(&id);
+        drop(served);
+        Ok(self.registry().is_open(id) || self.object_is_held(id, Holder::Anyone)?)
     }
 
     fn is_mergeable(&self, id: ObjectId) -> Result<bool, StoreError> {

@@ -110,6 +110,7 @@ pub(super) fn try_publish(store: &Store, content: &[u8]) -> Result<(ObjectId, Ba
         stamp: FileStamp::of(&file).unwrap(),
         leaves: leaves(content).iter().map(|(b, range)| (*b.cid(), *range)).collect(),
         nodes: vec![root],
+        present: None,
     };
     Ok((working.id(), Batch { seal: vec![seal], ..Batch::default() }))
 }

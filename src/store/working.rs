@@ -106,6 +106,10 @@ impl Inner {
         Ok(WorkingFile { id, path })
     }
 
+    pub(super) fn file_of(&self, id: ObjectId) -> WorkingFile {
+        WorkingFile { id, path: self.object_path(id) }
+    }
+
     pub(super) fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         let row = self.index.read(|txn| index::object_row(txn, id))?;
         let kept = row.is_some_and(|row| row.root.is_none() || row.merging);

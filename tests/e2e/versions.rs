@@ -9,7 +9,12 @@ use std::{
 use crate::harness::{Daemon, Setup, noise};
 
 const MIB: usize = 1 << 20;
-const SIZE: usize = 40 * MIB;
+
+/// Bytes of the published file: `CHIRAL_VERSIONS_MIB` mebibytes, 40 unless it is set.
+fn size() -> usize {
+    let mib = std::env::var("CHIRAL_VERSIONS_MIB").ok().and_then(|mib| mib.parse().ok());
+    mib.unwrap_or(40) * MIB
+}
 
 /// Bytes of disk under the data folder's objects.
 fn allocated(daemon: &Daemon) -> u64 {
@@ -33,8 +38,9 @@ const CHANGES: [(&str, Change); 3] = [
         model[17 * MIB + 5..][..bytes.len()].copy_from_slice(&bytes);
     }),
     ("truncate", |file, model| {
-        file.set_len(31 * MIB as u64 + 77).unwrap();
-        model.truncate(31 * MIB + 77);
+        let len = model.len() / 4 * 3 + 77;
+        file.set_len(len as u64).unwrap();
+        model.truncate(len);
     }),
 ];
 
@@ -55,7 +61,7 @@ fn expected(fresh: &Daemon, content: &[u8], name: &str) -> String {
 fn a_peer_and_a_local_reader_see_the_old_version_to_its_end() {
     let daemon = Daemon::start(&Setup::default());
     let fresh = Daemon::start(&Setup::default());
-    let mut content = noise(SIZE, 1);
+    let mut content = noise(size(), 1);
     fs::write(daemon.path("upload/file"), &content).unwrap();
     for (name, apply) in CHANGES {
         let old = content.clone();
@@ -83,17 +89,33 @@ fn a_peer_and_a_local_reader_see_the_old_version_to_its_end() {
 
 #[test]
 fn an_append_copies_no_more_than_what_it_touches_and_the_old_version_stays_served() {
+    append_costs_little(false);
+}
+
+#[test]
+fn an_append_costs_no_more_while_a_program_reads_the_old_version() {
+    append_costs_little(true);
+}
+
+fn append_costs_little(read_meanwhile: bool) {
     let daemon = Daemon::start(&Setup::default());
-    let mut content = noise(SIZE, 2);
+    let mut content = noise(size(), 2);
     fs::write(daemon.path("upload/file"), &content).unwrap();
     let old_cid = daemon.cid("upload/file");
     let old = content.clone();
+    let reader = read_meanwhile.then(|| File::open(daemon.path(&old_cid)).unwrap());
     let before = allocated(&daemon);
     change(&daemon, "append", CHANGES[0].1, &mut content);
     let new_cid = daemon.cid("upload/file");
     // What was appended, one leaf that was filled up, and its old bytes for whoever reads the old version.
     let grown = allocated(&daemon).saturating_sub(before);
     assert!(grown < 4 * MIB as u64, "an append of 300 kB took {grown} bytes");
+    assert!(fs::read(daemon.path("upload/file")).unwrap() == content);
+    if let Some(reader) = reader {
+        let mut read = vec![0; old.len()];
+        reader.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == old, "the reader saw something else");
+    }
     let peer = Daemon::start_beside(&daemon, &Setup::default());
     assert!(fs::read(peer.path(&old_cid)).unwrap() == old);
     assert!(fs::read(peer.path(&new_cid)).unwrap() == content);

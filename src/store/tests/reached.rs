@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    super::{Batch, Object, Pin, Store, StoreError, disk::RealDisk, recover},
+    super::{Batch, Mergeable, Object, Pin, Store, StoreError, disk::RealDisk, recover},
     LEAF, content, leaves, options, publish, root_of, scratch, whole,
 };
 use crate::content::{
@@ -137,9 +137,10 @@ fn a_pin_of_something_else_does_not_forbid_a_merge() {
     let mut first = RangeSet::new();
     first.insert(ByteRange::new(0, LEAF));
     store.pin(pin(root_of(&bytes).cid())).unwrap();
-    assert!(store.begin_merge(id, &first).unwrap().is_none());
+    assert_eq!(store.prepare_merge(id, &first).unwrap(), Mergeable::Not);
     store.unpin(root_of(&bytes).cid()).unwrap();
     store.pin(pin(root_of(b"something else").cid())).unwrap();
+    assert_eq!(store.prepare_merge(id, &first).unwrap(), Mergeable::Now);
     assert!(store.begin_merge(id, &first).unwrap().is_some());
 }
 
