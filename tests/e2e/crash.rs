@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -21,6 +22,13 @@ const ROUNDS: u64 = 6;
 /// are looked at after each kill, and its bytes at the end.
 const READ_AGAIN: u64 = 3;
 
+/// Bytes of the log at first: large enough that an append is published as a layer.
+const LOG: usize = 9 << 20;
+/// Each so many rounds the daemon lives long enough to merge what was appended to the log.
+const LONG_ROUND: u64 = 6;
+/// A layer rests for five seconds before it is merged.
+const LAYER_REST: Duration = Duration::from_millis(4900);
+
 /// What a program was told: this id is published, and these are its bytes (as length and seed of the noise).
 #[derive(Clone, Copy)]
 struct Acknowledged {
@@ -29,12 +37,48 @@ struct Acknowledged {
     seed: u64,
 }
 
+/// A file that is only appended to.
+struct Log {
+    /// All that was written, whether it arrived or not.
+    written: Vec<u8>,
+    /// So much of it was acknowledged.
+    acknowledged: usize,
+}
+
+impl Log {
+    /// Appends and asks for the id; false when the daemon is gone.
+    fn append(&mut self, mnt: &Path, seed: u64) -> bool {
+        let path = mnt.join("upload/log");
+        let Ok(mut file) = fs::OpenOptions::new().append(true).open(&path) else { return false };
+        let line = noise(1000, seed);
+        self.written.extend(&line);
+        if file.write_all(&line).is_err() {
+            return false;
+        }
+        drop(file);
+        let published = xattr(&path, "user.chiral.cid").is_some();
+        if published {
+            self.acknowledged = self.written.len();
+        }
+        published
+    }
+
+    /// What was acknowledged is there, and perhaps some of what was written after it.
+    fn check(&mut self, daemon: &Daemon) {
+        let read = fs::read(daemon.path("upload/log")).unwrap();
+        assert!(read.len() >= self.acknowledged, "the log ends early");
+        assert!(self.written.starts_with(&read), "the log reads wrong");
+        self.written = read;
+    }
+}
+
 /// Copies files in, asks for their ids, renames some and reads some from the peer until the daemon dies under it.
 fn workload(
     mnt: &Path,
     round: u64,
     remote: &str,
     acknowledged: &Mutex<BTreeMap<String, Acknowledged>>,
+    log: &Mutex<Log>,
     dead: &AtomicBool,
 ) {
     for n in 0.. {
@@ -49,6 +93,10 @@ fn workload(
         }
         let Some(cid) = xattr(&path, "user.chiral.cid") else { return };
         acknowledged.lock().unwrap().insert(cid, Acknowledged { round, len, seed });
+        // Then it rests, so that in a long round the daemon dies about when it is merged.
+        if n < 4 && !log.lock().unwrap().append(mnt, seed) {
+            return;
+        }
         if n % 3 == 0 && fs::rename(&path, mnt.join(format!("upload/{round}-{n}-renamed"))).is_err()
         {
             return;
@@ -93,17 +141,23 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
         ..Setup::default()
     };
     let mut daemon = Daemon::start(&setup);
+    let written = noise(LOG, 98);
+    fs::write(daemon.path("upload/log"), &written).unwrap();
+    daemon.cid("upload/log");
+    let log = Arc::new(Mutex::new(Log { written, acknowledged: LOG }));
     let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
     let mut slowest_start = Duration::ZERO;
     for round in 0..rounds {
         let dead = Arc::new(AtomicBool::new(false));
         let worker = {
-            let (mnt, remote, acknowledged, dead) =
-                (daemon.path(""), remote.clone(), acknowledged.clone(), dead.clone());
-            thread::spawn(move || workload(&mnt, round, &remote, &acknowledged, &dead))
+            let (mnt, remote, dead) = (daemon.path(""), remote.clone(), dead.clone());
+            let (acknowledged, log) = (acknowledged.clone(), log.clone());
+            thread::spawn(move || workload(&mnt, round, &remote, &acknowledged, &log, &dead))
         };
         // The moment of death is the input of this test, not a synchronisation.
-        thread::sleep(Duration::from_millis(20 + noise_number(round + 7) % 700));
+        let moment = Duration::from_millis(20 + noise_number(round + 7) % 700);
+        let long = if round % LONG_ROUND == LONG_ROUND - 1 { LAYER_REST } else { Duration::ZERO };
+        thread::sleep(long + moment);
         dead.store(true, Ordering::Release);
         let scratch = daemon.kill();
         worker.join().unwrap();
@@ -113,6 +167,7 @@ fn nothing_acknowledged_is_lost_when_the_daemon_is_killed() {
 
         let since = if round + 1 == rounds { 0 } else { (round + 1).saturating_sub(READ_AGAIN) };
         check(&daemon, &acknowledged.lock().unwrap(), since);
+        log.lock().unwrap().check(&daemon);
     }
     let verify = daemon.chiral(&["store", "verify"]);
     assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stdout));
