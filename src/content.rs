@@ -8,6 +8,7 @@ mod hamt;
 mod hash;
 mod id;
 mod import;
+mod lanes;
 mod node;
 mod pb;
 mod range;
@@ -23,6 +24,7 @@ pub use import::{
     BuiltDirectory, BuiltFile, DirectoryBuilder, FileBuilder, FileInfo, ImportParams, dag_pb_leaf,
     import_bytes, symlink,
 };
+pub use lanes::sha2_256_each;
 pub use node::{DagError, Metadata, Node, NodeKind};
 pub use range::{ByteRange, RangeSet};
 

@@ -11,7 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("tasks", &[]),
     ("sys", &[]),
-    ("content", &[]),
+    ("content", &["sys"]),
     ("store", &["content", "sys", "metrics", "tasks"]),
     ("net", &["content", "store", "metrics", "tasks"]),
     ("torrent", &["content", "store", "metrics", "tasks"]),

@@ -1,14 +1,18 @@
 //! Hashing a file: leaves read in pieces that both cores work on, in memory that does not depend on the file's size
 //! but for the ids themselves.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{fs::File, io, sync::Arc};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use rustix::{
+    buffer::spare_capacity,
+    io::{Errno, pread},
+};
 
 use super::{PublishError, overlay::Overlay};
 use crate::{
     content::{
-        Block, ByteRange, ContentId, FileBuilder, FileLayout, ImportParams, Metadata, sha2_256,
+        Block, ByteRange, ContentId, FileBuilder, FileLayout, ImportParams, Metadata, sha2_256_each,
     },
     store::{SealLeaves, Store},
     tasks::Tasks,
@@ -126,21 +130,43 @@ fn hash_segment(
     leaf_len: u64,
     known: Option<&Known>,
 ) -> io::Result<Vec<(ContentId, ByteRange)>> {
-    let mut buf = Vec::new();
-    let mut leaves = Vec::new();
+    let mut leaves: Vec<(Option<ContentId>, ByteRange)> = Vec::new();
+    let mut unknown: Vec<(usize, ByteRange)> = Vec::new();
     let mut start = segment.start;
     while start < segment.end {
         let range = ByteRange::new(start, (start + leaf_len).min(segment.end));
-        let id = match known.and_then(|known| known.id(range, leaf_len)) {
-            Some(id) => id,
-            None => {
-                buf.resize(usize::try_from(range.len()).unwrap_or(usize::MAX), 0);
-                file.read_exact_at(&mut buf, range.start)?;
-                ContentId::raw(sha2_256(&buf))
-            }
-        };
+        let id = known.and_then(|known| known.id(range, leaf_len));
+        if id.is_none() {
+            unknown.push((leaves.len(), range));
+        }
         leaves.push((id, range));
         start = range.end;
     }
-    Ok(leaves)
+    for group in unknown.chunk_by(|(_, a), (_, b)| a.end == b.start) {
+        let (first, last) = (group[0].1, group[group.len() - 1].1);
+        let bytes = read_exact(file, ByteRange::new(first.start, last.end))?;
+        let messages: Vec<&[u8]> =
+            bytes.chunks(usize::try_from(leaf_len).unwrap_or(usize::MAX)).collect();
+        for ((index, _), hash) in group.iter().zip(sha2_256_each(&messages)) {
+            leaves[*index].0 = Some(ContentId::raw(hash));
+        }
+    }
+    Ok(leaves.into_iter().filter_map(|(id, range)| Some((id?, range))).collect())
+}
+
+/// The bytes of a range; an error where the file ends before.
+fn read_exact(file: &File, range: ByteRange) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+    // Read into space that nobody has to zero first.
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = range.start + bytes.len() as u64;
+        match pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }
