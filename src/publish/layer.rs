@@ -56,19 +56,23 @@ impl Inner {
         let cancelled = self.tasks.cancelled();
         tokio::pin!(cancelled);
         loop {
-            let ino = tokio::select! {
-                () = &mut cancelled => return,
-                ino = self.layers.due() => ino,
+            let settle = async {
+                let ino = self.layers.due().await;
+                let cell = self.names().cells.get(&ino).cloned();
+                if let Some(cell) = cell {
+                    self.settle_layer(cell).await;
+                }
             };
-            let cell = self.names().cells.get(&ino).cloned();
-            if let Some(cell) = cell {
-                self.clone().settle_layer(cell).await;
+            // What is under way then goes on at the next start.
+            tokio::select! {
+                () = &mut cancelled => return,
+                () = settle => {}
             }
         }
     }
 
     /// Makes a published file one whole object, if that can be now.
-    async fn settle_layer(self: Arc<Self>, cell: Arc<FileCell>) {
+    async fn settle_layer(self: &Arc<Self>, cell: Arc<FileCell>) {
         let generation = {
             let mut state = cell.state();
             if state.layer.is_none() || state.work.is_some() || state.orphan || state.dead {

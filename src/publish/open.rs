@@ -204,7 +204,8 @@ impl Inner {
             let state = cell.state();
             let waits =
                 matches!(state.progress.phase, Phase::Closed | Phase::Hashing | Phase::Committing);
-            waits && !state.held && !state.orphan
+            // A layer that is merged is published already.
+            waits && state.work.is_some() && !state.held && !state.orphan
         })
     }
 }
