@@ -3,41 +3,83 @@
 use std::{
     ffi::{OsStr, OsString},
     path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 
-use super::{AddRequest, Added, AddedEntry, Failure, server::App, upkeep::pinned};
+use super::{
+    AddLine, AddRequest, Added, AddedEntry, Failure, server::App, told::told, upkeep::pinned,
+};
 use crate::{
     content::ContentId,
     node::{Node, Pin, PublishError, UploadIno},
 };
 
+/// Bytes between two lines of progress: enough of them for a smooth bar.
+const PROGRESS_STEP: u64 = 8 << 20;
+
+/// A client that leaves before everything is copied takes back what was.
 pub(super) async fn add(
     State(app): State<App>,
     Json(request): Json<AddRequest>,
-) -> Result<Json<Added>, Failure> {
-    let path = request.path;
+) -> Result<Response, Failure> {
+    if !request.progress {
+        return Ok(Json(added(&app.node, request.path, |_| {}).await?).into_response());
+    }
+    Ok(told(|news| async move {
+        match added(&app.node, request.path, move |line| news.tell(line)).await {
+            Ok(added) => AddLine::Added(added),
+            Err(failure) => AddLine::Failed(failure),
+        }
+    }))
+}
+
+async fn added(
+    node: &Node,
+    path: PathBuf,
+    tell: impl Fn(AddLine) + Send + Sync + 'static,
+) -> Result<Added, Failure> {
     if !path.is_absolute() {
         return Err(Failure::invalid(format!("{}: the path is not absolute", path.display())));
     }
     let Some(name) = path.file_name().map(OsStr::to_owned) else {
         return Err(Failure::invalid(format!("{}: the path has no name", path.display())));
     };
-    let entries = match Place::of(&path, app.node.mountpoint().as_deref()) {
-        Place::Elsewhere => app.node.uploads().import(&path, &name).await?,
+    let entries = match Place::of(&path, node.mountpoint().as_deref()) {
+        Place::Elsewhere => node.uploads().import_reporting(&path, &name, reporter(tell)).await?,
         Place::Around(mountpoint) => {
             let (path, mount) = (path.display(), mountpoint.display());
             return Err(Failure::invalid(format!(
                 "{path} holds the mountpoint {mount}: publish the parts beside it one by one"
             )));
         }
-        Place::Under(names) => {
-            vec![(keep(&app.node, &names).await?, name.display().to_string())]
-        }
+        Place::Under(names) => vec![(keep(node, &names).await?, name.display().to_string())],
     };
     let entries = entries.into_iter().map(|(cid, name)| AddedEntry { cid, name }).collect();
-    Ok(Json(Added { entries }))
+    Ok(Added { entries })
+}
+
+/// Makes lines of what an import reports: the first of each stage, the last, and some between.
+fn reporter(tell: impl Fn(AddLine) + Send + Sync) -> impl Fn(u64, u64, u64) + Send + Sync {
+    let told = AtomicU64::new(0);
+    move |copied, published, total| {
+        let (moved, last) = (copied + published, told.load(Ordering::Relaxed));
+        let begins_or_ends = copied == total && [0, total].contains(&published);
+        if moved.saturating_sub(last) < PROGRESS_STEP && !begins_or_ends {
+            return;
+        }
+        told.store(moved, Ordering::Relaxed);
+        tell(if copied < total {
+            AddLine::Copying { done: copied, total }
+        } else {
+            AddLine::Hashing { done: published, total }
+        });
+    }
 }
 
 /// Where a path lies beside the daemon's own mount.

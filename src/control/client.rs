@@ -132,7 +132,20 @@ impl Client {
         method: Method,
         target: &str,
     ) -> Result<impl Stream<Item = Result<T, ClientError>> + Unpin + use<T>, ClientError> {
-        let body = body_of(self.send(method, target, None::<&()>).await?);
+        self.lines_for(method, target, None::<&()>).await
+    }
+
+    /// The same as an answer to a JSON request.
+    ///
+    /// # Errors
+    /// [`ClientError`], also from the stream.
+    pub async fn lines_for<T: DeserializeOwned, B: Serialize>(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&B>,
+    ) -> Result<impl Stream<Item = Result<T, ClientError>> + Unpin + use<T, B>, ClientError> {
+        let body = body_of(self.send(method, target, body).await?);
         let state = (body, Vec::new());
         Ok(Box::pin(stream::try_unfold(state, |(mut body, mut held)| async move {
             let Some(line) = next_line(&mut body, &mut held).await? else { return Ok(None) };

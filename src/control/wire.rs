@@ -41,6 +41,9 @@ pub struct AddRequest {
     /// Absolute path of a file or directory that the daemon can read. One that is no text goes as its bytes.
     #[serde(with = "path")]
     pub path: PathBuf,
+    /// Answer with [`AddLine`]s, one per line, instead of [`Added`].
+    #[serde(default)]
+    pub progress: bool,
 }
 
 /// A path as text, or as a list of bytes where it is none.
@@ -78,6 +81,30 @@ mod path {
 pub struct Added {
     /// Every file and directory, the one that was asked for last.
     pub entries: Vec<AddedEntry>,
+}
+
+/// One line of the answer to `add` with progress.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddLine {
+    /// It is being copied.
+    Copying {
+        /// Bytes that are.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// All of it is copied and it is being hashed.
+    Hashing {
+        /// Bytes that are published; those of a file count when all of it is.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The last line when everything is published.
+    Added(Added),
+    /// The last line when it is not.
+    Failed(Failure),
 }
 
 /// A published file or directory.
