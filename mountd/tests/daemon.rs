@@ -103,6 +103,10 @@ fn a_daemon_in_the_background_serves_its_commands_until_umount() {
         assert!(status.get(key).is_some(), "{key}");
     }
 
+    let verified = lab.json(&["store", "verify"]);
+    assert_eq!(verified["bad"], serde_json::json!([]));
+    assert!(verified["blocks"].as_u64() >= Some(1) && verified["bytes"].as_u64() >= Some(12));
+
     lab.ok(&["umount", mountpoint.to_str().unwrap()]);
     assert!(!is_mounted(&mountpoint));
     assert_eq!(lab.chiral(&["id"]).status.code(), Some(4));
