@@ -5,31 +5,18 @@ use std::{ffi::OsStr, fs, path::Path, time::Duration};
 
 use tempfile::TempDir;
 
+pub(crate) use self::node_options::options;
 use super::*;
 use crate::content::ByteRange;
+
+#[path = "../../tests/support/node_options.rs"]
+mod node_options;
 
 /// More than a busy machine needs for anything here.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// 600,000 bytes make a file of three leaves below a root.
 const BIG: usize = 600_000;
-
-/// A node of its own network, with everything in `dir`.
-pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeOptions {
-    NodeOptions {
-        store: StoreOptions { dir: dir.to_owned(), cache_limit: Some(1 << 30), min_free: 0 },
-        net: NetOptions {
-            key_file: dir.join("key"),
-            listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
-            bootstrap: Vec::new(),
-            peers,
-            offline,
-            serve_cached: true,
-        },
-        download: DownloadOptions { lookup_timeout: PATIENCE, ..DownloadOptions::default() },
-        publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
-    }
-}
 
 async fn offline(dir: &Path) -> Node {
     Node::start(options(dir, Vec::new(), true), Tasks::new()).await.unwrap()
