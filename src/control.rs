@@ -31,8 +31,8 @@ pub use self::{
     server::{ServeError, Server},
     wire::{
         AddLine, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure,
-        GcDone, Identity, Kind, Listed, PinRequest, PinRow, ProvideRequest, Stat, Unpinned,
-        VerifyLine,
+        GcDone, Identity, Kind, LinkTarget, Listed, PinRequest, PinRow, ProvideRequest, Stat,
+        Unpinned, VerifyLine,
     },
 };
 pub use crate::node::{Peer, Status, StoreStatus};

@@ -112,30 +112,28 @@ impl Place {
 /// Publishes what the mount shows under `names` without going through the kernel: a thread of the daemon that
 /// reads its own mount may wait for itself.
 async fn keep(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
-    let texts: Option<Vec<&str>> = names.iter().map(|name| name.to_str()).collect();
-    let texts =
-        texts.ok_or_else(|| Failure::invalid("a name below the mountpoint is not UTF-8"))?;
-    let (root, path) = match texts.as_slice() {
-        ["upload", below @ ..] => return uploaded(node, below).await,
-        ["ipfs", root, below @ ..] | [root, below @ ..] => (*root, below.join("/")),
+    let (root, below) = match names {
+        [upload, below @ ..] if upload == "upload" => return uploaded(node, below).await,
+        [ipfs, root, below @ ..] if ipfs == "ipfs" => (root, below),
+        [root, below @ ..] => (root, below),
         [] => return Err(Failure::invalid("the mountpoint itself cannot be published")),
     };
     if node.is_read_only() {
         return Err(PublishError::ReadOnly.into());
     }
-    let root: ContentId = root.parse().map_err(Failure::invalid)?;
-    let found = node.walk(&root, &path).await?;
-    let name = texts.last().copied().unwrap_or_default().to_owned();
+    let root: ContentId = root.to_string_lossy().parse().map_err(Failure::invalid)?;
+    let found = node.walk(&root, below.join(OsStr::new("/"))).await?;
+    let name = below.last().map_or_else(|| root.to_string(), |name| name.display().to_string());
     // What is announced is here, and stays.
     pinned(node, Pin { root: found.id, name }).await?;
     node.net().announce(&found.id)?;
     Ok(found.id)
 }
 
-async fn uploaded(node: &Node, names: &[&str]) -> Result<ContentId, Failure> {
+async fn uploaded(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
     let mut ino = UploadIno::ROOT;
     for name in names {
-        ino = node.uploads().lookup(ino, OsStr::new(name))?.ino;
+        ino = node.uploads().lookup(ino, name)?.ino;
     }
     Ok(node.uploads().cid(ino).await?)
 }

@@ -2,11 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use axum::{
-    Json,
-    extract::{Query, State},
-    response::Response,
-};
+use axum::{Json, extract::State, response::Response};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -30,7 +26,7 @@ pub(super) async fn pin(
     State(app): State<App>,
     Json(request): Json<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
-    let root = target(&app.node, &request.id).await?;
+    let root = target(&app.node, &request.id.parse()?).await?;
     let pin = Pin { root, name: request.name };
     pinned(&app.node, pin.clone()).await?;
     Ok(Json(PinRow { cid: root, name: pin.name, complete: true }))
@@ -50,9 +46,9 @@ pub(super) async fn pinned(node: &Node, pin: Pin) -> Result<(), Failure> {
 
 pub(super) async fn unpin(
     State(app): State<App>,
-    Query(query): Query<Target>,
+    Target(reference): Target,
 ) -> Result<Json<Unpinned>, Failure> {
-    let root = target(&app.node, &query.id).await?;
+    let root = target(&app.node, &reference).await?;
     Ok(Json(Unpinned { removed: app.node.unpin(&root)? }))
 }
 
@@ -60,7 +56,7 @@ pub(super) async fn provide(
     State(app): State<App>,
     Json(request): Json<ProvideRequest>,
 ) -> Result<Json<()>, Failure> {
-    let root = target(&app.node, &request.id).await?;
+    let root = target(&app.node, &request.id.parse()?).await?;
     if app.node.store().block_len(&root)?.is_none() {
         let message = format!("{root} is not here; `chiral pin add {root}` fetches it first");
         return Err(Failure { code: ErrorCode::Refused, message });
@@ -109,9 +105,8 @@ pub(super) async fn verify(State(app): State<App>) -> Response {
     })
 }
 
-/// The id that `ID[/path]` leads to; without a path nobody is asked.
-async fn target(node: &Node, text: &str) -> Result<ContentId, Failure> {
-    let reference: Reference = text.parse()?;
+/// The id that a reference leads to; without a path nobody is asked.
+async fn target(node: &Node, reference: &Reference) -> Result<ContentId, Failure> {
     if reference.path.is_empty() {
         return Ok(reference.root);
     }
