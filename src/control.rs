@@ -5,7 +5,7 @@
 //! | `GET /v1/status`, `/v1/id`, `/v1/peers`, `/v1/transfers` | tell |
 //! | `GET /v1/events` | events as they happen, one JSON object per line |
 //! | `POST /v1/connect` | dial a peer |
-//! | `POST /v1/add` | publish a path of this machine |
+//! | `POST /v1/add` | publish a path of this machine; with `"progress": true` it gives its progress, one JSON object per line |
 //! | `GET /v1/stat`, `/v1/ls`, `/v1/cat` with `?id=ID[/path]` | read; `cat` knows `Range` |
 //! | `GET`, `POST`, `DELETE /v1/pins` | keep |
 //! | `POST /v1/provide` | announce now |
@@ -21,6 +21,7 @@ mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod told;
 mod upkeep;
 mod wire;
 
@@ -29,8 +30,9 @@ pub use self::{
     reference::{Reference, ReferenceError},
     server::{ServeError, Server},
     wire::{
-        AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure, GcDone,
-        Identity, Kind, Listed, PinRequest, PinRow, ProvideRequest, Stat, Unpinned, VerifyLine,
+        AddLine, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure,
+        GcDone, Identity, Kind, LinkTarget, Listed, PinRequest, PinRow, ProvideRequest, Stat,
+        Unpinned, VerifyLine,
     },
 };
 pub use crate::node::{Peer, Status, StoreStatus};

@@ -13,6 +13,7 @@ mod status;
 pub(crate) mod tests;
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -107,7 +108,7 @@ pub struct Resolved {
     /// Mode and mtime where the DAG has them.
     pub meta: Metadata,
     /// Target of a symlink.
-    pub target: Option<String>,
+    pub target: Option<OsString>,
 }
 
 /// The node; clones share it.

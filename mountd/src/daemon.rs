@@ -79,8 +79,10 @@ fn checked(mountpoint: &Path) -> anyhow::Result<PathBuf> {
 
 async fn serve(settings: &Settings, mountpoint: &Path, ending: &Ending) -> anyhow::Result<()> {
     let tasks = Tasks::new();
+    // In a task: what in it waits for a disk must not keep this one from hearing of the end.
+    let starting = tasks.spawn("start", Node::start(settings.node_options(), tasks.clone()));
     let node = tokio::select! {
-        started = Node::start(settings.node_options(), tasks.clone()) => started?,
+        started = starting => started.context("the start")??,
         () = ending.begun() => bail!("ended by a signal before it had mounted"),
     };
     let mount = match ready(settings, mountpoint, &node, ending).await {

@@ -28,8 +28,7 @@ pub(crate) fn hash(
     let is_link = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
     let shown = if is_link { path.to_owned() } else { full };
     let name = shown.file_name().context("the path has no name")?;
-    let name = name.to_str().with_context(|| format!("{}: not UTF-8", path.display()))?;
-    let (cid, _) = any(path, name, params, found)?;
+    let (cid, _) = any(path, &name.to_string_lossy(), params, found)?;
     Ok(cid)
 }
 
@@ -44,8 +43,7 @@ fn any(
         directory(path, name, params, found)?
     } else if kind.is_symlink() {
         let target = fs::read_link(path).with_context(|| path.display().to_string())?;
-        let target = target.to_str().with_context(|| format!("{}: not UTF-8", path.display()))?;
-        let block = symlink(target, Metadata::default());
+        let block = symlink(target.as_os_str().as_bytes(), Metadata::default());
         (*block.cid(), block.data().len() as u64)
     } else if kind.is_file() {
         file(path, name, params)?
@@ -71,9 +69,9 @@ fn directory(
     let mut builder = DirectoryBuilder::new(params);
     for child in read().with_context(|| path.display().to_string())? {
         let below = path.join(&child);
-        let child = child.to_str().with_context(|| format!("{}: not UTF-8", below.display()))?;
-        let (cid, tsize) = any(&below, &format!("{name}/{child}"), params, found)?;
-        builder.add(child, cid, tsize);
+        let shown = format!("{name}/{}", child.display());
+        let (cid, tsize) = any(&below, &shown, params, found)?;
+        builder.add(child.as_bytes(), cid, tsize);
     }
     let built = builder.finish(Metadata::default());
     Ok((built.root, built.tsize))

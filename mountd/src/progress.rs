@@ -11,14 +11,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How often the number of sources is asked for.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often something that moves is drawn.
-const DRAW_EVERY: Duration = Duration::from_millis(100);
-
 /// A bar over bytes with rate, time left and number of sources.
 #[derive(Debug)]
 pub(crate) struct Bar {
     bar: ProgressBar,
     asked: Instant,
+    stage: &'static str,
 }
 
 impl Bar {
@@ -35,7 +33,7 @@ impl Bar {
             bar.set_style(style);
         }
         bar.set_prefix(name.to_owned());
-        Self { bar, asked: Instant::now() }
+        Self { bar, asked: Instant::now(), stage: "" }
     }
 
     /// Bytes are done.
@@ -49,6 +47,16 @@ impl Bar {
         self.bar.set_position(done);
     }
 
+    /// The same of work in stages, each of which is measured anew.
+    pub(crate) fn stage(&mut self, stage: &'static str, done: u64, total: u64) {
+        if self.stage != stage {
+            self.stage = stage;
+            self.bar.reset();
+            self.bar.set_message(stage);
+        }
+        self.set(done, total);
+    }
+
     /// Shows how many sources the running downloads use, once in a while.
     pub(crate) async fn show_sources(&mut self, client: &Client) {
         if self.bar.is_hidden() || self.asked.elapsed() < ASK_EVERY {
@@ -59,31 +67,6 @@ impl Bar {
             let sources: usize = transfers.iter().map(|transfer| transfer.sources).sum();
             self.bar.set_message(format!("{sources} sources"));
         }
-    }
-}
-
-/// Shows that work goes on of which nothing else is known, and for how long it has.
-#[derive(Debug)]
-pub(crate) struct Working(ProgressBar);
-
-impl Working {
-    pub(crate) fn new(what: &str) -> Self {
-        if !stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
-        }
-        let bar = ProgressBar::new_spinner().with_message(what.to_owned());
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}  {elapsed}") {
-            bar.set_style(style);
-        }
-        // A thread of the bar's own draws it.
-        bar.enable_steady_tick(DRAW_EVERY);
-        Self(bar)
-    }
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
     }
 }
 

@@ -103,9 +103,47 @@ fn a_daemon_in_the_background_serves_its_commands_until_umount() {
         assert!(status.get(key).is_some(), "{key}");
     }
 
+    let verified = lab.json(&["store", "verify"]);
+    assert_eq!(verified["bad"], serde_json::json!([]));
+    assert!(verified["blocks"].as_u64() >= Some(1) && verified["bytes"].as_u64() >= Some(12));
+
     lab.ok(&["umount", mountpoint.to_str().unwrap()]);
     assert!(!is_mounted(&mountpoint));
     assert_eq!(lab.chiral(&["id"]).status.code(), Some(4));
+}
+
+#[test]
+fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_failed() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    let (tree, nowhere) = (lab.dir.path().join("tree"), lab.dir.path().join("nowhere"));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("large"), vec![7; 30 << 20]).unwrap();
+    let tree = tree.to_str().unwrap();
+
+    let plain = lab.chiral(&["add", tree]);
+    assert!(plain.status.success() && plain.stderr.is_empty(), "{plain:?}");
+    let said = String::from_utf8(plain.stdout).unwrap();
+    let both = lab.chiral(&["add", tree, nowhere.to_str().unwrap()]);
+    assert_eq!(both.status.code(), Some(1));
+    assert_eq!(String::from_utf8(both.stdout).unwrap(), said);
+    let error = String::from_utf8(both.stderr).unwrap();
+    assert!(error.contains("nowhere: No such file"), "{error}");
+
+    // script(1) gives it a terminal.
+    let shown = Command::new("timeout")
+        .args(["60", "script", "-qec"])
+        .arg(format!("stty cols 120; {} add {tree}", env!("CARGO_BIN_EXE_chiral")))
+        .arg("/dev/null")
+        .env("CHIRAL_DATA_DIR", lab.dir.path().join("data"))
+        .env("TERM", "xterm")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    for word in ["/30.00 MiB", "/s", "copying", "hashing", said.lines().last().unwrap()] {
+        assert!(shown.contains(word), "`{word}` is not in: {shown}");
+    }
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! Reading directories, flat or sharded, block by block.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+};
 
 use super::{
     Block, Codec, ContentId, DagError, Metadata, Node, hamt,
@@ -22,8 +26,8 @@ pub enum EntryKind {
 /// One name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The name; never empty, `.`, `..`, over 255 bytes, or with `/` or NUL in it.
-    pub name: String,
+    /// The name; never empty, `.`, `..`, over 255 bytes, or with `/` or NUL in it. Not always UTF-8.
+    pub name: OsString,
     /// The child.
     pub cid: ContentId,
     /// Bytes of the blocks below it as the publisher counted them; not the file's size.
@@ -126,10 +130,11 @@ impl DirectoryReader {
     }
 
     /// Finds a name, descending only where its hash leads.
-    pub fn lookup(&self, name: &str) -> Lookup {
+    pub fn lookup(&self, name: impl AsRef<OsStr>) -> Lookup {
+        let name = name.as_ref();
         match &self.body {
             Body::Flat(entries) => {
-                match entries.binary_search_by(|entry| entry.name.as_str().cmp(name)) {
+                match entries.binary_search_by(|entry| entry.name.as_os_str().cmp(name)) {
                     Ok(at) => Lookup::Found(entries[at].clone()),
                     Err(_) => Lookup::Absent,
                 }
@@ -186,7 +191,7 @@ impl Sharded {
     fn add(
         &mut self,
         cid: &ContentId,
-        links: Vec<(String, ContentId, u64)>,
+        links: Vec<(Vec<u8>, ContentId, u64)>,
         place: Place,
     ) -> Result<(), DagError> {
         let malformed = |reason: &str| DagError::Malformed {
@@ -199,11 +204,12 @@ impl Sharded {
         let mut below = HashMap::new();
         for (mut name, child, tsize) in links {
             // The decoder has seen to it that the digits are there and name a slot.
-            let number = parse_slot(&name.as_bytes()[..width]).and_then(|n| u32::try_from(n).ok());
+            let number = parse_slot(&name[..width]).and_then(|n| u32::try_from(n).ok());
             let number = number.ok_or_else(|| malformed("a link names no slot"))?;
             let name = name.split_off(width);
             if !name.is_empty() {
                 if self.belongs(&name, number, place) {
+                    let name = OsString::from_vec(name);
                     slots.push((number, Slot::Entry(Entry { name, cid: child, tsize })));
                 }
                 continue;
@@ -227,13 +233,13 @@ impl Sharded {
     }
 
     /// Whether the hash of `name` leads to this slot of the shard at `place`.
-    fn belongs(&self, name: &str, slot: u32, place: Place) -> bool {
-        let hash = hamt::hash(name.as_bytes());
+    fn belongs(&self, name: &[u8], slot: u32, place: Place) -> bool {
+        let hash = hamt::hash(name);
         hamt::is_below(hash, place.path, place.depth, self.fanout)
             && hamt::slot(hash, place.depth, self.fanout) == Some(slot)
     }
 
-    fn lookup(&self, name: &str) -> Lookup {
+    fn lookup(&self, name: &OsStr) -> Lookup {
         let hash = hamt::hash(name.as_bytes());
         let mut at = self.root;
         let mut depth = 0;

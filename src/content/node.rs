@@ -1,6 +1,10 @@
 //! One UnixFS node: what a block of the raw or dag-pb codec says.
 
-use std::ops::{Range, RangeInclusive};
+use std::{
+    ffi::{OsStr, OsString},
+    ops::{Range, RangeInclusive},
+    os::unix::ffi::OsStrExt,
+};
 
 use super::{
     Block, BlockError, ByteRange, Codec, ContentId,
@@ -92,7 +96,7 @@ pub enum Node {
     /// A directory in one block: name, child and Tsize.
     Directory {
         /// Sorted as in the block.
-        entries: Vec<(String, ContentId, u64)>,
+        entries: Vec<(OsString, ContentId, u64)>,
         /// Mode and mtime.
         meta: Metadata,
     },
@@ -101,14 +105,14 @@ pub enum Node {
         /// Width of the shard; a power of two, 8 to 1024.
         fanout: u32,
         /// Link name with its hex prefix, child and Tsize.
-        links: Vec<(String, ContentId, u64)>,
+        links: Vec<(Vec<u8>, ContentId, u64)>,
         /// Mode and mtime.
         meta: Metadata,
     },
     /// A symbolic link.
     Symlink {
         /// Its target.
-        target: String,
+        target: OsString,
         /// Mode and mtime.
         meta: Metadata,
     },
@@ -118,7 +122,8 @@ impl Node {
     /// Decodes a block of the raw or dag-pb codec. Bounded by the block; never panics.
     ///
     /// Entries of a directory or shard whose name no filesystem can show (empty, `.`, `..`, with `/` or NUL,
-    /// over 255 bytes, not UTF-8) are left out; they do not keep anyone from the others.
+    /// over 255 bytes) are left out; they do not keep anyone from the others. Names need not be UTF-8, as they need not
+    /// on a disk: dag-pb asks for it, but what writes it, Kubo too, takes names as they are.
     ///
     /// # Errors
     /// When the block is not well-formed UnixFS.
@@ -159,10 +164,10 @@ impl Node {
 }
 
 /// Whether a directory of a filesystem can show the name.
-pub(super) fn is_usable_name(name: &str) -> bool {
-    !matches!(name, "" | "." | "..")
+pub(super) fn is_usable_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..")
         && name.len() <= MAX_NAME
-        && !name.bytes().any(|b| b == b'/' || b == 0)
+        && !name.iter().any(|b| matches!(b, b'/' | 0))
 }
 
 /// Hex digits that name a slot of a shard.
@@ -222,8 +227,9 @@ impl Decoder<'_> {
         let mut entries = Vec::with_capacity(links.len());
         for link in links {
             let child = self.child(link)?;
-            if let Some(name) = self.name(link).filter(|name| is_usable_name(name)) {
-                entries.push((name.to_owned(), child, link.tsize));
+            let name = &self.bytes[link.name.clone()];
+            if is_usable_name(name) {
+                entries.push((OsStr::from_bytes(name).to_owned(), child, link.tsize));
             }
         }
         Ok(Node::Directory { entries, meta: fs.meta })
@@ -236,8 +242,8 @@ impl Decoder<'_> {
         let mut out = Vec::with_capacity(links.len().min(fanout as usize));
         for link in links {
             let child = self.child(link)?;
-            let prefix = self.bytes[link.name.clone()].get(..width);
-            let slot = prefix.and_then(parse_slot).and_then(|slot| taken.get_mut(slot));
+            let name = &self.bytes[link.name.clone()];
+            let slot = name.get(..width).and_then(parse_slot).and_then(|slot| taken.get_mut(slot));
             match slot {
                 None => return Err(self.malformed("HAMT shard", &"a link names no slot")),
                 Some(taken) if *taken => {
@@ -245,8 +251,9 @@ impl Decoder<'_> {
                 }
                 Some(free) => *free = true,
             }
-            let name = self.name(link).filter(|n| n.len() == width || is_usable_name(&n[width..]));
-            out.extend(name.map(|name| (name.to_owned(), child, link.tsize)));
+            if name.len() == width || is_usable_name(&name[width..]) {
+                out.push((name.to_owned(), child, link.tsize));
+            }
         }
         Ok(Node::Shard { fanout, links: out, meta: fs.meta })
     }
@@ -262,20 +269,15 @@ impl Decoder<'_> {
     }
 
     fn symlink(&self, fs: &UnixFs) -> Result<Node, DagError> {
-        let target = std::str::from_utf8(&self.bytes[fs.data.clone()]).ok();
-        let usable = target.filter(|t| !t.is_empty() && t.len() <= MAX_TARGET && !t.contains('\0'));
-        match usable {
-            Some(target) => Ok(Node::Symlink { target: target.to_owned(), meta: fs.meta }),
-            None => Err(self.malformed("symbolic link", &"its target is no usable path")),
+        let target = &self.bytes[fs.data.clone()];
+        if target.is_empty() || target.len() > MAX_TARGET || target.contains(&0) {
+            return Err(self.malformed("symbolic link", &"its target is no usable path"));
         }
+        Ok(Node::Symlink { target: OsStr::from_bytes(target).to_owned(), meta: fs.meta })
     }
 
     fn child(&self, link: &PbLink) -> Result<ContentId, DagError> {
         link.cid(self.bytes).map_err(|e| self.malformed("dag-pb", &e))
-    }
-
-    fn name(&self, link: &PbLink) -> Option<&str> {
-        std::str::from_utf8(&self.bytes[link.name.clone()]).ok()
     }
 
     fn malformed(&self, what: &'static str, reason: &dyn std::fmt::Display) -> DagError {

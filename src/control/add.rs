@@ -3,41 +3,83 @@
 use std::{
     ffi::{OsStr, OsString},
     path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 
-use super::{AddRequest, Added, AddedEntry, Failure, server::App, upkeep::pinned};
+use super::{
+    AddLine, AddRequest, Added, AddedEntry, Failure, server::App, told::told, upkeep::pinned,
+};
 use crate::{
     content::ContentId,
     node::{Node, Pin, PublishError, UploadIno},
 };
 
+/// Bytes between two lines of progress: enough of them for a smooth bar.
+const PROGRESS_STEP: u64 = 8 << 20;
+
+/// A client that leaves before everything is copied takes back what was.
 pub(super) async fn add(
     State(app): State<App>,
     Json(request): Json<AddRequest>,
-) -> Result<Json<Added>, Failure> {
-    let path = request.path;
+) -> Result<Response, Failure> {
+    if !request.progress {
+        return Ok(Json(added(&app.node, request.path, |_| {}).await?).into_response());
+    }
+    Ok(told(|news| async move {
+        match added(&app.node, request.path, move |line| news.tell(line)).await {
+            Ok(added) => AddLine::Added(added),
+            Err(failure) => AddLine::Failed(failure),
+        }
+    }))
+}
+
+async fn added(
+    node: &Node,
+    path: PathBuf,
+    tell: impl Fn(AddLine) + Send + Sync + 'static,
+) -> Result<Added, Failure> {
     if !path.is_absolute() {
         return Err(Failure::invalid(format!("{}: the path is not absolute", path.display())));
     }
     let Some(name) = path.file_name().map(OsStr::to_owned) else {
         return Err(Failure::invalid(format!("{}: the path has no name", path.display())));
     };
-    let entries = match Place::of(&path, app.node.mountpoint().as_deref()) {
-        Place::Elsewhere => app.node.uploads().import(&path, &name).await?,
+    let entries = match Place::of(&path, node.mountpoint().as_deref()) {
+        Place::Elsewhere => node.uploads().import_reporting(&path, &name, reporter(tell)).await?,
         Place::Around(mountpoint) => {
             let (path, mount) = (path.display(), mountpoint.display());
             return Err(Failure::invalid(format!(
                 "{path} holds the mountpoint {mount}: publish the parts beside it one by one"
             )));
         }
-        Place::Under(names) => {
-            vec![(keep(&app.node, &names).await?, name.display().to_string())]
-        }
+        Place::Under(names) => vec![(keep(node, &names).await?, name.display().to_string())],
     };
     let entries = entries.into_iter().map(|(cid, name)| AddedEntry { cid, name }).collect();
-    Ok(Json(Added { entries }))
+    Ok(Added { entries })
+}
+
+/// Makes lines of what an import reports: the first of each stage, the last, and some between.
+fn reporter(tell: impl Fn(AddLine) + Send + Sync) -> impl Fn(u64, u64, u64) + Send + Sync {
+    let told = AtomicU64::new(0);
+    move |copied, published, total| {
+        let (moved, last) = (copied + published, told.load(Ordering::Relaxed));
+        let begins_or_ends = copied == total && [0, total].contains(&published);
+        if moved.saturating_sub(last) < PROGRESS_STEP && !begins_or_ends {
+            return;
+        }
+        told.store(moved, Ordering::Relaxed);
+        tell(if copied < total {
+            AddLine::Copying { done: copied, total }
+        } else {
+            AddLine::Hashing { done: published, total }
+        });
+    }
 }
 
 /// Where a path lies beside the daemon's own mount.
@@ -70,30 +112,28 @@ impl Place {
 /// Publishes what the mount shows under `names` without going through the kernel: a thread of the daemon that
 /// reads its own mount may wait for itself.
 async fn keep(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
-    let texts: Option<Vec<&str>> = names.iter().map(|name| name.to_str()).collect();
-    let texts =
-        texts.ok_or_else(|| Failure::invalid("a name below the mountpoint is not UTF-8"))?;
-    let (root, path) = match texts.as_slice() {
-        ["upload", below @ ..] => return uploaded(node, below).await,
-        ["ipfs", root, below @ ..] | [root, below @ ..] => (*root, below.join("/")),
+    let (root, below) = match names {
+        [upload, below @ ..] if upload == "upload" => return uploaded(node, below).await,
+        [ipfs, root, below @ ..] if ipfs == "ipfs" => (root, below),
+        [root, below @ ..] => (root, below),
         [] => return Err(Failure::invalid("the mountpoint itself cannot be published")),
     };
     if node.is_read_only() {
         return Err(PublishError::ReadOnly.into());
     }
-    let root: ContentId = root.parse().map_err(Failure::invalid)?;
-    let found = node.walk(&root, &path).await?;
-    let name = texts.last().copied().unwrap_or_default().to_owned();
+    let root: ContentId = root.to_string_lossy().parse().map_err(Failure::invalid)?;
+    let found = node.walk(&root, below.join(OsStr::new("/"))).await?;
+    let name = below.last().map_or_else(|| root.to_string(), |name| name.display().to_string());
     // What is announced is here, and stays.
     pinned(node, Pin { root: found.id, name }).await?;
     node.net().announce(&found.id)?;
     Ok(found.id)
 }
 
-async fn uploaded(node: &Node, names: &[&str]) -> Result<ContentId, Failure> {
+async fn uploaded(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
     let mut ino = UploadIno::ROOT;
     for name in names {
-        ino = node.uploads().lookup(ino, OsStr::new(name))?.ino;
+        ino = node.uploads().lookup(ino, name)?.ino;
     }
     Ok(node.uploads().cid(ino).await?)
 }

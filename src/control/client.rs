@@ -23,7 +23,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{Failure, socket::SocketPath, wire::FAILURE};
+use super::{Failure, Reference, socket::SocketPath, wire::FAILURE};
 use crate::tasks::Tasks;
 
 /// Longest line of a stream of JSON objects: an event with a path in it is well below.
@@ -132,7 +132,20 @@ impl Client {
         method: Method,
         target: &str,
     ) -> Result<impl Stream<Item = Result<T, ClientError>> + Unpin + use<T>, ClientError> {
-        let body = body_of(self.send(method, target, None::<&()>).await?);
+        self.lines_for(method, target, None::<&()>).await
+    }
+
+    /// The same as an answer to a JSON request.
+    ///
+    /// # Errors
+    /// [`ClientError`], also from the stream.
+    pub async fn lines_for<T: DeserializeOwned, B: Serialize>(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&B>,
+    ) -> Result<impl Stream<Item = Result<T, ClientError>> + Unpin + use<T, B>, ClientError> {
+        let body = body_of(self.send(method, target, body).await?);
         let state = (body, Vec::new());
         Ok(Box::pin(stream::try_unfold(state, |(mut body, mut held)| async move {
             let Some(line) = next_line(&mut body, &mut held).await? else { return Ok(None) };
@@ -143,13 +156,16 @@ impl Client {
     /// A target such as `/v1/cat?id=…`.
     pub fn target(route: &str, id: &str) -> String {
         let mut target = format!("/v1/{route}?id=");
-        for byte in id.bytes() {
-            match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                    target.push(char::from(byte));
-                }
-                other => target.push_str(&format!("%{other:02X}")),
-            }
+        escape(id.as_bytes(), &mut target);
+        target
+    }
+
+    /// The same of a reference, whose path need not be text.
+    pub fn target_of(route: &str, reference: &Reference) -> String {
+        let mut target = Self::target(route, &reference.root.to_string());
+        if !reference.path.is_empty() {
+            target.push('/');
+            escape(reference.path.as_encoded_bytes(), &mut target);
         }
         target
     }
@@ -208,6 +224,18 @@ impl Client {
         };
         let path = SocketPath::of(&self.dir).map_err(failed)?;
         UnixStream::connect(path.as_path()).await.map_err(failed)
+    }
+}
+
+/// Appends `bytes` as a query has them.
+fn escape(bytes: &[u8], to: &mut String) {
+    for byte in bytes {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                to.push(char::from(*byte));
+            }
+            other => to.push_str(&format!("%{other:02X}")),
+        }
     }
 }
 

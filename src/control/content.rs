@@ -5,15 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::{
     Json,
     body::Body,
-    extract::{Query, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    extract::{FromRequestParts, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use serde::Deserialize;
 
 use super::{ErrorCode, Failure, Kind, Listed, Reference, Stat, server::App, wire::FAILURE};
 use crate::{
@@ -27,17 +26,38 @@ const READ_LEN: u64 = 1 << 20;
 /// Readers of the control interface are numbered from here; file handles of the mount are numbered from 1.
 static NEXT_READER: AtomicU64 = AtomicU64::new(1 << 63);
 
-/// `?id=ID[/path]`.
-#[derive(Deserialize)]
-pub(super) struct Target {
-    pub(super) id: String,
+/// `?id=ID[/path]`, whose names need not be text.
+pub(super) struct Target(pub(super) Reference);
+
+impl<S: Sync> FromRequestParts<S> for Target {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let mut fields = parts.uri.query().unwrap_or_default().split('&');
+        let id = fields.find_map(|field| field.strip_prefix("id=")).unwrap_or_default();
+        Ok(Self(Reference::of(&unescaped(id))?))
+    }
+}
+
+/// The bytes behind `%XX` and `+`, as in every query.
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let escaped = behind.split_at_checked(2).filter(|_| *first == b'%').and_then(|(hex, _)| {
+            let hex = std::str::from_utf8(hex).ok().filter(|hex| !hex.starts_with('+'))?;
+            u8::from_str_radix(hex, 16).ok()
+        });
+        bytes.push(escaped.unwrap_or(if *first == b'+' { b' ' } else { *first }));
+        rest = if escaped.is_some() { &behind[2..] } else { behind };
+    }
+    bytes
 }
 
 pub(super) async fn stat(
     State(app): State<App>,
-    Query(target): Query<Target>,
+    Target(reference): Target,
 ) -> Result<Json<Stat>, Failure> {
-    let reference: Reference = target.id.parse()?;
     let resolved = app.node.walk(&reference.root, &reference.path).await?;
     Ok(Json(Stat::from(&*resolved)))
 }
@@ -45,9 +65,8 @@ pub(super) async fn stat(
 /// Entries of a directory; a file or symlink is its own only entry.
 pub(super) async fn list(
     State(app): State<App>,
-    Query(target): Query<Target>,
+    Target(reference): Target,
 ) -> Result<Json<Vec<Listed>>, Failure> {
-    let reference: Reference = target.id.parse()?;
     let resolved = app.node.walk(&reference.root, &reference.path).await?;
     if resolved.kind != NodeKind::Directory {
         return Ok(Json(vec![Listed {
@@ -75,10 +94,9 @@ fn listed(node: &Node, entry: &Entry) -> Listed {
 
 pub(super) async fn cat(
     State(app): State<App>,
-    Query(target): Query<Target>,
+    Target(reference): Target,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let reference: Reference = target.id.parse()?;
     let resolved = app.node.walk(&reference.root, &reference.path).await?;
     let handle = app.node.open(&reference.root, &resolved.id).await?;
     let size = handle.size();
@@ -198,6 +216,15 @@ impl Drop for Reading {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_escaped_comes_back_and_what_only_looks_so_stays() {
+        assert_eq!(unescaped("a%20b+c%2B%FF/d"), b"a b c+\xff/d");
+        for odd in ["%", "%1", "%zz", "a%-1", "%é"] {
+            assert_eq!(unescaped(odd), odd.as_bytes());
+        }
+        assert_eq!(unescaped("%+1"), b"% 1");
+    }
 
     #[test]
     fn a_range_is_cut_at_the_end_and_refused_behind_it() {

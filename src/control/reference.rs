@@ -1,6 +1,11 @@
 //! `ID[/path]`, as every command takes it.
 
-use std::{fmt, str::FromStr};
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    os::unix::ffi::OsStrExt,
+    str::FromStr,
+};
 
 use crate::content::{ContentId, IdError};
 
@@ -9,8 +14,8 @@ use crate::content::{ContentId, IdError};
 pub struct Reference {
     /// The id whose providers are asked.
     pub root: ContentId,
-    /// Names below it, without slashes at the ends; empty for the content itself.
-    pub path: String,
+    /// Names below it, without slashes at the ends; empty for the content itself. They need not be text.
+    pub path: OsString,
 }
 
 /// Why a text is no reference.
@@ -30,44 +35,60 @@ pub enum ReferenceError {
 impl FromStr for Reference {
     type Err = ReferenceError;
 
-    /// Takes `CID`, `CID/path`, `/ipfs/CID/path` and `ipfs://CID/path`.
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        if text.starts_with("magnet:") {
+        Self::of(text.as_bytes())
+    }
+}
+
+impl Reference {
+    /// Takes `CID`, `CID/path`, `/ipfs/CID/path` and `ipfs://CID/path`; names of the path need not be text.
+    ///
+    /// # Errors
+    /// [`ReferenceError`] says what is missing.
+    pub fn of(text: &[u8]) -> Result<Self, ReferenceError> {
+        if text.starts_with(b"magnet:") {
             return Err(ReferenceError::Unsupported("a magnet link"));
         }
-        if text.starts_with("/ipns/") || text.starts_with("ipns://") {
+        if text.starts_with(b"/ipns/") || text.starts_with(b"ipns://") {
             return Err(ReferenceError::Unsupported("an IPNS name"));
         }
-        let rest = text.strip_prefix("ipfs://").or_else(|| text.strip_prefix("/ipfs/"));
-        let rest = rest.unwrap_or(text).trim_matches('/');
-        let (id, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let rest = text.strip_prefix(b"ipfs://").or_else(|| text.strip_prefix(b"/ipfs/"));
+        let rest = without_slashes(rest.unwrap_or(text));
+        let mut parts = rest.splitn(2, |byte| *byte == b'/');
+        let id = String::from_utf8_lossy(parts.next().unwrap_or_default());
+        let path = OsStr::from_bytes(without_slashes(parts.next().unwrap_or_default()));
         if id.is_empty() {
             return Err(ReferenceError::Empty);
         }
         if id.len() == 40 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(ReferenceError::Unsupported("a torrent"));
         }
-        Ok(Self { root: id.parse()?, path: path.trim_matches('/').to_owned() })
+        Ok(Self { root: id.parse()?, path: path.to_owned() })
     }
+
+    /// The last name of the path, else the id.
+    pub fn name(&self) -> OsString {
+        let last = self.path.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        if last.is_empty() {
+            return self.root.to_string().into();
+        }
+        OsStr::from_bytes(last).to_owned()
+    }
+}
+
+fn without_slashes(mut text: &[u8]) -> &[u8] {
+    while let [b'/', rest @ ..] | [rest @ .., b'/'] = text {
+        text = rest;
+    }
+    text
 }
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.path.as_str() {
-            "" => self.root.fmt(f),
-            path => write!(f, "{}/{path}", self.root),
+        match self.path.is_empty() {
+            true => self.root.fmt(f),
+            false => write!(f, "{}/{}", self.root, self.path.display()),
         }
-    }
-}
-
-impl Reference {
-    /// The last name of the path, else the id.
-    pub fn name(&self) -> String {
-        self.path
-            .rsplit('/')
-            .next()
-            .filter(|name| !name.is_empty())
-            .map_or_else(|| self.root.to_string(), ToOwned::to_owned)
     }
 }
 
@@ -89,9 +110,16 @@ mod tests {
             (format!("{CID}/a b/"), "a b"),
         ] {
             let reference: Reference = text.parse().unwrap();
-            assert_eq!((reference.root.to_string().as_str(), reference.path.as_str()), (CID, path));
+            assert_eq!(
+                (reference.root.to_string().as_str(), &*reference.path),
+                (CID, OsStr::new(path))
+            );
         }
         assert_eq!(format!("{CID}/a/b").parse::<Reference>().unwrap().name(), "b");
+        let no_text = [CID.as_bytes(), b"/a/\xff/"].concat();
+        let reference = Reference::of(&no_text).unwrap();
+        assert_eq!(reference.path.as_bytes(), b"a/\xff");
+        assert_eq!(reference.name().as_bytes(), b"\xff");
     }
 
     #[test]

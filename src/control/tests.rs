@@ -37,7 +37,7 @@ impl Daemon {
     async fn add(&self, name: &str, bytes: &[u8]) -> Added {
         let path = self.dir.path().join(name);
         fs::write(&path, bytes).unwrap();
-        self.client.post("/v1/add", &AddRequest { path }).await.unwrap()
+        self.client.post("/v1/add", &AddRequest { path, progress: false }).await.unwrap()
     }
 
     async fn cat(&self, id: &str, from: u64) -> Result<Vec<u8>, ClientError> {
@@ -112,12 +112,67 @@ async fn what_is_added_is_told_read_listed_and_pinned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn adding_tells_how_far_it_is_when_asked_to() {
+    let daemon = Daemon::start().await;
+    let tree = daemon.dir.path().join("tree");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    fs::write(tree.join("large"), vec![7; 20 << 20]).unwrap();
+    fs::write(tree.join("sub/small"), "text").unwrap();
+    let (path, all) = (tree, (20 << 20) + 4);
+    let request = AddRequest { path: path.clone(), progress: true };
+    let mut lines = daemon.client.lines_for(Method::POST, "/v1/add", Some(&request)).await.unwrap();
+    let (mut copied, mut hashing) = (Vec::new(), Vec::new());
+    let added = loop {
+        match lines.next().await.unwrap().unwrap() {
+            AddLine::Copying { done, total } if total == all => copied.push(done),
+            AddLine::Hashing { done, total } if total == all => hashing.push(done),
+            AddLine::Added(added) => break added,
+            other => unreachable!("{other:?}"),
+        }
+    };
+    assert!(lines.next().await.is_none());
+    assert!(!copied.is_empty() && copied.is_sorted() && copied.iter().all(|at| *at < all));
+    assert!(
+        hashing.starts_with(&[0]) && hashing.is_sorted() && hashing.iter().all(|at| *at <= all)
+    );
+    let plain = AddRequest { path, progress: false };
+    let plain: Added = daemon.client.post("/v1/add", &plain).await.unwrap();
+    assert_eq!(added.entries.last(), plain.entries.last());
+    assert_eq!(added.entries.len(), 4);
+
+    let nowhere = AddRequest { path: "/nowhere/at/all".into(), progress: true };
+    let mut lines = daemon.client.lines_for(Method::POST, "/v1/add", Some(&nowhere)).await.unwrap();
+    let only = lines.next().await.unwrap().unwrap();
+    assert!(matches!(only, AddLine::Failed(failure) if failure.code == ErrorCode::NoEntry));
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_while_it_is_copied_publishes_nothing() {
+    let daemon = Daemon::start().await;
+    let path = daemon.dir.path().join("large");
+    // Takes seconds to copy, and no room before.
+    fs::File::create(&path).unwrap().set_len(4 << 30).unwrap();
+    let request = AddRequest { path, progress: true };
+    let mut lines = daemon.client.lines_for(Method::POST, "/v1/add", Some(&request)).await.unwrap();
+    let first = lines.next().await.unwrap().unwrap();
+    assert!(matches!(first, AddLine::Copying { .. }), "{first:?}");
+    drop(lines);
+    while daemon.node.tasks().alive().contains_key("import") {
+        tokio::task::yield_now().await;
+    }
+    let left = daemon.node.uploads().readdir(crate::node::UploadIno::ROOT).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_path_need_not_be_text() {
     let daemon = Daemon::start().await;
     let folder = daemon.dir.path().join(std::ffi::OsStr::from_bytes(b"no text \xff"));
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("file"), "text").unwrap();
-    let request = AddRequest { path: folder.join("file") };
+    let request = AddRequest { path: folder.join("file"), progress: false };
     let added: Added = daemon.client.post("/v1/add", &request).await.unwrap();
     assert_eq!(added.entries[0].name, "file");
     daemon.node.stop(PATIENCE).await.unwrap();
@@ -133,7 +188,7 @@ async fn failures_say_what_sort_they_are() {
     let provide = ProvideRequest { id: absent.to_owned() };
     let refused = daemon.client.post::<()>("/v1/provide", &provide).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::Refused));
-    let nowhere = AddRequest { path: "/nowhere/at/all".into() };
+    let nowhere = AddRequest { path: "/nowhere/at/all".into(), progress: false };
     let refused = daemon.client.post::<Added>("/v1/add", &nowhere).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NoEntry));
     let added = daemon.add("short", b"12345").await;
@@ -181,7 +236,8 @@ async fn a_path_below_the_mount_is_fetched_before_it_is_kept_and_told() {
     daemon.node.set_mountpoint(Some("/mnt/x".into()));
     let absent = "bafybeidhkumeonuwkebh2i4fc7o7lguehauradvlk57gzake6ggjsy372a";
     let path = format!("/mnt/x/{absent}").into();
-    let refused = daemon.client.post::<Added>("/v1/add", &AddRequest { path }).await;
+    let refused =
+        daemon.client.post::<Added>("/v1/add", &AddRequest { path, progress: false }).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NotFoundInTime));
     daemon.node.stop(PATIENCE).await.unwrap();
 }
@@ -193,7 +249,7 @@ async fn nothing_below_the_mount_is_published_by_a_node_that_publishes_nothing()
     node.set_mountpoint(Some("/mnt/x".into()));
     // An id that is its own content: there is nothing to wait for.
     let path = "/mnt/x/bafkqaaa".into();
-    let refused = client.post::<Added>("/v1/add", &AddRequest { path }).await;
+    let refused = client.post::<Added>("/v1/add", &AddRequest { path, progress: false }).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::Refused));
     assert_eq!(client.get::<Vec<PinRow>>("/v1/pins").await.unwrap(), []);
     node.stop(PATIENCE).await.unwrap();

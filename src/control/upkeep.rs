@@ -1,27 +1,18 @@
 //! Pins, announcements, and care of the store.
 
-use axum::{
-    Json,
-    extract::{Query, State},
-    response::Response,
-};
-use futures::{StreamExt, stream};
-use tokio::sync::{mpsc, oneshot};
+use std::ops::ControlFlow;
+
+use axum::{Json, extract::State, response::Response};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ErrorCode, Failure, GcDone, PinRequest, PinRow, ProvideRequest, Reference, Unpinned,
-    VerifyLine,
-    content::Target,
-    server::{App, line_of, ndjson},
+    VerifyLine, content::Target, server::App, told::told,
 };
 use crate::{
     content::ContentId,
     node::{DownloadError, Node, NodeError, Pin},
-    tasks,
 };
-
-/// Progress lines that may wait for a slow client.
-const PROGRESS_LINES: usize = 16;
 
 /// A line for each so many bytes is enough for a smooth bar.
 const PROGRESS_STEP: u64 = 8 << 20;
@@ -35,7 +26,7 @@ pub(super) async fn pin(
     State(app): State<App>,
     Json(request): Json<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
-    let root = target(&app.node, &request.id).await?;
+    let root = target(&app.node, &request.id.parse()?).await?;
     let pin = Pin { root, name: request.name };
     pinned(&app.node, pin.clone()).await?;
     Ok(Json(PinRow { cid: root, name: pin.name, complete: true }))
@@ -55,9 +46,9 @@ pub(super) async fn pinned(node: &Node, pin: Pin) -> Result<(), Failure> {
 
 pub(super) async fn unpin(
     State(app): State<App>,
-    Query(query): Query<Target>,
+    Target(reference): Target,
 ) -> Result<Json<Unpinned>, Failure> {
-    let root = target(&app.node, &query.id).await?;
+    let root = target(&app.node, &reference).await?;
     Ok(Json(Unpinned { removed: app.node.unpin(&root)? }))
 }
 
@@ -65,7 +56,7 @@ pub(super) async fn provide(
     State(app): State<App>,
     Json(request): Json<ProvideRequest>,
 ) -> Result<Json<()>, Failure> {
-    let root = target(&app.node, &request.id).await?;
+    let root = target(&app.node, &request.id.parse()?).await?;
     if app.node.store().block_len(&root)?.is_none() {
         let message = format!("{root} is not here; `chiral pin add {root}` fetches it first");
         return Err(Failure { code: ErrorCode::Refused, message });
@@ -80,44 +71,42 @@ pub(super) async fn gc(State(app): State<App>) -> Result<Json<GcDone>, Failure> 
     Ok(Json(GcDone { objects: report.objects, nodes: report.nodes, bytes: report.bytes }))
 }
 
-/// Verifies on a thread that nobody waits for: it ends when the store is closed under it. A client that does not read
-/// on misses news of the progress and holds nothing up; one that leaves does not end the verification, since what is
-/// wrong is to be withdrawn.
-pub(super) async fn verify(State(app): State<App>) -> Result<Response, Failure> {
-    let (to_client, lines) = mpsc::channel(PROGRESS_LINES);
-    let (finish, finished) = oneshot::channel();
-    let store = app.node.store().clone();
-    let work = move || {
-        let mut told = 0;
-        let report = store.verify(&mut |done, total| {
-            if done.saturating_sub(told) >= PROGRESS_STEP {
-                told = done;
-                let _ = to_client.try_send(VerifyLine::Progress { done, total });
-            }
-        });
-        // The progress ends before the last line.
-        drop(to_client);
-        let _ = finish.send(match report {
-            Ok(report) => {
+/// Ends with the client: what was found wrong by then is withdrawn already.
+pub(super) async fn verify(State(app): State<App>) -> Response {
+    told(|news| async move {
+        let asked = CancellationToken::new();
+        let _until_dropped = asked.clone().drop_guard();
+        let (store, ending) = (app.node.store().clone(), app.node.tasks().token().clone());
+        let ended = ending.clone();
+        let work = move || {
+            let mut told = 0;
+            store.verify_while(&mut |done, total| {
+                if done.saturating_sub(told) >= PROGRESS_STEP {
+                    told = done;
+                    news.tell(VerifyLine::Progress { done, total });
+                }
+                match asked.is_cancelled() || ended.is_cancelled() {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })
+        };
+        match joined(app.node.tasks().blocking("verify", work).await) {
+            Ok(Ok(report)) => {
                 VerifyLine::Report { blocks: report.blocks, bytes: report.bytes, bad: report.bad }
             }
-            Err(error) => VerifyLine::Failed(error.into()),
-        });
-    };
-    tasks::outliving("verify", work)
-        .map_err(|error| Failure { code: ErrorCode::Internal, message: error.to_string() })?;
-    let progress = stream::unfold(lines, |mut lines| async move {
-        let line = lines.recv().await?;
-        Some((line_of(&line), lines))
-    });
-    let last = stream::once(finished).filter_map(|last| async { last.ok().map(|l| line_of(&l)) });
-    let cancelled = Box::pin(app.node.tasks().cancelled());
-    Ok(ndjson(progress.chain(last).take_until(cancelled)))
+            Ok(Err(_)) if ending.is_cancelled() => {
+                let message = "the daemon ended before the verification did".to_owned();
+                VerifyLine::Failed(Failure { code: ErrorCode::Refused, message })
+            }
+            Ok(Err(error)) => VerifyLine::Failed(error.into()),
+            Err(failure) => VerifyLine::Failed(failure),
+        }
+    })
 }
 
-/// The id that `ID[/path]` leads to; without a path nobody is asked.
-async fn target(node: &Node, text: &str) -> Result<ContentId, Failure> {
-    let reference: Reference = text.parse()?;
+/// The id that a reference leads to; without a path nobody is asked.
+async fn target(node: &Node, reference: &Reference) -> Result<ContentId, Failure> {
     if reference.path.is_empty() {
         return Ok(reference.root);
     }

@@ -1,6 +1,6 @@
 //! What goes over the control socket.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,11 +41,17 @@ pub struct AddRequest {
     /// Absolute path of a file or directory that the daemon can read. One that is no text goes as its bytes.
     #[serde(with = "path")]
     pub path: PathBuf,
+    /// Answer with [`AddLine`]s, one per line, instead of [`Added`].
+    #[serde(default)]
+    pub progress: bool,
 }
 
-/// A path as text, or as a list of bytes where it is none.
+/// A path or name as text, or as a list of bytes where it is none.
 mod path {
-    use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path};
+    use std::{
+        ffi::{OsStr, OsString},
+        os::unix::ffi::OsStringExt,
+    };
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -56,20 +62,24 @@ mod path {
         Bytes(Vec<u8>),
     }
 
-    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        path: &impl AsRef<OsStr>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let path = path.as_ref();
         match path.to_str() {
             Some(text) => text.serialize(to),
-            None => path.as_os_str().as_encoded_bytes().serialize(to),
+            None => path.as_encoded_bytes().serialize(to),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(super) fn deserialize<'de, D: Deserializer<'de>, T: From<OsString>>(
         from: D,
-    ) -> Result<std::path::PathBuf, D::Error> {
-        Ok(match Written::deserialize(from)? {
+    ) -> Result<T, D::Error> {
+        Ok(T::from(match Written::deserialize(from)? {
             Written::Text(text) => text.into(),
-            Written::Bytes(bytes) => OsString::from_vec(bytes).into(),
-        })
+            Written::Bytes(bytes) => OsString::from_vec(bytes),
+        }))
     }
 }
 
@@ -78,6 +88,30 @@ mod path {
 pub struct Added {
     /// Every file and directory, the one that was asked for last.
     pub entries: Vec<AddedEntry>,
+}
+
+/// One line of the answer to `add` with progress.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddLine {
+    /// It is being copied.
+    Copying {
+        /// Bytes that are.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// All of it is copied and it is being hashed.
+    Hashing {
+        /// Bytes that are published; those of a file count when all of it is.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The last line when everything is published.
+    Added(Added),
+    /// The last line when it is not.
+    Failed(Failure),
 }
 
 /// A published file or directory.
@@ -109,6 +143,11 @@ impl From<NodeKind> for Kind {
     }
 }
 
+/// Where a symlink leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LinkTarget(#[serde(with = "path")] pub OsString);
+
 /// Answer to `stat`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
@@ -118,8 +157,8 @@ pub struct Stat {
     pub kind: Kind,
     /// Bytes of a file, length of a symlink's target, 0 of a directory.
     pub size: u64,
-    /// Target of a symlink.
-    pub target: Option<String>,
+    /// Target of a symlink; one that is no text as a list of its bytes.
+    pub target: Option<LinkTarget>,
     /// Permission bits where the publisher stored them.
     pub mode: Option<u32>,
     /// Seconds and nanoseconds since the epoch where the publisher stored them.
@@ -132,7 +171,7 @@ impl From<&Resolved> for Stat {
             cid: resolved.id,
             kind: resolved.kind.into(),
             size: resolved.size,
-            target: resolved.target.clone(),
+            target: resolved.target.clone().map(LinkTarget),
             mode: resolved.meta.mode,
             mtime: resolved.meta.mtime,
         }
@@ -142,8 +181,9 @@ impl From<&Resolved> for Stat {
 /// One name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
-    /// The name.
-    pub name: String,
+    /// The name; one that is no text as a list of its bytes.
+    #[serde(with = "path")]
+    pub name: OsString,
     /// Its id.
     pub cid: ContentId,
     /// What it is, when its own block is here or the id tells.

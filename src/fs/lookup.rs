@@ -91,17 +91,12 @@ impl Fs {
         dir: &Arc<Content>,
         name: &OsStr,
     ) -> Answer<Found> {
-        // Names in UnixFS directories are text.
-        let Some(text) = name.to_str() else {
-            return Answer::ok(Found::Absent(FOREVER));
-        };
-        match self.node.child_now(&dir.id, text) {
+        match self.node.child_now(&dir.id, name) {
             Some(child) => Answer::Now(self.child(parent, dir, name, child)),
             None => {
                 let (fs, dir, name) = (self.clone(), dir.clone(), name.to_owned());
                 Answer::later(async move {
-                    let text = name.to_str().ok_or(Errno::ENOENT)?;
-                    let child = fs.node.child(&dir.root, &dir.id, text).await;
+                    let child = fs.node.child(&dir.root, &dir.id, &name).await;
                     fs.child(parent, &dir, &name, child)
                 })
             }
@@ -123,12 +118,11 @@ impl Fs {
 
     /// Makes content known to the kernel under a name.
     fn enter(&self, parent: Ino, root: ContentId, id: ContentId, name: &OsStr) -> Outcome<Found> {
-        let text = name.to_str().ok_or(Errno::ENOENT)?;
         let resolved =
             self.node.resolve_now(&id).transpose().map_err(|e| of_node(&e, During::Lookup))?;
         let shape =
             resolved.as_ref().map_or(Shape::unknown(&id), |resolved| Shape::of(resolved.kind));
-        let ino = tree::of_content(parent, text, shape);
+        let ino = tree::of_content(parent, name, shape);
         let (attr, ttl) = match resolved {
             Some(resolved) => (self.content_attr(ino, shape, &resolved)?, FOREVER),
             // Also a raw block's name is asked for again: with it the kernel would keep the file's size of 0.

@@ -1,6 +1,6 @@
 //! What the tree means, in terms of the node; knows no FUSE type. The operations are split by what they are about.
 
-use std::sync::Arc;
+use std::{ffi::OsString, sync::Arc};
 
 use nix::errno::Errno;
 use tokio::sync::Semaphore;
@@ -94,11 +94,10 @@ impl Fs {
         match self.what(ino) {
             Err(errno) => Answer::error(errno),
             Ok(What::Upload(upload_ino)) => Answer::Now(
-                known(self.node.uploads().readlink(upload_ino))
-                    .map(std::ffi::OsString::into_encoded_bytes),
+                known(self.node.uploads().readlink(upload_ino)).map(OsString::into_encoded_bytes),
             ),
             Ok(What::Content(content)) => self.resolved(&content, |_, resolved| {
-                resolved.target.clone().map(String::into_bytes).ok_or(Errno::EINVAL)
+                resolved.target.clone().map(OsString::into_encoded_bytes).ok_or(Errno::EINVAL)
             }),
             Ok(What::Root | What::Ipfs | What::Control | What::ControlFile(_)) => {
                 Answer::error(Errno::EINVAL)

@@ -11,6 +11,8 @@
 
 use std::{
     collections::{HashMap, hash_map},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -95,14 +97,14 @@ pub(super) fn of_upload(ino: UploadIno) -> Ino {
 
 /// The number of content `name` in `parent`. 62 bits of SHA-256 over the parent's number, which stands for the path
 /// above: two of a million names meet once in ten million mounts.
-pub(super) fn of_content(parent: Ino, name: &str, shape: Shape) -> Ino {
+pub(super) fn of_content(parent: Ino, name: impl AsRef<OsStr>, shape: Shape) -> Ino {
     let mut key = parent.to_be_bytes().to_vec();
     key.push(match shape {
         Shape::Directory => b'd',
         Shape::File => b'f',
         Shape::Symlink => b'l',
     });
-    key.extend_from_slice(name.as_bytes());
+    key.extend_from_slice(name.as_ref().as_bytes());
     let hash = sha2_256(&key);
     let head =
         hash.digest().iter().take(8).fold(0, |number: u64, byte| number << 8 | u64::from(*byte));

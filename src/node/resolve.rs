@@ -1,6 +1,6 @@
 //! From ids to trees: what an id is, what is in a directory, where a path leads.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
 
 use futures::FutureExt;
 use tokio::time::Instant;
@@ -103,7 +103,7 @@ impl Node {
     }
 
     /// One name of a directory without the network: none = a missing shard decides.
-    pub fn child_now(&self, dir: &ContentId, name: &str) -> Known<Option<Entry>> {
+    pub fn child_now(&self, dir: &ContentId, name: &OsStr) -> Known<Option<Entry>> {
         let directory = match self.directory_now(dir)? {
             Ok(directory) => directory,
             Err(error) => return Some(Err(error)),
@@ -124,7 +124,7 @@ impl Node {
         &self,
         root: &ContentId,
         dir: &ContentId,
-        name: &str,
+        name: &OsStr,
     ) -> Result<Option<Entry>, NodeError> {
         let directory = match self.directory_now(dir) {
             Some(known) => known?,
@@ -151,11 +151,16 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError::NoEntry`], [`NodeError::NotADirectory`], or as [`Node::resolve`].
-    pub async fn walk(&self, root: &ContentId, path: &str) -> Result<Arc<Resolved>, NodeError> {
+    pub async fn walk(
+        &self,
+        root: &ContentId,
+        path: impl AsRef<OsStr>,
+    ) -> Result<Arc<Resolved>, NodeError> {
         let mut at = *root;
-        for name in path.split('/').filter(|name| !name.is_empty()) {
+        let names = path.as_ref().as_bytes().split(|byte| *byte == b'/');
+        for name in names.filter(|name| !name.is_empty()).map(OsStr::from_bytes) {
             let Some(entry) = self.child(root, &at, name).await? else {
-                return Err(NodeError::NoEntry { dir: at, path: name.to_owned() });
+                return Err(NodeError::NoEntry { dir: at, path: name.display().to_string() });
             };
             at = entry.cid;
         }
@@ -259,7 +264,7 @@ impl Node {
         &self,
         dir: &ContentId,
         directory: &Directory,
-        name: &str,
+        name: &OsStr,
     ) -> Result<Lookup, NodeError> {
         let mut reader = directory.reader();
         for _ in 0..MAX_SHARD_DEPTH {

@@ -5,31 +5,18 @@ use std::{ffi::OsStr, fs, path::Path, time::Duration};
 
 use tempfile::TempDir;
 
+pub(crate) use self::node_options::options;
 use super::*;
 use crate::content::ByteRange;
+
+#[path = "../../tests/support/node_options.rs"]
+mod node_options;
 
 /// More than a busy machine needs for anything here.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// 600,000 bytes make a file of three leaves below a root.
 const BIG: usize = 600_000;
-
-/// A node of its own network, with everything in `dir`.
-pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeOptions {
-    NodeOptions {
-        store: StoreOptions { dir: dir.to_owned(), cache_limit: Some(1 << 30), min_free: 0 },
-        net: NetOptions {
-            key_file: dir.join("key"),
-            listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
-            bootstrap: Vec::new(),
-            peers,
-            offline,
-            serve_cached: true,
-        },
-        download: DownloadOptions { lookup_timeout: PATIENCE, ..DownloadOptions::default() },
-        publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
-    }
-}
 
 async fn offline(dir: &Path) -> Node {
     Node::start(options(dir, Vec::new(), true), Tasks::new()).await.unwrap()
@@ -59,7 +46,7 @@ async fn publish(node: &Node) -> ContentId {
 
 async fn expect_tree(node: &Node, root: &ContentId) {
     let listed = node.list(root, root).await.unwrap();
-    let names: Vec<_> = listed.iter().map(|entry| entry.name.as_str()).collect();
+    let names: Vec<_> = listed.iter().map(|entry| entry.name.to_str().unwrap()).collect();
     assert_eq!(names, ["big", "link", "sub"]);
 
     let file = node.walk(root, "big").await.unwrap();
@@ -75,7 +62,10 @@ async fn expect_tree(node: &Node, root: &ContentId) {
     let small = node.walk(root, "sub/hello").await.unwrap();
     assert_eq!(small.id.to_string(), "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4");
     let link = node.walk(root, "link").await.unwrap();
-    assert_eq!((link.kind, link.target.as_deref()), (NodeKind::Symlink, Some("sub/hello")));
+    assert_eq!(
+        (link.kind, link.target.as_deref()),
+        (NodeKind::Symlink, Some(OsStr::new("sub/hello")))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,12 +85,12 @@ async fn what_is_published_is_resolved_listed_and_read_by_its_id_also_after_a_re
     let resolved = node.resolve_now(&root).unwrap().unwrap();
     assert_eq!(resolved.kind, NodeKind::Directory);
     assert_eq!(node.list_now(&root).unwrap().unwrap().len(), 3);
-    let entry = node.child_now(&root, "big").unwrap().unwrap().unwrap();
+    let entry = node.child_now(&root, "big".as_ref()).unwrap().unwrap().unwrap();
     let handle = node.open_now(&root, &entry.cid).unwrap().unwrap();
     let start =
         handle.read_now(crate::download::ReaderId(1), ByteRange::new(0, 10)).unwrap().unwrap();
     assert_eq!(&start[..], &big()[..10]);
-    assert_eq!(node.child_now(&root, "none").unwrap().unwrap(), None);
+    assert_eq!(node.child_now(&root, "none".as_ref()).unwrap().unwrap(), None);
     expect_tree(&node, &root).await;
     node.stop(PATIENCE).await.unwrap();
 }
@@ -130,7 +120,7 @@ async fn what_is_not_here_is_not_known_without_the_network() {
         "bafybeidhkumeonuwkebh2i4fc7o7lguehauradvlk57gzake6ggjsy372a".parse().unwrap();
     assert!(node.resolve_now(&absent).is_none());
     assert!(node.list_now(&absent).is_none());
-    assert!(node.child_now(&absent, "hello.txt").is_none());
+    assert!(node.child_now(&absent, "hello.txt".as_ref()).is_none());
     assert!(node.open_now(&absent, &absent).is_none());
     node.stop(PATIENCE).await.unwrap();
 }

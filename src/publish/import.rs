@@ -3,14 +3,16 @@
 use std::{
     ffi::{OsStr, OsString},
     fs,
-    io::{self, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
-    Inner, OpenFlags, PublishError, RenameMode, UploadIno, UploadKind,
+    Inner, OpenFlags, PublishError, RenameMode, UploadIno, UploadKind, Uploads,
     handle::io_error,
     tree::{Body, Directory, Owner},
 };
@@ -30,38 +32,136 @@ pub(super) fn is_scratch(name: &OsStr) -> bool {
     number.is_some_and(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit))
 }
 
+/// Bytes between two looks at who waits and two reports to him: some milliseconds of copying. Where extents are shared
+/// it is a multiple of every block size.
+const STEP: u64 = 8 << 20;
+
+/// Told of bytes that are copied, bytes that are published, and bytes in all.
+type Report = dyn Fn(u64, u64, u64) + Send + Sync;
+
+/// One import on its way.
+struct Copy<'a> {
+    report: &'a Report,
+    /// Nobody waits for it any more.
+    given_up: CancellationToken,
+    done: u64,
+    total: u64,
+    made: Vec<Made>,
+}
+
+/// What an import made: children before their directory.
+struct Made {
+    ino: UploadIno,
+    name: PathBuf,
+    /// Bytes of a file.
+    size: u64,
+}
+
+impl Copy<'_> {
+    fn go_on(&self) -> Result<()> {
+        if self.given_up.is_cancelled() { Err(PublishError::Closed) } else { Ok(()) }
+    }
+
+    fn copied(&mut self, bytes: u64) {
+        self.done += bytes;
+        // A file may have grown since it was looked at.
+        self.total = self.total.max(self.done);
+        (self.report)(self.done, 0, self.total);
+    }
+}
+
+impl Uploads {
+    /// As [`Uploads::import`], and `report` is told of bytes that are copied, bytes that are published, and bytes in all.
+    /// Whoever drops it before everything is copied takes back what was copied so far.
+    pub async fn import_reporting(
+        &self,
+        path: &Path,
+        name: &OsStr,
+        report: impl Fn(u64, u64, u64) + Send + Sync + 'static,
+    ) -> Result<Vec<(ContentId, String)>> {
+        self.inner.import_reporting(path, name, Arc::new(report)).await
+    }
+}
+
 impl Inner {
     pub(super) async fn import(
         self: &Arc<Self>,
         path: &Path,
         name: &OsStr,
     ) -> Result<Vec<(ContentId, String)>> {
+        self.import_reporting(path, name, Arc::new(|_, _, _| {})).await
+    }
+
+    async fn import_reporting(
+        self: &Arc<Self>,
+        path: &Path,
+        name: &OsStr,
+        report: Arc<Report>,
+    ) -> Result<Vec<(ContentId, String)>> {
         self.writable()?;
-        let (inner, path, name) = (self.clone(), path.to_owned(), name.to_owned());
-        let copied = self.tasks.blocking("import", move || inner.import_now(&path, &name));
+        let given_up = CancellationToken::new();
+        let waits = given_up.clone().drop_guard();
+        let (inner, path, name, told) =
+            (self.clone(), path.to_owned(), name.to_owned(), report.clone());
+        let copied = self.tasks.blocking("import", move || {
+            let total = size_of(&path, 0);
+            let copy = Copy { report: &*told, given_up, done: 0, total, made: Vec::new() };
+            inner.import_now(&path, &name, copy)
+        });
         let copied = copied.await.map_err(|_| PublishError::Closed)??;
-        if let Some((root, _)) = copied.last() {
+        waits.disarm();
+        if let Some(root) = copied.last() {
             // Hurries all below it at once, where asking one after the other would hash one after the other.
-            self.cid(*root).await?;
+            tokio::select! {
+                known = self.cid(root.ino) => { known?; }
+                never = self.report_published(&copied, &*report) => match never {},
+            }
         }
         let mut published = Vec::with_capacity(copied.len());
-        for (ino, path) in copied {
-            published.push((self.cid(ino).await?, path.to_string_lossy().into_owned()));
+        for made in copied {
+            published.push((self.cid(made.ino).await?, made.name.to_string_lossy().into_owned()));
         }
         Ok(published)
     }
 
+    /// Tells how much of what was copied is published. Files are hashed in nearly the order in which they were copied.
+    async fn report_published(&self, made: &[Made], report: &Report) -> std::convert::Infallible {
+        let total = made.iter().map(|made| made.size).sum();
+        report(total, 0, total);
+        let mut done = 0;
+        for file in made.iter().filter(|made| made.size > 0) {
+            self.published(file.ino).await;
+            done += file.size;
+            report(total, done, total);
+        }
+        std::future::pending().await
+    }
+
+    /// Waits for a file, for ever if it is removed meanwhile.
+    async fn published(&self, ino: UploadIno) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // From here on no change is missed, though nobody waits yet.
+            changed.as_mut().enable();
+            if self.cid_now(ino).is_some() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Copies under a name that nobody has, then puts it in the place of what has the name.
-    fn import_now(&self, path: &Path, name: &OsStr) -> Result<Vec<(UploadIno, PathBuf)>> {
+    fn import_now(&self, path: &Path, name: &OsStr, mut copy: Copy<'_>) -> Result<Vec<Made>> {
         let scratch = self.free_scratch();
         let copied = self
-            .copy_in(path, UploadIno::ROOT, &scratch, Path::new(name), 0)
-            .and_then(|copied| self.replace(&scratch, name).map(|()| copied));
+            .copy_in(path, UploadIno::ROOT, &scratch, Path::new(name), 0, &mut copy)
+            .and_then(|()| copy.go_on())
+            .and_then(|()| self.replace(&scratch, name));
         if copied.is_err() {
             // What was copied so far goes; where even that fails the first error tells more.
             let _ = self.remove_tree(UploadIno::ROOT, &scratch);
         }
-        copied
+        copied.map(|()| copy.made)
     }
 
     /// A name for what is being copied. One that is left over from a kill is no reason to fail.
@@ -86,7 +186,7 @@ impl Inner {
         }
     }
 
-    /// Copies one file or tree; gives what was made, children before their directory.
+    /// Copies one file or tree.
     fn copy_in(
         &self,
         path: &Path,
@@ -94,45 +194,34 @@ impl Inner {
         name: &OsStr,
         shown: &Path,
         depth: usize,
-    ) -> Result<Vec<(UploadIno, PathBuf)>> {
+        copy: &mut Copy<'_>,
+    ) -> Result<()> {
+        copy.go_on()?;
         if depth > MAX_DEPTH {
             return Err(PublishError::Invalid("the tree is too deep"));
         }
-        let meta = match depth {
-            // What is named is meant, also through a link; links below are kept.
-            0 => fs::metadata(path),
-            _ => fs::symlink_metadata(path),
-        }
-        .map_err(io_error("stat"))?;
+        let meta = look_at(path, depth).map_err(io_error("stat"))?;
         let owner = Owner { mode: meta.mode(), uid: meta.uid(), gid: meta.gid() };
-        if meta.is_symlink() {
+        let (ino, size) = if meta.is_symlink() {
             let target = fs::read_link(path).map_err(io_error("readlink"))?;
-            let body = Body::Symlink(super::attr::target(&target));
-            return Ok(vec![(self.add(parent, name, owner, body)?, shown.to_owned())]);
-        }
-        if meta.is_file() {
-            return Ok(vec![(self.copy_file(path, parent, name, owner)?, shown.to_owned())]);
-        }
-        if !meta.is_dir() {
+            (self.add(parent, name, owner, Body::Symlink(super::attr::target(&target)))?, 0)
+        } else if meta.is_file() {
+            self.copy_file(path, parent, name, owner, copy)?
+        } else if meta.is_dir() {
+            let ino = self.add(parent, name, owner, Body::Directory(Directory::default()))?;
+            for entry in fs::read_dir(path).map_err(io_error("opendir"))? {
+                let entry = entry.map_err(io_error("readdir"))?;
+                let name = entry.file_name();
+                self.copy_in(&entry.path(), ino, &name, &shown.join(&name), depth + 1, copy)?;
+            }
+            (ino, 0)
+        } else {
             return Err(PublishError::Invalid(
                 "only files, directories and symlinks are published",
             ));
-        }
-        let ino = self.add(parent, name, owner, Body::Directory(Directory::default()))?;
-        let mut copied = Vec::new();
-        for entry in fs::read_dir(path).map_err(io_error("opendir"))? {
-            let entry = entry.map_err(io_error("readdir"))?;
-            let name = entry.file_name();
-            copied.extend(self.copy_in(
-                &entry.path(),
-                ino,
-                &name,
-                &shown.join(&name),
-                depth + 1,
-            )?);
-        }
-        copied.push((ino, shown.to_owned()));
-        Ok(copied)
+        };
+        copy.made.push(Made { ino, name: shown.to_owned(), size });
+        Ok(())
     }
 
     fn copy_file(
@@ -141,25 +230,36 @@ impl Inner {
         parent: UploadIno,
         name: &OsStr,
         owner: Owner,
-    ) -> Result<UploadIno> {
+        copy: &mut Copy<'_>,
+    ) -> Result<(UploadIno, u64)> {
         let mut from = fs::File::open(path).map_err(io_error("open"))?;
         let flags = OpenFlags { write: true, ..OpenFlags::default() };
         let (attr, handle) = self.create(parent, name, owner, true, flags)?;
+        let mut size = 0;
         let copied = self.names().cell(attr.ino).and_then(|cell| {
             let writer = match &mut cell.state().work {
                 Some(work) => work.writer()?,
                 None => return Err(PublishError::NotFound),
             };
-            self.with_room("copy", || {
-                // Where an attempt that found the disk full has left off.
-                let done = (&*writer).stream_position()?;
-                from.seek(SeekFrom::Start(done))?;
-                // copy_file_range underneath: extents are shared where the filesystem can.
-                io::copy(&mut from, &mut &*writer)
-            })
+            loop {
+                copy.go_on()?;
+                let end = self.with_room("copy", || {
+                    // Where an attempt that found the disk full has left off.
+                    let done = (&*writer).stream_position()?;
+                    from.seek(SeekFrom::Start(done))?;
+                    // copy_file_range underneath: extents are shared where the filesystem can.
+                    io::copy(&mut (&mut from).take(STEP), &mut &*writer)?;
+                    (&*writer).stream_position()
+                })?;
+                if end == size {
+                    return Ok(());
+                }
+                copy.copied(end - size);
+                size = end;
+            }
         });
         self.release(handle);
-        copied.map(|_| attr.ino)
+        copied.map(|()| (attr.ino, size))
     }
 
     pub(super) fn remove_tree(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
@@ -174,4 +274,22 @@ impl Inner {
         }
         self.rmdir(parent, name)
     }
+}
+
+fn look_at(path: &Path, depth: usize) -> io::Result<fs::Metadata> {
+    match depth {
+        // What is named is meant, also through a link; links below are kept.
+        0 => fs::metadata(path),
+        _ => fs::symlink_metadata(path),
+    }
+}
+
+/// Bytes of all files. What cannot be looked at counts nothing: copying it tells why.
+fn size_of(path: &Path, depth: usize) -> u64 {
+    let Ok(meta) = look_at(path, depth) else { return 0 };
+    if !meta.is_dir() || depth > MAX_DEPTH {
+        return if meta.is_file() { meta.len() } else { 0 };
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| size_of(&entry.path(), depth + 1)).sum()
 }

@@ -294,6 +294,20 @@ pub(super) fn object_rows(
     Ok(())
 }
 
+/// At most `limit` objects in the order of their ids, from `from` on.
+pub(super) fn objects_from(
+    txn: &ReadTransaction,
+    from: ObjectId,
+    limit: usize,
+) -> Result<Vec<(ObjectId, ObjectRow)>, StoreError> {
+    let mut rows = Vec::new();
+    for entry in txn.open_table(OBJECTS)?.range(from.0..)?.take(limit) {
+        let (id, row) = entry?;
+        rows.push((ObjectId(id.value()), ObjectRow::decode(row.value())?));
+    }
+    Ok(rows)
+}
+
 /// Objects that have this root.
 pub(super) fn roots(txn: &ReadTransaction, root: &ContentId) -> Result<Vec<ObjectId>, StoreError> {
     let first = codec::root_key(root, ObjectId(0));

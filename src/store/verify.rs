@@ -1,18 +1,30 @@
 //! Hashing everything again.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use bytes::Bytes;
+use redb::ReadTransaction;
+
 use super::{
-    FileStamp, Inner, Object, ObjectId, StoreError, VerifyReport, codec::Leaf, guard, index,
+    Inner, Object, ObjectId, Store, StoreError, VerifyReport,
+    codec::{self, Leaf},
+    guard, index,
     recheck::Look,
 };
 use crate::content::{Block, BlockError, ContentId, Multihash};
 
 /// Leaves that are read from the index at a time: 64 MiB of content.
 const LEAF_BATCH: usize = 256;
+/// Bytes of nodes after which the index is let go: some ten milliseconds of hashing.
+const NODE_BATCH: usize = 8 << 20;
+/// Objects that are read from the index at a time.
+const OBJECT_BATCH: usize = 1024;
 
 /// A wrong block, and where it lies unless it is a node.
 type Bad = (ContentId, Option<(Arc<Object>, Leaf)>);
@@ -23,8 +35,32 @@ struct Shared {
     blocks: AtomicU64,
     bytes: AtomicU64,
     bad: Mutex<Vec<Bad>>,
-    /// Files that looked changed before they were hashed.
-    touched: Mutex<Vec<(Arc<Object>, FileStamp)>>,
+}
+
+/// One verification. The index is read in batches, since pages that a reader sees are not used again: a reader that
+/// lasts as long as everything is hashed would let the index grow with each commit meanwhile.
+struct Verification<'a> {
+    store: &'a Arc<Inner>,
+    progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    /// Bytes of objects. Nodes are a thousandth of them, and nobody has counted theirs.
+    total: u64,
+    nodes: u64,
+    shared: Shared,
+    bad: Vec<ContentId>,
+}
+
+impl Store {
+    /// As [`Store::verify`], for as long as `progress` says so; then it ends with [`StoreError::Closed`], as it does when
+    /// the daemon ends. What was found wrong by then is withdrawn. Commits go on beside it.
+    ///
+    /// # Errors
+    /// When it is ended early, or index or files cannot be read.
+    pub fn verify_while(
+        &self,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<VerifyReport, StoreError> {
+        self.inner.verify_while(progress)
+    }
 }
 
 impl Inner {
@@ -32,87 +68,129 @@ impl Inner {
         self: &Arc<Self>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<VerifyReport, StoreError> {
+        self.verify_while(&mut |done, total| {
+            progress(done, total);
+            ControlFlow::Continue(())
+        })
+    }
+
+    fn verify_while(
+        self: &Arc<Self>,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<VerifyReport, StoreError> {
         // A full disk keeps what came last out of the index; everything else is looked at all the same.
         if let Err(error) = self.flush() {
             tracing::warn!(%error, "blocks that came last are not verified");
         }
-        let (mut ids, mut total) = (Vec::new(), 0);
-        self.index.read(|txn| {
-            index::object_rows(txn, |id, row| {
-                total += row.present.bytes();
-                if row.root.is_some() {
-                    ids.push(id);
-                }
-                Ok(())
-            })
-        })?;
-        let shared = Shared::default();
-        self.verify_nodes(&shared)?;
+        let (shared, bad) = (Shared::default(), Vec::new());
+        let mut run = Verification { store: self, progress, total: 0, nodes: 0, shared, bad };
+        let ids = run.objects()?;
+        run.nodes()?;
         for id in ids {
-            self.verify_object(id, &shared, &mut |done| progress(done.min(total), total))?;
+            run.object(id)?;
         }
-        self.withdraw_bad(shared)
+        Ok(VerifyReport {
+            blocks: run.shared.blocks.into_inner(),
+            bytes: run.shared.bytes.into_inner(),
+            bad: run.bad,
+        })
     }
+}
 
-    fn verify_nodes(&self, shared: &Shared) -> Result<(), StoreError> {
-        self.index.read(|txn| {
-            index::values(txn, index::NODES, |row| {
-                let (id, data) = super::codec::decode_node(row)?;
-                shared.check(id, bytes::Bytes::copy_from_slice(data), None);
-                Ok(())
-            })
-        })?;
+impl Verification<'_> {
+    /// Withdraws what was found wrong since the last step; whoever ends it loses nothing by that.
+    fn step(&mut self) -> Result<(), StoreError> {
+        for (id, place) in std::mem::take(&mut *guard(&self.shared.bad)) {
+            match place {
+                Some((object, leaf)) => self.store.withdraw_range(&object, leaf.range)?,
+                None => self.store.withdraw(&id)?,
+            }
+            if !self.bad.contains(&id) {
+                self.bad.push(id);
+            }
+        }
+        let done = self.shared.bytes.load(Ordering::Relaxed).saturating_sub(self.nodes);
+        let ended = (self.progress)(done.min(self.total), self.total).is_break();
+        if ended || self.store.stopping.load(Ordering::Relaxed) {
+            return Err(StoreError::Closed);
+        }
         Ok(())
     }
 
-    fn verify_object(
-        self: &Arc<Self>,
-        id: ObjectId,
-        shared: &Shared,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<(), StoreError> {
-        if let Some(object) = self.open_object(id)?
-            && let Ok(Look::Touched(stamp)) = object.look()
-        {
-            guard(&shared.touched).push((object, stamp));
+    /// Objects that there are now, and the sum of what they have.
+    fn objects(&mut self) -> Result<Vec<ObjectId>, StoreError> {
+        let (mut ids, mut from) = (Vec::new(), ObjectId(0));
+        loop {
+            let rows = self.store.index.read(|txn| index::objects_from(txn, from, OBJECT_BATCH))?;
+            let Some((last, _)) = rows.last() else { return Ok(ids) };
+            from = ObjectId(last.0 + 1);
+            for (id, row) in rows {
+                self.total += row.present.bytes();
+                ids.extend(row.root.map(|_| id));
+            }
         }
+    }
+
+    fn nodes(&mut self) -> Result<(), StoreError> {
+        let mut after = Vec::new();
+        loop {
+            let nodes = self.store.index.read(|txn| nodes_after(txn, &after))?;
+            let Some((last, ..)) = nodes.last() else { return Ok(()) };
+            after.clone_from(last);
+            for (_, id, data) in nodes {
+                self.nodes += data.len() as u64;
+                self.shared.check(id, data, None);
+            }
+            self.step()?;
+        }
+    }
+
+    fn object(&mut self, id: ObjectId) -> Result<(), StoreError> {
+        let touched = match self.store.open_object(id)? {
+            Some(object) => match object.look() {
+                Ok(Look::Touched(stamp)) => Some((object, stamp)),
+                _ => None,
+            },
+            None => return Ok(()),
+        };
         let mut from = 0;
         loop {
-            let leaves = self.index.read(|txn| index::leaves(txn, id, from, LEAF_BATCH))?;
-            let Some((_, last)) = leaves.last() else { return Ok(()) };
+            let leaves = self.store.index.read(|txn| index::leaves(txn, id, from, LEAF_BATCH))?;
+            let Some((_, last)) = leaves.last() else { break };
             from = last.range.end;
-            let Some(object) = self.open_object(id)? else { return Ok(()) };
+            let Some(object) = self.store.open_object(id)? else { return Ok(()) };
             let workers = std::thread::available_parallelism().map_or(1, usize::from);
             let share = leaves.len().div_ceil(workers);
             std::thread::scope(|scope| {
                 for part in leaves.chunks(share) {
-                    let object = &object;
+                    let (object, shared) = (&object, &self.shared);
                     scope.spawn(move || shared.check_leaves(object, part));
                 }
             });
-            progress(shared.bytes.load(Ordering::Relaxed));
+            self.step()?;
         }
+        // All that is left of a file that looked changed is right.
+        touched.map_or(Ok(()), |(object, stamp)| self.store.restamp(&object, stamp))
     }
+}
 
-    fn withdraw_bad(self: &Arc<Self>, shared: Shared) -> Result<VerifyReport, StoreError> {
-        let mut report = VerifyReport {
-            blocks: shared.blocks.into_inner(),
-            bytes: shared.bytes.into_inner(),
-            bad: Vec::new(),
-        };
-        for (id, place) in shared.bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            match place {
-                Some((object, leaf)) => self.withdraw_range(&object, leaf.range)?,
-                None => self.withdraw(&id)?,
-            }
-            if !report.bad.contains(&id) {
-                report.bad.push(id);
-            }
+/// Nodes whose keys come behind `after`, of some [`NODE_BATCH`] bytes, with their keys.
+fn nodes_after(
+    txn: &ReadTransaction,
+    after: &[u8],
+) -> Result<Vec<(Vec<u8>, ContentId, Bytes)>, StoreError> {
+    let (mut nodes, mut len) = (Vec::new(), 0);
+    let behind = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+    for entry in txn.open_table(index::NODES)?.range::<&[u8]>(behind)? {
+        let (key, row) = entry?;
+        let (id, data) = codec::decode_node(row.value())?;
+        nodes.push((key.value().to_vec(), id, Bytes::copy_from_slice(data)));
+        len += data.len();
+        if len >= NODE_BATCH {
+            break;
         }
-        let touched = shared.touched.into_inner().unwrap_or_else(PoisonError::into_inner);
-        touched.iter().try_for_each(|(object, stamp)| self.restamp(object, *stamp))?;
-        Ok(report)
     }
+    Ok(nodes)
 }
 
 impl Shared {
@@ -132,7 +210,7 @@ impl Shared {
         }
     }
 
-    fn check(&self, id: ContentId, bytes: bytes::Bytes, place: Option<(&Arc<Object>, &Leaf)>) {
+    fn check(&self, id: ContentId, bytes: Bytes, place: Option<(&Arc<Object>, &Leaf)>) {
         self.blocks.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if let Err(BlockError::WrongHash(_)) = Block::verify(id, bytes) {

@@ -1,8 +1,12 @@
 //! `chiral get`: what strangers published is written where it belongs and nowhere else, whole or not at all.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
     path::Path,
     process::{Command, Stdio},
 };
@@ -50,6 +54,40 @@ fn a_symlink_where_a_file_might_be_made_is_not_written_through() {
     let refused = daemon.chiral(&["get", &cid, "-o", elsewhere.to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(names(&folder), Vec::<String>::new());
+}
+
+#[test]
+fn names_that_are_no_text_come_back_as_the_same_bytes() {
+    let publisher = Daemon::start(&Setup::default());
+    let bytes = OsStr::from_bytes;
+    let tree = publisher.scratch().join("tree");
+    fs::create_dir_all(tree.join(bytes(b"folder \xfe"))).unwrap();
+    fs::write(tree.join(bytes(b"\xff")), "top").unwrap();
+    fs::write(tree.join(bytes(b"folder \xfe/%\x80+")), "below").unwrap();
+    symlink(bytes(b"\xff"), tree.join("link")).unwrap();
+    let path = tree.to_str().unwrap();
+    let added = publisher.chiral(&["add", "-Q", path]);
+    let cid = String::from_utf8(added.stdout).unwrap().trim().to_owned();
+    let hashed = publisher.chiral(&["add", "-Q", "--only-hash", path]);
+    assert_eq!(String::from_utf8(hashed.stdout).unwrap().trim(), cid);
+
+    let reader = Daemon::start_beside(&publisher, &Setup::default());
+    let got = reader.scratch().join("got");
+    let output = reader.chiral(&["get", &cid, "-o", got.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for root in [got, reader.path(&cid)] {
+        let mut names: Vec<OsString> =
+            fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [bytes(b"folder \xfe"), OsStr::new("link"), bytes(b"\xff")], "{root:?}");
+        assert_eq!(fs::read_link(root.join("link")).unwrap(), bytes(b"\xff"));
+        assert_eq!(fs::read_to_string(root.join("link")).unwrap(), "top");
+        assert_eq!(fs::read_to_string(root.join(bytes(b"folder \xfe/%\x80+"))).unwrap(), "below");
+        let absent = fs::metadata(root.join(bytes(b"\xfd"))).unwrap_err();
+        assert_eq!(absent.kind(), std::io::ErrorKind::NotFound);
+    }
+    let listed = reader.json(&["ls", &cid]);
+    assert_eq!((&listed[1]["name"], &listed[2]["name"]), (&"link".into(), &vec![0xff].into()));
 }
 
 #[test]

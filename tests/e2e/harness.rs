@@ -17,6 +17,11 @@ use nix::{
 };
 use tempfile::TempDir;
 
+pub(crate) use self::bytes::noise;
+
+#[path = "../support/noise.rs"]
+mod bytes;
+
 /// Longest wait for anything that should be quick; only a hang is ever this slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -356,19 +361,4 @@ pub(crate) fn xattr(path: &Path, name: &str) -> Option<String> {
         .output()
         .unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
-}
-
-/// Bytes that do not repeat and are the same in every run.
-pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        // xorshift64*: fast, and no two blocks are alike.
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }

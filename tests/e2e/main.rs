@@ -11,5 +11,6 @@ mod programs;
 mod publish;
 mod read;
 mod shutdown;
+mod start;
 mod trouble;
 mod versions;

@@ -10,10 +10,19 @@ use std::{
 use chiral::{
     content::ImportParams,
     fs::{Mount, MountOptions, unmount_path},
-    node::{DownloadOptions, NetOptions, Node, NodeOptions, PublishOptions, StoreOptions},
+    node::{
+        DownloadOptions, Multiaddr, NetOptions, Node, NodeOptions, PublishOptions, StoreOptions,
+    },
     tasks::Tasks,
 };
 use tokio::runtime::Runtime;
+
+use self::node_options::options;
+
+#[path = "../support/noise.rs"]
+mod bytes;
+#[path = "../support/node_options.rs"]
+mod node_options;
 
 /// Longest time that a program of a test may take.
 const PATIENCE: &str = "20";
@@ -67,22 +76,8 @@ pub(crate) fn mounted_in(
     passthrough: bool,
 ) -> Mounted {
     let runtime = Runtime::new().unwrap();
-    let mut options = NodeOptions {
-        store: StoreOptions { dir: dir.join("data"), cache_limit: None, min_free: 0 },
-        net: NetOptions {
-            key_file: dir.join("data/key"),
-            listen: Vec::new(),
-            bootstrap: Vec::new(),
-            peers: Vec::new(),
-            offline: true,
-            serve_cached: true,
-        },
-        download: DownloadOptions {
-            lookup_timeout: Duration::from_secs(2),
-            ..DownloadOptions::default()
-        },
-        publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
-    };
+    let mut options = options(&dir.join("data"), Vec::new(), true);
+    options.download.lookup_timeout = Duration::from_secs(2);
     change(&mut options);
     let root = dir.join("mnt");
     chiral::fs::detach_stale(&root).unwrap();
@@ -150,16 +145,7 @@ pub(crate) fn xattr(path: &Path, name: &str) -> io::Result<String> {
 
 /// Bytes that repeat nowhere.
 pub(crate) fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| next()).collect();
-    bytes.truncate(len);
-    bytes
+    bytes::noise(len, 0)
 }
 
 pub(crate) fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> i32 {

@@ -6,14 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
-use chiral::control::{AddRequest, Added, AddedEntry, Client, Kind, Listed, Reference};
+use anyhow::{Context, bail};
+use chiral::control::{
+    AddLine, AddRequest, AddedEntry, Client, ClientError, Kind, Listed, Method, Reference,
+};
 use futures::StreamExt;
 
 use crate::{
     cli::{AddArgs, Global},
     hash, output,
-    progress::Working,
+    progress::Bar,
     settings,
 };
 
@@ -27,28 +29,45 @@ pub(crate) fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn add(client: &Client, json: bool, args: &AddArgs) -> anyhow::Result<()> {
-    let mut found = Vec::new();
+    let mut last = Vec::new();
     for path in &args.paths {
-        let shown = || path.display().to_string();
-        let request = AddRequest { path: full(path)? };
-        let working = Working::new(&format!("publishing {}", path.display()));
-        let added: Added = client.post("/v1/add", &request).await.with_context(shown)?;
-        drop(working);
-        found.extend(added.entries);
+        let added = publish(client, path).await.with_context(|| path.display().to_string())?;
+        if args.quieter {
+            last = added;
+        } else {
+            // Before the next one is begun: what is published by then has to be known also when that fails.
+            print_added(json, false, &added)?;
+        }
     }
-    print_added(json, args.quieter, &found)
+    print_added(json, args.quieter, &last)
+}
+
+/// Publishes one path, with a bar over the copying and the hashing.
+async fn publish(client: &Client, path: &Path) -> anyhow::Result<Vec<AddedEntry>> {
+    let request = AddRequest { path: full(path)?, progress: true };
+    let mut lines = client.lines_for(Method::POST, "/v1/add", Some(&request)).await?;
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    let mut bar = Bar::new(&name.to_string_lossy(), 0);
+    while let Some(line) = lines.next().await {
+        match line? {
+            AddLine::Copying { done, total } => bar.stage("copying", done, total),
+            AddLine::Hashing { done, total } => bar.stage("hashing", done, total),
+            AddLine::Failed(failure) => return Err(ClientError::Failure(failure).into()),
+            AddLine::Added(added) => return Ok(added.entries),
+        }
+    }
+    bail!("the daemon ended before everything was published")
 }
 
 /// The path without symlinks, except that its last part may be one: that is published as what it is.
-fn full(path: &Path) -> anyhow::Result<PathBuf> {
-    let shown = || path.display().to_string();
-    let is_link = fs::symlink_metadata(path).with_context(shown)?.is_symlink();
+fn full(path: &Path) -> io::Result<PathBuf> {
+    let is_link = fs::symlink_metadata(path)?.is_symlink();
     match (is_link, path.file_name()) {
         (true, Some(name)) => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            Ok(parent.unwrap_or(Path::new(".")).canonicalize().with_context(shown)?.join(name))
+            Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(name))
         }
-        _ => path.canonicalize().with_context(shown),
+        _ => path.canonicalize(),
     }
 }
 
@@ -74,7 +93,7 @@ pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Resul
     for entry in entries {
         let size = entry.size.map_or_else(|| "-".to_owned(), |size| size.to_string());
         let slash = if entry.kind == Some(Kind::Directory) { "/" } else { "" };
-        output::line(format_args!("{}  {size:>12}  {}{slash}", entry.cid, entry.name))?;
+        output::line(format_args!("{}  {size:>12}  {}{slash}", entry.cid, entry.name.display()))?;
     }
     Ok(())
 }

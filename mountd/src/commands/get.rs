@@ -6,9 +6,13 @@
 
 use std::{
     collections::HashSet,
+    ffi::OsStr,
     fs::{self, Permissions},
     io::{self, Write},
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
 };
 
@@ -43,7 +47,10 @@ pub(crate) async fn get(
     };
     let written = fetch(client, &reference, &stat, &to, 0).await?;
     if json {
-        return output::json(&serde_json::json!({ "cid": stat.cid, "path": to, "bytes": written }));
+        let path = to.to_string_lossy();
+        return output::json(
+            &serde_json::json!({ "cid": stat.cid, "path": path, "bytes": written }),
+        );
     }
     Ok(output::line(format_args!("{}  {}  {}", stat.cid, bytes(written), to.display()))?)
 }
@@ -59,8 +66,8 @@ async fn fetch(
     match stat.kind {
         Kind::File => fetch_file(client, reference, stat.size, to).await,
         Kind::Symlink => {
-            let target = stat.target.as_deref().unwrap_or_default();
-            symlink(target, to).with_context(|| to.display().to_string())?;
+            let target = stat.target.as_ref().map(|target| target.0.as_os_str());
+            symlink(target.unwrap_or_default(), to).with_context(|| to.display().to_string())?;
             Ok(0)
         }
         Kind::Directory => fetch_directory(client, reference, to, depth).await,
@@ -80,30 +87,30 @@ async fn fetch_directory(
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_real_dir(to) => {}
         made => made.with_context(|| to.display().to_string())?,
     }
-    let target = Client::target("ls", &reference.to_string());
+    let target = Client::target_of("ls", reference);
     let entries: Vec<Listed> = client.get(&target).await?;
-    check_names(entries.iter().map(|entry| entry.name.as_str()))
+    check_names(entries.iter().map(|entry| entry.name.as_os_str()))
         .with_context(|| format!("{reference} is not written"))?;
     let mut written = 0;
     for entry in entries {
-        let path = format!("{}/{}", reference.path, entry.name);
-        let path = path.trim_start_matches('/').to_owned();
+        let path = Path::new(&reference.path).join(&entry.name).into_os_string();
         let below = Reference { root: reference.root, path };
-        let stat: Stat = client.get(&Client::target("stat", &below.to_string())).await?;
+        let stat: Stat = client.get(&Client::target_of("stat", &below)).await?;
         written += Box::pin(fetch(client, &below, &stat, &to.join(&entry.name), depth + 1)).await?;
     }
     Ok(written)
 }
 
 /// Whether each name of a directory is one name, and no other's.
-fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> anyhow::Result<()> {
+fn check_names<'a>(names: impl Iterator<Item = &'a OsStr>) -> anyhow::Result<()> {
     let mut seen = HashSet::new();
     for name in names {
-        if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
-            bail!("`{}` is not the name of a file", name.escape_debug());
+        let bytes = name.as_bytes();
+        if matches!(bytes, b"" | b"." | b"..") || bytes.iter().any(|b| matches!(b, b'/' | 0)) {
+            bail!("`{}` is not the name of a file", bytes.escape_ascii());
         }
         if !seen.insert(name) {
-            bail!("there are two entries of the name `{}`", name.escape_debug());
+            bail!("there are two entries of the name `{}`", bytes.escape_ascii());
         }
     }
     Ok(())
@@ -122,7 +129,7 @@ async fn fetch_file(
 ) -> anyhow::Result<u64> {
     let shown = || to.display().to_string();
     let Some(name) = to.file_name() else { bail!("{}: not the name of a file", to.display()) };
-    let mut body = client.bytes(&Client::target("cat", &reference.to_string()), 0).await?;
+    let mut body = client.bytes(&Client::target_of("cat", reference), 0).await?;
     let mut part = part_beside(to).with_context(shown)?;
     let mut bar = Bar::new(&name.to_string_lossy(), size);
     let mut written = 0;
@@ -162,11 +169,12 @@ mod tests {
 
     #[test]
     fn names_that_lead_elsewhere_or_stand_twice_are_refused() {
-        check_names(["a", ".a.part", "..a", "a b", "ä"].into_iter()).unwrap();
+        check_names(["a", ".a.part", "..a", "a b", "ä"].map(OsStr::new).into_iter()).unwrap();
+        check_names([OsStr::from_bytes(b"\xff"), OsStr::from_bytes(b"\xfe")].into_iter()).unwrap();
         for bad in ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b"] {
-            assert!(check_names(["ok", bad].into_iter()).is_err(), "{bad:?}");
+            assert!(check_names(["ok", bad].map(OsStr::new).into_iter()).is_err(), "{bad:?}");
         }
-        assert!(check_names(["a", "b", "a"].into_iter()).is_err());
+        assert!(check_names(["a", "b", "a"].map(OsStr::new).into_iter()).is_err());
     }
 
     #[test]

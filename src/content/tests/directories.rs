@@ -1,6 +1,10 @@
 //! Directories against a sorted map.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+};
 
 use proptest::prelude::*;
 
@@ -14,11 +18,14 @@ fn child(n: usize) -> ContentId {
     ContentId::raw(sha2_256(&n.to_le_bytes()))
 }
 
-fn build(params: ImportParams, names: &[String]) -> (BuiltDirectory, BTreeMap<String, ContentId>) {
+fn build(
+    params: ImportParams,
+    names: &[OsString],
+) -> (BuiltDirectory, BTreeMap<OsString, ContentId>) {
     let mut builder = DirectoryBuilder::new(params);
     let mut model = BTreeMap::new();
     for (n, name) in names.iter().enumerate() {
-        builder.add(name, child(n), n as u64);
+        builder.add(name.as_bytes(), child(n), n as u64);
         model.insert(name.clone(), child(n));
     }
     (builder.finish(PLAIN), model)
@@ -31,7 +38,7 @@ fn open(built: &BuiltDirectory) -> (DirectoryReader, Blocks) {
 }
 
 /// Looks a name up, fetching the shards on its way; how many those were, too.
-fn find(reader: &mut DirectoryReader, blocks: &Blocks, name: &str) -> (Option<ContentId>, usize) {
+fn find(reader: &mut DirectoryReader, blocks: &Blocks, name: &OsStr) -> (Option<ContentId>, usize) {
     for fetched in 0.. {
         match reader.lookup(name) {
             Lookup::Found(entry) => {
@@ -51,20 +58,27 @@ fn load_all(reader: &mut DirectoryReader, blocks: &Blocks) {
     }
 }
 
-fn listed(reader: &DirectoryReader) -> Vec<(String, ContentId)> {
+fn listed(reader: &DirectoryReader) -> Vec<(OsString, ContentId)> {
     reader.entries().into_iter().map(|entry| (entry.name, entry.cid)).collect()
+}
+
+/// A name of a file: any bytes, mostly text.
+fn name(longest: usize) -> impl Strategy<Value = OsString> {
+    let byte = prop_oneof![4 => b'a'..=b'z', 1 => any::<u8>()];
+    prop::collection::vec(byte.prop_filter("of a name", |b| !matches!(b, 0 | b'/')), 1..=longest)
+        .prop_filter("no directory of every directory", |name| !matches!(&name[..], b"." | b".."))
+        .prop_map(OsString::from_vec)
 }
 
 proptest! {
     #[test]
     fn what_is_built_is_a_sorted_map(
-        names in prop::collection::vec("[^/\0]{1,20}", 0..300),
-        absent in prop::collection::vec("[a-z]{1,3}", 0..20),
+        names in prop::collection::vec(name(20), 0..300),
+        absent in prop::collection::vec(name(3), 0..20),
         bits in 3u32..=10,
         threshold in prop::sample::select(vec![0usize, 2000, 1 << 20]),
         by_block in any::<bool>(),
     ) {
-        let names: Vec<_> = names.into_iter().filter(|n| n != "." && n != "..").collect();
         let params = ImportParams {
             shard_fanout: 1 << bits,
             shard_threshold: threshold,
@@ -86,7 +100,7 @@ proptest! {
 
 #[test]
 fn a_look_up_fetches_only_the_shards_on_its_way() {
-    let names: Vec<_> = (0..20_000).map(|n| format!("file-{n:06}")).collect();
+    let names: Vec<_> = (0..20_000).map(|n| format!("file-{n:06}").into()).collect();
     let (built, model) = build(ImportParams::DEFAULT, &names);
     let (fresh, blocks) = open(&built);
     assert!(fresh.missing().len() > 200);
@@ -113,11 +127,13 @@ fn names_that_no_filesystem_shows_are_left_out_and_the_first_of_two_is_shown() {
     let mut all: Vec<_> = bad.iter().map(|name| (*name, child(0))).collect();
     all.extend([("zebra", child(1)), ("ok", child(2)), ("ok", child(3))]);
     let mut bytes = dag_pb::encode(&links(&all), &unixfs::directory(PLAIN));
-    // One name that is not UTF-8.
+    // A name need not be text.
     let at = bytes.windows(5).position(|w| w == b"zebra").unwrap();
     bytes[at] = 0xff;
     let reader = DirectoryReader::new(&Block::dag_pb(bytes.into())).unwrap();
-    assert_eq!(listed(&reader), [("ok".to_owned(), child(2))]);
+    let no_text = OsStr::from_bytes(b"\xffebra");
+    assert_eq!(listed(&reader), [("ok".into(), child(2)), (no_text.to_owned(), child(1))]);
+    assert!(matches!(reader.lookup(no_text), Lookup::Found(entry) if entry.cid == child(1)));
     assert!(bad.iter().all(|name| reader.lookup(name) == Lookup::Absent));
 }
 
@@ -154,13 +170,13 @@ fn shards_have_sane_widths_and_slots() {
 #[test]
 fn an_entry_where_its_hash_does_not_lead_is_not_shown() {
     let (built, _) =
-        build(ImportParams { shard_threshold: 0, ..ImportParams::DEFAULT }, &["name".to_owned()]);
+        build(ImportParams { shard_threshold: 0, ..ImportParams::DEFAULT }, &["name".into()]);
     let Node::Shard { links, .. } = Node::decode(&built.nodes[0]).unwrap() else {
         panic!("a shard")
     };
     let right = links[0].0.clone();
-    let wrong = if right.starts_with("00") { "01name" } else { "00name" };
-    for (name, shown) in [(right.as_str(), true), (wrong, false)] {
+    let wrong = if right.starts_with(b"00") { "01name" } else { "00name" };
+    for (name, shown) in [(std::str::from_utf8(&right).unwrap(), true), (wrong, false)] {
         let reader = DirectoryReader::new(&shard(&[(name, child(0))], 256)).unwrap();
         assert_eq!(reader.entries().len(), usize::from(shown));
         assert_eq!(matches!(reader.lookup("name"), Lookup::Found(_)), shown);
@@ -193,7 +209,7 @@ fn shards_that_multiply_one_another_or_go_too_deep_are_refused() {
 
 #[test]
 fn kinds_are_told_without_the_childs_block() {
-    let entry = |cid| Entry { name: "n".to_owned(), cid, tsize: 0 };
+    let entry = |cid| Entry { name: "n".into(), cid, tsize: 0 };
     assert_eq!(entry(child(0)).kind(), EntryKind::File);
     assert_eq!(entry(ContentId::dag_pb(sha2_256(b""))).kind(), EntryKind::Unknown);
     assert!(DirectoryReader::new(&Block::raw(Bytes::new())).is_err());

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{os::unix::fs::FileExt, time::SystemTime};
+use std::{ops::ControlFlow, os::unix::fs::FileExt, time::SystemTime};
 
 use super::{
     super::{
@@ -285,6 +285,44 @@ fn verify_finds_a_flipped_bit_and_the_block_can_be_fetched_again() {
     object.place(&bad, &whole(&bad, range.start)).unwrap();
     assert_eq!(object.read(ByteRange::new(0, 3 * LEAF)).unwrap(), bytes);
     assert_eq!(store.verify(&mut |_, _| {}).unwrap().bad, vec![]);
+}
+
+#[test]
+fn verify_goes_in_steps_between_which_the_index_is_free_and_it_may_end() {
+    let bench = Bench::new();
+    let store = bench.open();
+    let bytes = content(8, 3);
+    let object = download(&store, &bytes);
+    // More nodes than one step takes.
+    for n in 0..5u8 {
+        store.put_node(&Block::raw(vec![n; 2 << 20].into())).unwrap();
+    }
+    store.flush().unwrap();
+    let path = store.inner.object_path(object.id());
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&[bytes[5000] ^ 1], 5000).unwrap();
+    let bad = *leaves(&bytes)[1].0.cid();
+
+    let stop_after = |limit: usize| {
+        let mut steps = Vec::new();
+        let verified = store.verify_while(&mut |done, total| {
+            // Others commit between any two steps.
+            store.pin(Pin { root: bad, name: steps.len().to_string() }).unwrap();
+            assert_eq!(total, 3 * LEAF);
+            steps.push((done, store.block_len(&bad).unwrap().is_some()));
+            if steps.len() == limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        (verified, steps)
+    };
+    let (ended, steps) = stop_after(1);
+    assert!(matches!(ended, Err(StoreError::Closed)), "{ended:?}");
+    assert_eq!(steps, [(0, true)], "something was looked at after the end");
+    // Also of one that is ended in its last step what is wrong is withdrawn.
+    let (ended, steps) = stop_after(3);
+    assert!(matches!(ended, Err(StoreError::Closed)), "{ended:?}");
+    assert_eq!(steps, [(0, true), (0, true), (3 * LEAF, false)]);
+    assert_eq!(store.pins().unwrap().len(), 1);
+    assert_eq!(store.verify(&mut |_, _| {}).unwrap().bad, []);
 }
 
 #[test]

@@ -1,0 +1,93 @@
+//! Answers to long work: how far it is, one JSON object per line, and in the last line what came of it.
+
+use axum::response::Response;
+use futures::{FutureExt, stream};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::server::{line_of, ndjson};
+
+/// News that may wait for a slow client.
+const NEWS: usize = 16;
+
+/// Where work tells how far it is. A client that does not read on misses news and holds nothing up.
+#[derive(Debug)]
+pub(super) struct News<L>(mpsc::Sender<L>);
+
+impl<L> News<L> {
+    pub(super) fn tell(&self, line: L) {
+        // One that finds no room is followed by newer ones.
+        let _ = self.0.try_send(line);
+    }
+}
+
+/// Answers with what `work` tells and, last, with what it gives. It is dropped when the client leaves.
+pub(super) fn told<L, F>(work: impl FnOnce(News<L>) -> F) -> Response
+where
+    L: Serialize + Send + 'static,
+    F: Future<Output = L> + Send + 'static,
+{
+    let (news, lines) = mpsc::channel(NEWS);
+    let work = work(News(news)).boxed();
+    ndjson(stream::unfold((lines, Some(work)), |(mut lines, mut work)| async {
+        let running = work.as_mut()?;
+        let line = tokio::select! {
+            biased;
+            Some(line) = lines.recv() => line_of(&line),
+            last = running => {
+                work = None;
+                line_of(&last)
+            }
+        };
+        Some((line, (lines, work)))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::{pin::pin, sync::Mutex};
+
+    use axum::{Router, routing::post};
+    use futures::StreamExt;
+    use tokio::{net::UnixListener, sync::oneshot};
+
+    use super::*;
+    use crate::{
+        control::{Client, Method},
+        tasks::Tasks,
+    };
+
+    #[tokio::test]
+    async fn work_is_dropped_when_the_client_leaves_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("control.sock")).unwrap();
+        let (dropped, mut gone) = oneshot::channel::<()>();
+        let dropped = Mutex::new(Some(dropped));
+        let endless = async move || {
+            let held = dropped.lock().unwrap().take();
+            told(|news| async move {
+                news.tell("begun");
+                std::future::pending::<()>().await;
+                drop(held);
+                "never"
+            })
+        };
+        let endless = std::sync::Arc::new(endless);
+        let app = Router::new().route("/work", post(move || async move { endless().await }));
+        let mut served = pin!(axum::serve(listener, app).into_future());
+        let client = Client::new(dir.path(), Tasks::new());
+        let asking = async {
+            let mut lines = client.lines::<String>(Method::POST, "/work").await.unwrap();
+            assert_eq!(lines.next().await.unwrap().unwrap(), "begun");
+            assert_eq!(gone.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+            drop(lines);
+            gone.await.unwrap_err();
+        };
+        tokio::select! {
+            () = asking => {}
+            _ = &mut served => unreachable!(),
+        }
+    }
+}
