@@ -10,6 +10,8 @@ use super::{
 };
 use crate::sys::{LANES, has_lanes, sha256_lanes};
 
+/// Blocks that are best read and hashed together.
+pub const HASHED_TOGETHER: usize = LANES;
 /// So many messages of one length, at least, are hashed together; with fewer the empty lanes cost more than is gained.
 const WORTH: usize = 12;
 /// The intrinsics are plain function calls without optimisation, a hundred times slower than `sha2`.

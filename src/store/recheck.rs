@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{FileStamp, Inner, Object, ObjectId, StoreError, codec::Leaf, guard, index};
 use crate::{
-    content::{Block, ByteRange, Multihash},
+    content::{Block, ByteRange, HASHED_TOGETHER, Multihash},
     tasks::Tasks,
 };
 
@@ -191,9 +191,9 @@ impl Inner {
                 for part in leaves.chunks(leaves.len().div_ceil(workers)) {
                     let bad = &bad;
                     scope.spawn(move || {
-                        let wrong =
-                            part.iter().filter(|(hash, leaf)| !is_right(object, hash, leaf));
-                        guard(bad).extend(wrong.map(|(_, leaf)| leaf.range));
+                        for together in part.chunks(HASHED_TOGETHER) {
+                            guard(bad).extend(wrong_leaves(object, together));
+                        }
                     });
                 }
             });
@@ -236,14 +236,23 @@ impl Inner {
     }
 }
 
-/// A leaf that is not present claims nothing; bytes that cannot be read are as good as wrong.
-fn is_right(object: &Object, hash: &Multihash, leaf: &Leaf) -> bool {
-    match object.read_block(leaf) {
-        Ok(Some(bytes)) => Block::verify(index::leaf_id(*hash, leaf), bytes).is_ok(),
-        Ok(None) => true,
-        Err(error) => {
-            tracing::warn!(%error, "a leaf cannot be read");
-            false
+/// Where leaves are wrong. One that is not present claims nothing; bytes that cannot be read are as good as wrong.
+fn wrong_leaves(object: &Object, leaves: &[(Multihash, Leaf)]) -> Vec<ByteRange> {
+    let (mut blocks, mut ranges, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    for (hash, leaf) in leaves {
+        match object.read_block(leaf) {
+            Ok(Some(bytes)) => {
+                blocks.push((index::leaf_id(*hash, leaf), bytes));
+                ranges.push(leaf.range);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a leaf cannot be read");
+                wrong.push(leaf.range);
+            }
         }
     }
+    let verified = Block::verify_each(blocks).into_iter().zip(ranges);
+    wrong.extend(verified.filter(|(block, _)| block.is_err()).map(|(_, range)| range));
+    wrong
 }

@@ -17,7 +17,7 @@ use super::{
     guard, index,
     recheck::Look,
 };
-use crate::content::{Block, BlockError, ContentId, Multihash};
+use crate::content::{Block, BlockError, ContentId, HASHED_TOGETHER, Multihash};
 
 /// Leaves that are read from the index at a time: 64 MiB of content.
 const LEAF_BATCH: usize = 256;
@@ -139,7 +139,7 @@ impl Verification<'_> {
             after.clone_from(last);
             for (_, id, data) in nodes {
                 self.nodes += data.len() as u64;
-                self.shared.check(id, data, None);
+                self.shared.check_node(id, data);
             }
             self.step()?;
         }
@@ -195,26 +195,42 @@ fn nodes_after(
 
 impl Shared {
     fn check_leaves(&self, object: &Arc<Object>, leaves: &[(Multihash, Leaf)]) {
-        for (hash, leaf) in leaves {
-            let id = index::leaf_id(*hash, leaf);
-            match object.read_block(leaf) {
-                Ok(Some(bytes)) => self.check(id, bytes, Some((object, leaf))),
-                // Not present: nothing claims to have it.
-                Ok(None) => {}
-                // Bytes that cannot be read are as good as wrong.
-                Err(error) => {
-                    tracing::warn!(%error, %id, "a block cannot be read");
+        for together in leaves.chunks(HASHED_TOGETHER) {
+            let (mut blocks, mut places) = (Vec::new(), Vec::new());
+            for (hash, leaf) in together {
+                let id = index::leaf_id(*hash, leaf);
+                match object.read_block(leaf) {
+                    Ok(Some(bytes)) => {
+                        self.count(bytes.len());
+                        blocks.push((id, bytes));
+                        places.push(leaf);
+                    }
+                    // Not present: nothing claims to have it.
+                    Ok(None) => {}
+                    // Bytes that cannot be read are as good as wrong.
+                    Err(error) => {
+                        tracing::warn!(%error, %id, "a block cannot be read");
+                        self.found_bad(id, Some((object, leaf)));
+                    }
+                }
+            }
+            for (verified, leaf) in Block::verify_each(blocks).into_iter().zip(places) {
+                if let Err(BlockError::WrongHash(id)) = verified {
                     self.found_bad(id, Some((object, leaf)));
                 }
             }
         }
     }
 
-    fn check(&self, id: ContentId, bytes: Bytes, place: Option<(&Arc<Object>, &Leaf)>) {
+    fn count(&self, len: usize) {
         self.blocks.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(len as u64, Ordering::Relaxed);
+    }
+
+    fn check_node(&self, id: ContentId, bytes: Bytes) {
+        self.count(bytes.len());
         if let Err(BlockError::WrongHash(_)) = Block::verify(id, bytes) {
-            self.found_bad(id, place);
+            self.found_bad(id, None);
         }
     }
 
