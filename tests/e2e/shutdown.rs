@@ -181,6 +181,9 @@ fn a_second_signal_ends_at_once_and_loses_nothing_that_was_acknowledged() {
 #[test]
 fn a_daemon_that_is_stopped_loses_its_mount_to_umount_and_ends_when_it_goes_on() {
     let mut daemon = Daemon::start(&Setup::default());
+    // Without root a connection is cut off through this folder, which some containers lack.
+    let connections =
+        fs::read_dir("/sys/fs/fuse/connections").is_ok_and(|mut all| all.next().is_some());
     kill(daemon.pid(), Signal::SIGSTOP).unwrap();
     // A program that waits for an answer, too.
     let mut waiting = Command::new("stat").arg(daemon.path("upload")).spawn().unwrap();
@@ -194,7 +197,10 @@ fn a_daemon_that_is_stopped_loses_its_mount_to_umount_and_ends_when_it_goes_on()
     assert!(output.status.success() && said.contains("does not answer"), "{said}");
     assert!(took < Duration::from_secs(8), "{took:?}");
     assert!(!is_mounted(&daemon.path("")), "the mount is still there");
-    eventually("the end of the program", || waiting.try_wait().unwrap());
+    if connections || nix::unistd::geteuid().is_root() {
+        eventually("the end of the program", || waiting.try_wait().unwrap());
+    }
     kill(daemon.pid(), Signal::SIGCONT).unwrap();
+    eventually("the end of the program", || waiting.try_wait().unwrap());
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
 }
