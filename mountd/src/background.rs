@@ -40,13 +40,13 @@ pub(crate) fn start(settings: &Settings, args: &MountArgs) -> anyhow::Result<()>
     if let Some(stdout) = daemon.stdout.take() {
         BufReader::new(stdout).read_line(&mut ready)?;
     }
-    if ready.is_empty() {
-        // It closed its output without a word of success, so it is ending.
-        let status = daemon.wait()?;
-        let mut complaints = String::new();
-        log.seek(SeekFrom::Start(from))?;
-        log.read_to_string(&mut complaints)?;
-        eprint!("{complaints}");
+    // It closed its output without a word of success, so it is ending.
+    let failed = if ready.is_empty() { Some(daemon.wait()?) } else { None };
+    let mut complaints = Vec::new();
+    log.seek(SeekFrom::Start(from))?;
+    log.read_to_end(&mut complaints)?;
+    eprint!("{}", String::from_utf8_lossy(&complaints));
+    if let Some(status) = failed {
         return Err(Exited::of(status, &args.mountpoint).into());
     }
     Ok(output::line(ready.trim_end())?)

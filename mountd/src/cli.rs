@@ -117,14 +117,14 @@ pub(crate) enum Command {
     },
     /// Print the manual page
     Man {
-        /// Of which command [default: chiral itself]
-        command: Option<String>,
+        /// Of which command, such as `pin add` [default: chiral itself]
+        command: Vec<String>,
     },
 }
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MountArgs {
-    /// An empty directory
+    /// A directory; what is in it is hidden meanwhile
     pub mountpoint: PathBuf,
     /// Return when the tree is mounted; log to chiral.log in the data folder
     #[arg(long)]

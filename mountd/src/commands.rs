@@ -27,7 +27,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Add(args) if args.only_hash => content::only_hash(&global, &args),
         Command::Config { command } => config(&global, command.unwrap_or(ConfigCommand::Show)),
         Command::Completions { shell } => shell::completions(shell),
-        Command::Man { command } => shell::man(command.as_deref()),
+        Command::Man { command } => shell::man(&command),
         command => ask_daemon(&global, command),
     }
 }

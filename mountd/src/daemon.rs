@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -67,7 +68,7 @@ fn checked(mountpoint: &Path) -> anyhow::Result<PathBuf> {
         tracing::warn!("detached the mount that a killed daemon left at {shown}");
     }
     match fs::metadata(mountpoint) {
-        Ok(found) if found.is_dir() => {}
+        Ok(found) if found.is_dir() => tell_what_is_hidden(mountpoint, &found),
         Ok(_) => return Err(Usage(format!("{shown} is not a directory")).into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             bail!(Usage(format!("{shown} does not exist; make it with `mkdir -p {shown}`")));
@@ -75,6 +76,17 @@ fn checked(mountpoint: &Path) -> anyhow::Result<PathBuf> {
         Err(error) => return Err(error).with_context(|| shown.to_string()),
     }
     mountpoint.canonicalize().with_context(|| shown.to_string())
+}
+
+/// Warns of files that nobody can reach while the tree is mounted over them. What is mounted there already is not
+/// looked at: whoever serves it may not answer.
+fn tell_what_is_hidden(mountpoint: &Path, found: &fs::Metadata) {
+    let folder = fs::metadata(mountpoint.join(".."));
+    let is_mount = folder.is_ok_and(|folder| folder.dev() != found.dev());
+    if !is_mount && fs::read_dir(mountpoint).is_ok_and(|mut entries| entries.next().is_some()) {
+        let shown = mountpoint.display();
+        tracing::warn!("{shown} is not empty: what is in it is hidden until it is unmounted");
+    }
 }
 
 async fn serve(settings: &Settings, mountpoint: &Path, ending: &Ending) -> anyhow::Result<()> {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use chiral::{fs::Mount, tasks};
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::signals::Signals;
@@ -19,6 +22,9 @@ pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Part of [`STOP_WITHIN`] that is left for the end of the process itself.
 const LAST_MOMENT: Duration = Duration::from_millis(250);
+
+/// The same signal so soon again is still the first: timeout(1) sends it to the process and to the group that it is in.
+const BURST: Duration = Duration::from_millis(100);
 
 /// Longest wait for a mount that is being made or detached.
 const MOUNTING: Duration = Duration::from_millis(500);
@@ -76,14 +82,17 @@ impl Ending {
 
     fn see_to_it(&self, runtime: &Runtime, mut signals: Signals) {
         let why = runtime.block_on(async {
-            tokio::select! {
-                _ = signals.next() => tracing::info!("a signal ends the daemon"),
-                () = self.begun() => {}
+            let first = tokio::select! {
+                signal = signals.next() => Some(signal),
+                () = self.begun() => None,
+            };
+            if first.is_some() {
+                tracing::info!("a signal ends the daemon");
             }
             self.begin();
             tokio::select! {
-                _ = signals.next() => "a second signal: ending at once",
-                () = tokio::time::sleep(STOP_WITHIN - LAST_MOMENT) => "the daemon did not end in time; what is not finished is done at the next start",
+                () = second(first, async || signals.next().await) => "a second signal: ending at once",
+                () = sleep(STOP_WITHIN - LAST_MOMENT) => "the daemon did not end in time; what is not finished is done at the next start",
             }
         });
         eprintln!("chiral: {why}");
@@ -109,5 +118,41 @@ impl Ending {
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// Resolves with the next signal that is not the first one once more.
+async fn second(first: Option<i32>, mut next: impl AsyncFnMut() -> i32) {
+    let burst = Instant::now() + BURST;
+    while Some(next().await) == first && Instant::now() < burst {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When the second of these signals was heard; each comes so many milliseconds after the one before.
+    async fn heard(first: Option<i32>, signals: &[(u64, i32)]) -> Duration {
+        let begun = Instant::now();
+        let mut signals = signals.iter();
+        let next = async || match signals.next() {
+            Some((wait, signal)) => {
+                sleep(Duration::from_millis(*wait)).await;
+                *signal
+            }
+            None => std::future::pending().await,
+        };
+        second(first, next).await;
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_that_is_sent_twice_at_once_is_one_and_any_other_is_a_second() {
+        let (int, term) = (2, 15);
+        let at = Duration::from_millis;
+        assert_eq!(heard(Some(term), &[(0, term), (50, term), (450, term)]).await, at(500));
+        assert_eq!(heard(Some(term), &[(1, term), (1, int)]).await, at(2));
+        assert_eq!(heard(Some(int), &[(200, int)]).await, at(200));
+        assert_eq!(heard(None, &[(1, term)]).await, at(1));
     }
 }

@@ -48,8 +48,21 @@ pub(crate) fn report(done: anyhow::Result<()>) -> ExitCode {
     if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("chiral: {error:#}");
+    eprintln!("chiral: {}", with_causes(&error));
     ExitCode::from(code_of(&error))
+}
+
+/// The error and its causes, each once: many end with the text of their cause already.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -92,6 +105,17 @@ mod tests {
         assert_eq!(code_of(&Usage(String::new()).into()), 2);
         assert_eq!(code_of(&anyhow::anyhow!("other")), 1);
         assert_eq!(code_of(&Signalled(2).into()), 130);
+    }
+
+    #[test]
+    fn each_cause_is_told_once() {
+        let gone = || io::Error::from_raw_os_error(nix::libc::ENOENT);
+        let telling = ClientError::Socket { dir: "/d".into(), source: gone() };
+        let told = telling.to_string();
+        assert!(told.ends_with("No such file or directory (os error 2)"), "{told}");
+        assert_eq!(with_causes(&telling.into()), told);
+        let silent = anyhow::Error::from(gone()).context("/x");
+        assert_eq!(with_causes(&silent), "/x: No such file or directory (os error 2)");
     }
 
     #[test]

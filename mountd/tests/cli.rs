@@ -71,6 +71,7 @@ fn wrong_usage_ends_with_code_2() {
     fails_with(&chiral(home.path(), &["frobnicate"]), 2, &["frobnicate"]);
     fails_with(&chiral(home.path(), &["cat"]), 2, &["<ID>"]);
     fails_with(&chiral(home.path(), &["cat", "no-id"]), 2, &["no-id"]);
+    fails_with(&chiral(home.path(), &["connect", "127.0.0.1:4001"]), 2, &["127.0.0.1:4001"]);
     fails_with(&chiral(home.path(), &["--log", "=x=", "config", "show"]), 2, &["=x="]);
     let missing = home.path().join("none");
     let missing = missing.to_str().unwrap();
@@ -185,7 +186,9 @@ fn completions_and_manual_pages_are_made_for_every_shell_and_command() {
     }
     assert!(out(&chiral(home.path(), &["man"])).contains(".TH chiral"));
     assert!(out(&chiral(home.path(), &["man", "mount"])).contains("private"));
-    fails_with(&chiral(home.path(), &["man", "nothing"]), 1, &["no such command: nothing"]);
+    assert!(out(&chiral(home.path(), &["man", "pin", "add"])).contains("A name for people"));
+    fails_with(&chiral(home.path(), &["man", "nothing"]), 2, &["no such command: nothing"]);
+    fails_with(&chiral(home.path(), &["man", "pin", "x"]), 2, &["no such command: pin x"]);
 }
 
 #[test]

@@ -147,6 +147,24 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
 }
 
 #[test]
+fn files_that_the_mount_hides_are_told_of_and_are_there_again_after_it() {
+    let lab = Lab::new();
+    let hidden = lab.mountpoint().join("hidden");
+    fs::write(&hidden, "mine").unwrap();
+    let mounted = lab.mount(&[]);
+    assert!(mounted.status.success());
+    let warned = String::from_utf8(mounted.stderr).unwrap();
+    assert!(warned.contains("is not empty") && warned.contains("hidden"), "{warned}");
+    assert!(!hidden.exists());
+    lab.ok(&["umount", lab.mountpoint().to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(&hidden).unwrap(), "mine");
+    // The log is kept, and told of from where this start began.
+    fs::remove_file(&hidden).unwrap();
+    let again = lab.mount(&[]);
+    assert!(again.status.success() && again.stderr.is_empty(), "{again:?}");
+}
+
+#[test]
 fn a_daemon_that_cannot_start_in_the_background_says_why() {
     let lab = Lab::new();
     assert!(lab.mount(&[]).status.success());

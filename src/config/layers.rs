@@ -98,7 +98,7 @@ impl Layers {
     }
 
     /// Lays `CHIRAL_SECTION_KEY` variables on top; lists are separated by commas. A variable that begins like a
-    /// section but names no key of it is refused; others are somebody else's. An empty one counts as not set, except
+    /// section or ends like a key, but is none, is refused; others are somebody else's. An empty one counts as not set, except
     /// for a list, which it empties.
     ///
     /// # Errors
@@ -176,7 +176,26 @@ impl Layers {
             }
             return Ok(Some(format!("{section}.{key}")));
         }
-        Ok(None)
+        match self.meant_by(&name) {
+            Some(meant) => Err(ConfigError::Value {
+                origin: variable.to_owned(),
+                message: format!("no setting has this name; did you mean {meant}?"),
+            }),
+            None => Ok(None),
+        }
+    }
+
+    /// The variable that `name` was meant for, if it ends with a key: somebody who left the section out of
+    /// `CHIRAL_NETWORK_PRIVATE` must not find himself in the public network.
+    fn meant_by(&self, name: &str) -> Option<String> {
+        let mut keys = self.table.iter().flat_map(|(section, value)| {
+            value.as_table().into_iter().flat_map(Table::keys).map(move |key| (section, key))
+        });
+        let (section, key) = keys.find(|(_, key)| {
+            let before = name.strip_suffix(key.as_str());
+            before.is_some_and(|before| before.is_empty() || before.ends_with('_'))
+        })?;
+        Some(format!("CHIRAL_{}_{}", section.to_uppercase(), key.to_uppercase()))
     }
 }
 
@@ -300,11 +319,16 @@ mod tests {
             ("CHIRAL_STORE_MIN_FREE", "much"),
             ("CHIRAL_NETWORK_PRIVATE", "maybe"),
             ("CHIRAL_DOWNLOAD_CHUNKS_PER_PEER", "-1"),
+            ("CHIRAL_PRIVATE", "true"),
+            ("CHIRAL_NETWROK_PRIVATE", "true"),
         ] {
             assert!(variables(&[(name, value)]).unwrap_err().to_string().starts_with(name));
         }
+        let left_out = variables(&[("CHIRAL_PRIVATE", "1")]).unwrap_err().to_string();
+        assert!(left_out.ends_with("did you mean CHIRAL_NETWORK_PRIVATE?"), "{left_out}");
         let none = [
             ("CHIRAL_LOG", "debug"),
+            ("CHIRAL_NONPRIVATE", "x"),
             ("HOME", "x"),
             ("CHIRAL_DATA_DIR", ""),
             ("CHIRAL_STORE_MIN_FREE", ""),

@@ -13,7 +13,10 @@ use axum::{
 };
 
 use super::{
-    AddLine, AddRequest, Added, AddedEntry, Failure, server::App, told::told, upkeep::pinned,
+    AddLine, AddRequest, Added, AddedEntry, Failure,
+    server::{App, Asked},
+    told::told,
+    upkeep::pinned,
 };
 use crate::{
     content::ContentId,
@@ -23,10 +26,12 @@ use crate::{
 /// Bytes between two lines of progress: enough of them for a smooth bar.
 const PROGRESS_STEP: u64 = 8 << 20;
 
+const WHOLE: &str = "the mountpoint itself cannot be published";
+
 /// A client that leaves before everything is copied takes back what was.
 pub(super) async fn add(
     State(app): State<App>,
-    Json(request): Json<AddRequest>,
+    Asked(request): Asked<AddRequest>,
 ) -> Result<Response, Failure> {
     if !request.progress {
         return Ok(Json(added(&app.node, request.path, |_| {}).await?).into_response());
@@ -45,17 +50,18 @@ async fn added(
     tell: impl Fn(AddLine) + Send + Sync + 'static,
 ) -> Result<Added, Failure> {
     if !path.is_absolute() {
-        return Err(Failure::invalid(format!("{}: the path is not absolute", path.display())));
+        return Err(Failure::invalid("the path is not absolute"));
     }
     let Some(name) = path.file_name().map(OsStr::to_owned) else {
-        return Err(Failure::invalid(format!("{}: the path has no name", path.display())));
+        return Err(Failure::invalid("the path has no name"));
     };
     let entries = match Place::of(&path, node.mountpoint().as_deref()) {
         Place::Elsewhere => node.uploads().import_reporting(&path, &name, reporter(tell)).await?,
+        Place::Around(mountpoint) if mountpoint == path => return Err(Failure::invalid(WHOLE)),
         Place::Around(mountpoint) => {
-            let (path, mount) = (path.display(), mountpoint.display());
+            let mount = mountpoint.display();
             return Err(Failure::invalid(format!(
-                "{path} holds the mountpoint {mount}: publish the parts beside it one by one"
+                "it holds the mountpoint {mount}: publish the parts beside it one by one"
             )));
         }
         Place::Under(names) => vec![(keep(node, &names).await?, name.display().to_string())],
@@ -116,12 +122,14 @@ async fn keep(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
         [upload, below @ ..] if upload == "upload" => return uploaded(node, below).await,
         [ipfs, root, below @ ..] if ipfs == "ipfs" => (root, below),
         [root, below @ ..] => (root, below),
-        [] => return Err(Failure::invalid("the mountpoint itself cannot be published")),
+        [] => return Err(Failure::invalid(WHOLE)),
     };
     if node.is_read_only() {
         return Err(PublishError::ReadOnly.into());
     }
-    let root: ContentId = root.to_string_lossy().parse().map_err(Failure::invalid)?;
+    let root: ContentId = root.to_string_lossy().parse().map_err(|error| {
+        Failure::invalid(format!("of the mount only uploads and CIDs are content: {error}"))
+    })?;
     let found = node.walk(&root, below.join(OsStr::new("/"))).await?;
     let name = below.last().map_or_else(|| root.to_string(), |name| name.display().to_string());
     // What is announced is here, and stays.

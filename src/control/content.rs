@@ -104,7 +104,7 @@ pub(super) async fn cat(
     let range = match asked.map(|text| parse_range(text, size)) {
         None => None,
         Some(Some(range)) => Some(range),
-        Some(None) => return Ok(unsatisfiable(size)),
+        Some(None) => return Ok(unsatisfiable(asked.unwrap_or_default(), size)),
     };
     let wanted = range.unwrap_or(ByteRange::new(0, size));
     let mut reading = Reading::new(handle, wanted);
@@ -155,9 +155,12 @@ fn trailer_of(failure: Failure) -> HeaderMap {
     HeaderMap::from_iter([(HeaderName::from_static(FAILURE), value)])
 }
 
-fn unsatisfiable(size: u64) -> Response {
-    let message =
-        format!("the range lies behind the end of {size} bytes, or is not `bytes=FROM-TO`");
+fn unsatisfiable(asked: &str, size: u64) -> Response {
+    let from = asked.strip_prefix("bytes=").and_then(|range| range.split_once('-')?.0.parse().ok());
+    let message = match from {
+        Some(from) if size <= from => format!("there are {size} bytes, none of them at {from}"),
+        _ => format!("`{asked}` is no range of {size} bytes: write `bytes=FROM-TO`"),
+    };
     let failure = Failure { code: ErrorCode::Invalid, message };
     let shown = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
     (StatusCode::RANGE_NOT_SATISFIABLE, shown, Json(failure)).into_response()

@@ -14,6 +14,10 @@ impl Failure {
         Self { code: ErrorCode::Invalid, message: message.to_string() }
     }
 
+    pub(super) fn no_entry(message: impl ToString) -> Self {
+        Self { code: ErrorCode::NoEntry, message: message.to_string() }
+    }
+
     fn status(&self) -> StatusCode {
         match self.code {
             ErrorCode::Invalid => StatusCode::BAD_REQUEST,
@@ -80,6 +84,9 @@ fn publish_code(error: &PublishError) -> ErrorCode {
         PublishError::Store(_) => ErrorCode::Internal,
         PublishError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             ErrorCode::NoEntry
+        }
+        PublishError::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => {
+            ErrorCode::Invalid
         }
         PublishError::Io { .. } => ErrorCode::Internal,
         _ => ErrorCode::Invalid,

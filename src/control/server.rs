@@ -10,13 +10,13 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::State,
+    extract::{FromRequest, Request, State},
     http::header,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use futures::{Stream, StreamExt, stream};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixListener, sync::broadcast};
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +52,18 @@ pub struct Server {
 pub(super) struct App {
     pub(super) node: Node,
     stop: CancellationToken,
+}
+
+/// The JSON body of a request; what is wrong with it is told as everything else is.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Asked<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let read = Json::from_request(request, state).await;
+        read.map(|Json(body)| Self(body)).map_err(|wrong| Failure::invalid(wrong.body_text()))
+    }
 }
 
 impl Server {
@@ -120,6 +132,8 @@ fn routes(app: App) -> Router {
         .route("/v1/store/verify", post(upkeep::verify))
         .route("/v1/store/gc", post(upkeep::gc))
         .route("/v1/stop", post(stop))
+        .fallback(async || Failure::no_entry("there is no such route"))
+        .method_not_allowed_fallback(async || Failure::invalid("the route has no such method"))
         .with_state(app)
 }
 
@@ -145,7 +159,7 @@ async fn transfers(State(app): State<App>) -> Json<Vec<Transfer>> {
 
 async fn connect(
     State(app): State<App>,
-    Json(request): Json<ConnectRequest>,
+    Asked(request): Asked<ConnectRequest>,
 ) -> Result<Json<Connected>, Failure> {
     let address: Multiaddr = request.address.parse().map_err(|e| {
         Failure::invalid(format!("`{}` is not a multiaddress: {e}", request.address))

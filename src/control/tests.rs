@@ -194,8 +194,27 @@ async fn failures_say_what_sort_they_are() {
     let added = daemon.add("short", b"12345").await;
     let id = added.entries[0].cid.to_string();
     assert_eq!(daemon.cat(&id, 5).await.unwrap(), b"");
-    let behind = daemon.cat(&id, 6).await;
-    assert!(matches!(behind, Err(ClientError::Failure(f)) if f.code == ErrorCode::Invalid));
+    let Err(ClientError::Failure(behind)) = daemon.cat(&id, 6).await else { unreachable!() };
+    assert_eq!(behind.code, ErrorCode::Invalid);
+    assert_eq!(behind.message, "there are 5 bytes, none of them at 6");
+
+    // Also what no client of ours asks for is answered in the one form.
+    assert_eq!(daemon.refused("/v1/nothing").await, ErrorCode::NoEntry);
+    assert_eq!(daemon.refused("/v1/stop").await, ErrorCode::Invalid);
+    let empty = daemon.client.post::<Added>("/v1/add", &serde_json::json!({})).await;
+    let Err(ClientError::Failure(empty)) = empty else { unreachable!("{empty:?}") };
+    assert!(empty.code == ErrorCode::Invalid && empty.message.contains("path"), "{empty:?}");
+
+    // Of a tree it is told which file cannot be published.
+    let tree = daemon.dir.path().join("tree");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    let socket = std::os::unix::net::UnixListener::bind(tree.join("sub/socket")).unwrap();
+    let odd = AddRequest { path: tree, progress: false };
+    let refused = daemon.client.post::<Added>("/v1/add", &odd).await;
+    let Err(ClientError::Failure(refused)) = refused else { unreachable!("{refused:?}") };
+    assert!(refused.code == ErrorCode::Invalid, "{refused:?}");
+    assert!(refused.message.contains("tree/sub/socket: only files"), "{refused:?}");
+    drop(socket);
     daemon.node.stop(PATIENCE).await.unwrap();
 }
 

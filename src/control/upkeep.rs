@@ -7,7 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ErrorCode, Failure, GcDone, PinRequest, PinRow, ProvideRequest, Reference, Unpinned,
-    VerifyLine, content::Target, server::App, told::told,
+    VerifyLine,
+    content::Target,
+    server::{App, Asked},
+    told::told,
 };
 use crate::{
     content::ContentId,
@@ -24,7 +27,7 @@ pub(super) async fn pins(State(app): State<App>) -> Result<Json<Vec<PinRow>>, Fa
 /// Pins and waits until everything is here; a client that leaves does not end the fetching.
 pub(super) async fn pin(
     State(app): State<App>,
-    Json(request): Json<PinRequest>,
+    Asked(request): Asked<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
     let root = target(&app.node, &request.id.parse()?).await?;
     let pin = Pin { root, name: request.name };
@@ -54,7 +57,7 @@ pub(super) async fn unpin(
 
 pub(super) async fn provide(
     State(app): State<App>,
-    Json(request): Json<ProvideRequest>,
+    Asked(request): Asked<ProvideRequest>,
 ) -> Result<Json<()>, Failure> {
     let root = target(&app.node, &request.id.parse()?).await?;
     if app.node.store().block_len(&root)?.is_none() {

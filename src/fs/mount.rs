@@ -275,17 +275,23 @@ fn read_ahead(device: &MountEntry) {
 /// Detaches a mount of chiral at `mountpoint` whose daemon is dead; whether there was one. What is alive, or not of
 /// chiral, stays.
 ///
+/// Blocks for up to two seconds.
+///
 /// # Errors
-/// When a dead one cannot be detached.
+/// [`MountError::Mounted`] when nobody can tell whether it is dead, or when a dead one cannot be detached.
 pub fn detach_stale(mountpoint: &Path) -> Result<bool, MountError> {
     let path = mounted_path(mountpoint);
     let ours = mounted_at(&path).is_ok_and(|e| e.is_some_and(|e| e.kind == mountinfo::TYPE));
-    let dead =
-        || matches!(nix::sys::statfs::statfs(&path), Err(Errno::ENOTCONN | Errno::ECONNABORTED));
-    if !(ours && dead()) {
+    if !ours {
         return Ok(false);
     }
-    detach(&path).map(|()| true)
+    match ask(&path) {
+        Ok(Some(Err(Errno::ENOTCONN | Errno::ECONNABORTED))) => detach(&path).map(|()| true),
+        Ok(Some(_)) => Ok(false),
+        // Its daemon is stopped or hangs, and so would whoever looks at it from here on.
+        Ok(None) => Err(MountError::Mounted(path)),
+        Err(source) => Err(MountError::Mountpoint { path, source }),
+    }
 }
 
 /// Detaches a mount of chiral, alive or stale, for `chiral umount`; whether there was one. From a daemon that does not
@@ -302,7 +308,7 @@ pub fn unmount_path(mountpoint: &Path) -> Result<bool, MountError> {
     let Some(entry) = entry.filter(|entry| entry.kind == mountinfo::TYPE) else {
         return Ok(false);
     };
-    let answers = is_answered(&path).map_err(failed)?;
+    let answers = ask(&path).map_err(failed)?.is_some();
     // Only while it is mounted can the system call cut a connection off, and only root may.
     if !answers && umount2(&path, DETACHED | MntFlags::MNT_FORCE).is_ok() {
         return Ok(true);
@@ -321,15 +327,15 @@ pub fn unmount_path(mountpoint: &Path) -> Result<bool, MountError> {
     Ok(true)
 }
 
-/// Whether the daemon behind a mount, or the kernel in place of a dead one, answers a question that waits for nobody.
-fn is_answered(mountpoint: &Path) -> io::Result<bool> {
+/// What the daemon behind a mount, or the kernel in place of a dead one, answers to a question that waits for nobody;
+/// none when it does not.
+fn ask(mountpoint: &Path) -> io::Result<Option<nix::Result<()>>> {
     let (answered, answer) = mpsc::channel();
     let path = mountpoint.to_owned();
     tasks::outliving("question to a mount", move || {
-        let _ = nix::sys::statfs::statfs(&path);
-        let _ = answered.send(());
+        let _ = answered.send(nix::sys::statfs::statfs(&path).map(drop));
     })?;
-    Ok(answer.recv_timeout(DETACH_TIME).is_ok())
+    Ok(answer.recv_timeout(DETACH_TIME).ok())
 }
 
 /// Whether requests wait on a connection; one that is only held open by a program that does nothing has none.

@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Inner, OpenFlags, PublishError, RenameMode, UploadIno, UploadKind, Uploads,
-    handle::io_error,
     tree::{Body, Directory, Owner},
 };
 use crate::content::ContentId;
@@ -200,25 +199,24 @@ impl Inner {
         if depth > MAX_DEPTH {
             return Err(PublishError::Invalid("the tree is too deep"));
         }
-        let meta = look_at(path, depth).map_err(io_error("stat"))?;
+        let meta = look_at(path, depth).map_err(at("stat", path))?;
         let owner = Owner { mode: meta.mode(), uid: meta.uid(), gid: meta.gid() };
         let (ino, size) = if meta.is_symlink() {
-            let target = fs::read_link(path).map_err(io_error("readlink"))?;
+            let target = fs::read_link(path).map_err(at("readlink", path))?;
             (self.add(parent, name, owner, Body::Symlink(super::attr::target(&target)))?, 0)
         } else if meta.is_file() {
             self.copy_file(path, parent, name, owner, copy)?
         } else if meta.is_dir() {
             let ino = self.add(parent, name, owner, Body::Directory(Directory::default()))?;
-            for entry in fs::read_dir(path).map_err(io_error("opendir"))? {
-                let entry = entry.map_err(io_error("readdir"))?;
+            for entry in fs::read_dir(path).map_err(at("opendir", path))? {
+                let entry = entry.map_err(at("readdir", path))?;
                 let name = entry.file_name();
                 self.copy_in(&entry.path(), ino, &name, &shown.join(&name), depth + 1, copy)?;
             }
             (ino, 0)
         } else {
-            return Err(PublishError::Invalid(
-                "only files, directories and symlinks are published",
-            ));
+            let what = "only files, directories and symlinks are published";
+            return Err(at("add", path)(io::Error::new(io::ErrorKind::InvalidInput, what)));
         };
         copy.made.push(Made { ino, name: shown.to_owned(), size });
         Ok(())
@@ -232,7 +230,7 @@ impl Inner {
         owner: Owner,
         copy: &mut Copy<'_>,
     ) -> Result<(UploadIno, u64)> {
-        let mut from = fs::File::open(path).map_err(io_error("open"))?;
+        let mut from = fs::File::open(path).map_err(at("open", path))?;
         let flags = OpenFlags { write: true, ..OpenFlags::default() };
         let (attr, handle) = self.create(parent, name, owner, true, flags)?;
         let mut size = 0;
@@ -273,6 +271,14 @@ impl Inner {
             self.remove_tree(ino, &entry.name)?;
         }
         self.rmdir(parent, name)
+    }
+}
+
+/// An error that names the file: it may be one of thousands.
+fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> PublishError {
+    move |error| {
+        let source = io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        PublishError::Io { what, source }
     }
 }
 

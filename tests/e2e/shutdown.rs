@@ -185,6 +185,13 @@ fn a_daemon_that_is_stopped_loses_its_mount_to_umount_and_ends_when_it_goes_on()
     let connections =
         fs::read_dir("/sys/fs/fuse/connections").is_ok_and(|mut all| all.next().is_some());
     kill(daemon.pid(), Signal::SIGSTOP).unwrap();
+    // Another daemon does not wait for it either.
+    let other = run(Command::new(env!("CARGO_BIN_EXE_chiral"))
+        .args(["mount", "--offline", "--data-dir"])
+        .arg(daemon.scratch().join("other"))
+        .arg(daemon.path("").to_str().unwrap().trim_end_matches('/')));
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(other.status.code() == Some(1) && said.contains("is mounted already"), "{said}");
     // A program that waits for an answer, too.
     let mut waiting = Command::new("stat").arg(daemon.path("upload")).spawn().unwrap();
     let start = Instant::now();

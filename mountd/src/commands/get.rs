@@ -159,6 +159,14 @@ fn part_beside(to: &Path) -> io::Result<NamedTempFile> {
         // Less what the umask of the user takes away.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder.unwrap_or(Path::new(".")))
+        .map_err(|error| without_name(&error))
+}
+
+/// What the system said, without the name that the file would have had: it means nothing to anybody.
+fn without_name(error: &io::Error) -> io::Error {
+    let text = error.to_string();
+    let said = text.split(" at path ").next().unwrap_or_default();
+    io::Error::new(error.kind(), said)
 }
 
 #[cfg(test)]
@@ -183,6 +191,8 @@ mod tests {
         let (to, victim) = (dir.path().join("a"), dir.path().join("victim"));
         fs::write(&victim, "precious").unwrap();
         symlink(&victim, &to).unwrap();
+        let nowhere = part_beside(&dir.path().join("none/a")).unwrap_err().to_string();
+        assert!(nowhere.starts_with("No such file") && !nowhere.contains(".part"), "{nowhere}");
         drop(part_beside(&to).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         let mut part = part_beside(&to).unwrap();

@@ -4,11 +4,14 @@ use std::{io::IsTerminal, time::Duration};
 
 use chiral::{
     control::{Client, ConnectRequest, Connected, Identity, Method, Peer, Status},
-    node::Transfer,
+    node::{Multiaddr, Transfer},
 };
 use futures::StreamExt;
 
-use crate::output::{self, bytes};
+use crate::{
+    exit::Usage,
+    output::{self, bytes},
+};
 
 pub(crate) async fn id(client: &Client, json: bool) -> anyhow::Result<()> {
     let identity: Identity = client.get("/v1/id").await?;
@@ -21,6 +24,9 @@ pub(crate) async fn id(client: &Client, json: bool) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn connect(client: &Client, json: bool, address: String) -> anyhow::Result<()> {
+    if let Err(error) = address.parse::<Multiaddr>() {
+        return Err(Usage(format!("`{address}` is not a multiaddress: {error}")).into());
+    }
     let connected: Connected = client.post("/v1/connect", &ConnectRequest { address }).await?;
     if json {
         return output::json(&connected);

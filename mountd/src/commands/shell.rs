@@ -2,11 +2,10 @@
 
 use std::io::{self, Write};
 
-use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::cli::Cli;
+use crate::{cli::Cli, exit::Usage};
 
 pub(crate) fn completions(shell: Shell) -> anyhow::Result<()> {
     // Into memory first: the generator panics when its writer fails, and `| head` closes stdout.
@@ -15,16 +14,13 @@ pub(crate) fn completions(shell: Shell) -> anyhow::Result<()> {
     Ok(io::stdout().write_all(&text)?)
 }
 
-pub(crate) fn man(command: Option<&str>) -> anyhow::Result<()> {
-    let mut root = Cli::command();
-    root.build();
-    let page = match command {
-        None => root,
-        Some(name) => {
-            let found = root.find_subcommand(name).cloned();
-            found.with_context(|| format!("no such command: {name}"))?
-        }
-    };
+pub(crate) fn man(command: &[String]) -> anyhow::Result<()> {
+    let mut page = Cli::command();
+    page.build();
+    for name in command {
+        let found = page.find_subcommand(name).cloned();
+        page = found.ok_or_else(|| Usage(format!("no such command: {}", command.join(" "))))?;
+    }
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text)?;
     Ok(io::stdout().write_all(&text)?)
