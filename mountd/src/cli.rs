@@ -154,7 +154,7 @@ pub(crate) struct MountArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AddArgs {
-    /// Files and directories
+    /// Files and directories; a symbolic link is published as one
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// Print only the id of the last one

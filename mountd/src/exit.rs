@@ -52,13 +52,13 @@ pub(crate) fn report(done: anyhow::Result<()>) -> ExitCode {
     ExitCode::from(code_of(&error))
 }
 
-/// The error and its causes, each once: many end with the text of their cause already.
+/// The error and its causes, each once: many have the text of their cause in their own already.
 fn with_causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {
             text = cause;
-        } else if !text.ends_with(&cause) {
+        } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
@@ -91,7 +91,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
 mod tests {
     use std::os::unix::process::ExitStatusExt;
 
-    use chiral::control::Failure;
+    use chiral::{control::Failure, fs::MountError};
 
     use super::*;
 
@@ -114,6 +114,9 @@ mod tests {
         let told = telling.to_string();
         assert!(told.ends_with("No such file or directory (os error 2)"), "{told}");
         assert_eq!(with_causes(&telling.into()), told);
+        let fuse = MountError::Fuse { path: "/m".into(), source: gone() };
+        let told = with_causes(&fuse.into());
+        assert_eq!(told.matches("No such file").count(), 1, "{told}");
         let silent = anyhow::Error::from(gone()).context("/x");
         assert_eq!(with_causes(&silent), "/x: No such file or directory (os error 2)");
     }

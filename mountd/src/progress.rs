@@ -11,6 +11,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How often the number of sources is asked for.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
+/// How often something that moves is drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(100);
+
+const TEMPLATE: &str =
+    "{prefix} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta} {msg}";
+
 /// A bar over bytes with rate, time left and number of sources.
 #[derive(Debug)]
 pub(crate) struct Bar {
@@ -27,9 +33,7 @@ impl Bar {
         } else {
             ProgressBar::hidden()
         };
-        let template =
-            "{prefix} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta} {msg}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
             bar.set_style(style);
         }
         bar.set_prefix(name.to_owned());
@@ -53,6 +57,12 @@ impl Bar {
             self.stage = stage;
             self.bar.reset();
             self.bar.set_message(stage);
+            // A large file counts only when all of it is hashed: that work goes on is seen from what moves, which a
+            // thread of the bar's own draws.
+            if let Ok(style) = ProgressStyle::with_template(&format!("{{spinner}} {TEMPLATE}")) {
+                self.bar.set_style(style);
+            }
+            self.bar.enable_steady_tick(DRAW_EVERY);
         }
         self.set(done, total);
     }

@@ -121,6 +121,12 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
     fs::write(tree.join("large"), vec![7; 30 << 20]).unwrap();
     let tree = tree.to_str().unwrap();
 
+    // A link is a link, to whatever it leads, as for `ipfs add`.
+    let link = lab.dir.path().join("link");
+    std::os::unix::fs::symlink("tree/large", &link).unwrap();
+    let link = link.to_str().unwrap();
+    assert_eq!(lab.ok(&["add", link]), lab.ok(&["add", "--only-hash", link]));
+
     let plain = lab.chiral(&["add", tree]);
     assert!(plain.status.success() && plain.stderr.is_empty(), "{plain:?}");
     let said = String::from_utf8(plain.stdout).unwrap();

@@ -16,7 +16,7 @@ use super::{
     AddLine, AddRequest, Added, AddedEntry, Failure,
     server::{App, Asked},
     told::told,
-    upkeep::pinned,
+    upkeep::{name_of, pinned},
 };
 use crate::{
     content::ContentId,
@@ -132,6 +132,8 @@ async fn keep(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
     })?;
     let found = node.walk(&root, below.join(OsStr::new("/"))).await?;
     let name = below.last().map_or_else(|| root.to_string(), |name| name.display().to_string());
+    // A name that somebody gave it is a better one.
+    let name = name_of(node, &found.id)?.filter(|name| !name.is_empty()).unwrap_or(name);
     // What is announced is here, and stays.
     pinned(node, Pin { root: found.id, name }).await?;
     node.net().announce(&found.id)?;

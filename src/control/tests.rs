@@ -93,7 +93,10 @@ async fn what_is_added_is_told_read_listed_and_pinned() {
     let pin = PinRequest { id: id.clone(), name: "kept".to_owned() };
     let _: PinRow = daemon.client.post("/v1/pins", &pin).await.unwrap();
     let pins: Vec<PinRow> = daemon.client.get("/v1/pins").await.unwrap();
-    assert_eq!(pins, [PinRow { cid: *cid, name: "kept".to_owned(), complete: true }]);
+    let kept = PinRow { cid: *cid, name: "kept".to_owned(), complete: true };
+    assert_eq!(pins, std::slice::from_ref(&kept));
+    let again = PinRequest { id: id.clone(), name: String::new() };
+    assert_eq!(daemon.client.post::<PinRow>("/v1/pins", &again).await.unwrap(), kept);
     let target = Client::target("pins", &id);
     assert!(daemon.client.delete::<Unpinned>(&target).await.unwrap().removed);
     assert!(!daemon.client.delete::<Unpinned>(&target).await.unwrap().removed);

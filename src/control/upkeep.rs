@@ -30,9 +30,20 @@ pub(super) async fn pin(
     Asked(request): Asked<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
     let root = target(&app.node, &request.id.parse()?).await?;
-    let pin = Pin { root, name: request.name };
+    // One that is asked for again to see it complete keeps the name that it has.
+    let name = match request.name.is_empty() {
+        true => name_of(&app.node, &root)?.unwrap_or_default(),
+        false => request.name,
+    };
+    let pin = Pin { root, name };
     pinned(&app.node, pin.clone()).await?;
     Ok(Json(PinRow { cid: root, name: pin.name, complete: true }))
+}
+
+/// The name under which something is pinned.
+pub(super) fn name_of(node: &Node, root: &ContentId) -> Result<Option<String>, Failure> {
+    let pins = node.store().pins()?;
+    Ok(pins.into_iter().find(|pin| pin.root == *root).map(|pin| pin.name))
 }
 
 /// Pins and fetches in a task of its own, which ends with the node.

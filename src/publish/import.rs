@@ -199,7 +199,7 @@ impl Inner {
         if depth > MAX_DEPTH {
             return Err(PublishError::Invalid("the tree is too deep"));
         }
-        let meta = look_at(path, depth).map_err(at("stat", path))?;
+        let meta = fs::symlink_metadata(path).map_err(at("stat", path))?;
         let owner = Owner { mode: meta.mode(), uid: meta.uid(), gid: meta.gid() };
         let (ino, size) = if meta.is_symlink() {
             let target = fs::read_link(path).map_err(at("readlink", path))?;
@@ -282,17 +282,9 @@ fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> PublishError {
     }
 }
 
-fn look_at(path: &Path, depth: usize) -> io::Result<fs::Metadata> {
-    match depth {
-        // What is named is meant, also through a link; links below are kept.
-        0 => fs::metadata(path),
-        _ => fs::symlink_metadata(path),
-    }
-}
-
 /// Bytes of all files. What cannot be looked at counts nothing: copying it tells why.
 fn size_of(path: &Path, depth: usize) -> u64 {
-    let Ok(meta) = look_at(path, depth) else { return 0 };
+    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
     if !meta.is_dir() || depth > MAX_DEPTH {
         return if meta.is_file() { meta.len() } else { 0 };
     }
