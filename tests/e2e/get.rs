@@ -132,7 +132,7 @@ fn what_breaks_off_in_the_middle_ends_with_code_three_and_leaves_nothing() {
         let printed = fs::metadata(daemon.scratch().join("cat")).ok()?;
         (part.len() > 0 && printed.len() > 0).then_some(())
     });
-    drop(publisher.kill());
+    publisher.kill_for_good();
     for mut command in commands {
         let status = eventually("the end", || command.try_wait().unwrap());
         assert_eq!(status.code(), Some(3));

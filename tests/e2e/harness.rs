@@ -271,6 +271,12 @@ impl Daemon {
         self.take_scratch()
     }
 
+    /// The same when nothing is started there again: the dead mount goes, too.
+    pub(crate) fn kill_for_good(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// SIGTERM, and the exit that must follow.
     pub(crate) fn stop(mut self) -> TempDir {
         kill(self.pid(), Signal::SIGTERM).unwrap();
