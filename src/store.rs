@@ -19,6 +19,7 @@ mod commit;
 mod disk;
 mod evict;
 mod gc;
+mod hash;
 mod index;
 mod keep;
 mod merge;
@@ -54,6 +55,7 @@ use lru::LruCache;
 
 pub use self::{
     batch::{Batch, FileStamp, Seal, SealLeaves},
+    hash::{HASHED_AT_ONCE, HASHED_TOGETHER, sha2_256_all},
     object::Object,
     report::{GcReport, KnownRoot, Pin, StoreStats, VerifyReport},
     state::StateTree,
