@@ -24,7 +24,7 @@ pub use import::{
     BuiltDirectory, BuiltFile, DirectoryBuilder, FileBuilder, FileInfo, ImportParams, dag_pb_leaf,
     import_bytes, symlink,
 };
-pub use lanes::{HASHED_TOGETHER, sha2_256_each};
+pub use lanes::{HASHED_AT_ONCE, HASHED_TOGETHER, sha2_256_each};
 pub use node::{DagError, Metadata, Node, NodeKind};
 pub use range::{ByteRange, RangeSet};
 

@@ -5,6 +5,7 @@ mod announce;
 mod behaviour;
 mod bitswap;
 mod driver;
+mod gather;
 mod identity;
 mod keep;
 mod limits;

@@ -8,36 +8,33 @@ use super::{
     id::{ContentId, Multihash, SHA2_256},
     sha2_256_of,
 };
-use crate::sys::{LANES, has_lanes, sha256_lanes};
+use crate::sys::{LANES, WORTH_IT, sha256_lanes};
 
-/// Blocks that are best read and hashed together.
-pub const HASHED_TOGETHER: usize = LANES;
-/// So many messages of one length, at least, are hashed together; with fewer the empty lanes cost more than is gained.
-const WORTH: usize = 12;
+/// Blocks that are best hashed together.
+pub const HASHED_AT_ONCE: usize = LANES;
+/// From so many blocks of one length on, hashing them together takes less time than one by one.
+pub const HASHED_TOGETHER: usize = WORTH_IT;
 /// The intrinsics are plain function calls without optimisation, a hundred times slower than `sha2`.
 const OPTIMISED: bool = !cfg!(debug_assertions);
 
-/// The SHA2-256 multihashes of many messages, in their order. Up to sixteen of one length are hashed together.
+/// The SHA2-256 multihashes of many messages, in their order. Up to [`HASHED_AT_ONCE`] of one length are hashed
+/// together where the processor has AVX-512, in half the time.
 pub fn sha2_256_each(messages: &[&[u8]]) -> Vec<Multihash> {
-    let digests = digests(messages, OPTIMISED && has_lanes());
-    digests.into_iter().map(sha2_256_of).collect()
+    digests(messages, OPTIMISED).into_iter().map(sha2_256_of).collect()
 }
 
 fn digests(messages: &[&[u8]], together: bool) -> Vec<[u8; 32]> {
-    if !together || messages.len() < WORTH {
+    if !together || messages.len() < HASHED_TOGETHER {
         return messages.iter().map(|message| Sha256::digest(message).into()).collect();
     }
     let mut order: Vec<usize> = (0..messages.len()).collect();
     order.sort_by_key(|&index| messages[index].len());
     let mut digests = vec![[0; 32]; messages.len()];
     for same in order.chunk_by(|&a, &b| messages[a].len() == messages[b].len()) {
-        for group in same.chunks(LANES) {
-            // Lanes that are left over hash the first message once more.
-            let lane = |lane: usize| messages[group.get(lane).copied().unwrap_or(group[0])];
-            let hashed = match group.len() {
-                WORTH.. => sha256_lanes(&std::array::from_fn(lane)),
-                _ => None,
-            };
+        for group in same.chunks(HASHED_AT_ONCE) {
+            let lanes: Vec<&[u8]> = group.iter().map(|&index| messages[index]).collect();
+            let worth = group.len() >= HASHED_TOGETHER;
+            let hashed = worth.then(|| sha256_lanes(&lanes)).flatten();
             for (lane, &index) in group.iter().enumerate() {
                 digests[index] = match &hashed {
                     Some(hashed) => hashed[lane],

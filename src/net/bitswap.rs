@@ -18,6 +18,7 @@ mod buffers;
 mod client;
 mod frame;
 mod handler;
+mod held;
 mod ledger;
 mod peer;
 mod reader;

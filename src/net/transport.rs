@@ -8,11 +8,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use futures::{
-    AsyncRead, AsyncWrite,
-    future::Either,
-    io::{BufReader, BufWriter},
-};
+use futures::{AsyncRead, AsyncWrite, future::Either, io::BufReader};
 use libp2p::{
     PeerId, Transport,
     core::{
@@ -24,7 +20,10 @@ use libp2p::{
     dns, identity, quic, tcp,
 };
 
-use super::security::{Security, SecurityError};
+use super::{
+    gather::Gather,
+    security::{Security, SecurityError},
+};
 
 /// Largest payload of a yamux frame. A Noise frame carries 64,511 bytes, so one yamux frame and its header of 12
 /// bytes make one Noise frame and nearly fill it; yamux' own default of 16 KiB costs four times the frames.
@@ -37,10 +36,6 @@ const CONNECTION_WINDOW: usize = 256 << 20;
 /// Bytes that one read from the socket takes in. Noise reads 8 KiB at a time without it; every idle connection
 /// holds this much memory, which is why it is not more.
 const READ_BUFFER: usize = 64 << 10;
-
-/// Bytes that one write to the socket hands over: a yamux frame with its header, as TLS wraps them. Without it the
-/// header of 12 bytes and the rest are a packet each.
-const WRITE_BUFFER: usize = 66 << 10;
 
 /// Inbound streams that wait until the swarm takes them; more are refused.
 const INBOUND_BACKLOG: usize = 256;
@@ -56,10 +51,7 @@ pub(super) fn build(
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, SecurityError> {
     let both = |key: &identity::Keypair| -> Result<_, SecurityError> {
         let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
-            .map(|socket, _| {
-                let socket = BufReader::with_capacity(READ_BUFFER, socket);
-                BufWriter::with_capacity(WRITE_BUFFER, socket)
-            })
+            .map(|socket, _| BufReader::with_capacity(READ_BUFFER, Gather::new(socket)))
             .upgrade(Version::V1Lazy)
             .authenticate(Security::new(key)?)
             .multiplex(Yamux)

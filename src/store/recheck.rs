@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{FileStamp, Inner, Object, ObjectId, StoreError, codec::Leaf, guard, index};
 use crate::{
-    content::{Block, ByteRange, HASHED_TOGETHER, Multihash},
+    content::{Block, ByteRange, HASHED_AT_ONCE, Multihash},
     tasks::Tasks,
 };
 
@@ -191,7 +191,7 @@ impl Inner {
                 for part in leaves.chunks(leaves.len().div_ceil(workers)) {
                     let bad = &bad;
                     scope.spawn(move || {
-                        for together in part.chunks(HASHED_TOGETHER) {
+                        for together in part.chunks(HASHED_AT_ONCE) {
                             guard(bad).extend(wrong_leaves(object, together));
                         }
                     });

@@ -17,7 +17,7 @@ use super::{
     guard, index,
     recheck::Look,
 };
-use crate::content::{Block, BlockError, ContentId, HASHED_TOGETHER, Multihash};
+use crate::content::{Block, BlockError, ContentId, HASHED_AT_ONCE, Multihash};
 
 /// Leaves that are read from the index at a time: 64 MiB of content.
 const LEAF_BATCH: usize = 256;
@@ -195,7 +195,7 @@ fn nodes_after(
 
 impl Shared {
     fn check_leaves(&self, object: &Arc<Object>, leaves: &[(Multihash, Leaf)]) {
-        for together in leaves.chunks(HASHED_TOGETHER) {
+        for together in leaves.chunks(HASHED_AT_ONCE) {
             let (mut blocks, mut places) = (Vec::new(), Vec::new());
             for (hash, leaf) in together {
                 let id = index::leaf_id(*hash, leaf);

@@ -7,6 +7,7 @@ mod full;
 mod get;
 mod harness;
 mod hostile;
+mod memory;
 mod programs;
 mod publish;
 mod read;

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 const LEAST: usize = 64 << 10;
 /// Longer ones too: few blocks are larger than 1 MiB, and what is kept should fit many.
 const MOST: usize = (1 << 20) + (4 << 10);
-/// Bytes that are kept for later: what is under way between the network and the disk of a fast download.
-const KEPT: usize = 8 << 20;
+/// Bytes that are kept for later: what is under way between the network and the disk of a fast download, where sixteen
+/// blocks are hashed at once, sixteen are written, and as many come.
+const KEPT: usize = 16 << 20;
 
 /// Buffers that nobody uses at the moment.
 #[derive(Debug, Default)]
@@ -112,6 +113,6 @@ mod tests {
         assert_eq!(kept(&buffers), (0, 0));
         let many: Vec<Buffer> = (0..100).map(|_| buffers.take(256 << 10)).collect();
         drop(many);
-        assert_eq!(kept(&buffers), (32, KEPT));
+        assert_eq!(kept(&buffers), (64, KEPT));
     }
 }

@@ -120,6 +120,11 @@ impl Client {
         self.wants.is_empty()
     }
 
+    /// Blocks that the peer was asked for and did not answer.
+    pub(super) fn owed(&self) -> usize {
+        self.told - self.told_haves
+    }
+
     /// Whether a message is to be sent.
     pub(super) fn has_work(&self) -> bool {
         !self.cancels.is_empty()

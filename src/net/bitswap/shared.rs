@@ -6,7 +6,7 @@ use std::{
 };
 
 use libp2p::{PeerId, swarm::ConnectionId};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 
 use super::{
     BlockStore, Config, Event,
@@ -24,6 +24,13 @@ use crate::{
 /// Changes among the peers that a slow listener may be behind; it is told that it missed some beyond that.
 const MAX_CHANGES: usize = 1024;
 
+/// Bytes of blocks that wait to be hashed together, on all connections: sixteen blocks of usual size for each of four
+/// peers that are fast enough. Whoever finds no room hashes at once.
+const HELD: usize = 16 << 20;
+
+/// Long batches that are read or written on all connections: two for each of eight peers, 16 MiB.
+const LONG_BATCHES: usize = 16;
+
 /// Everything of Bitswap. Lock order: `peers`, then the state of one peer.
 pub(super) struct Shared {
     /// Limits.
@@ -40,6 +47,10 @@ pub(super) struct Shared {
     pub(super) waiting: Waiting,
     /// Memory that the frames under way on all connections share.
     pub(super) frames: SharedBudget,
+    /// Memory, in bytes, of the blocks that wait to be hashed together.
+    pub(super) held: Arc<Semaphore>,
+    /// A permit for each batch to a peer that may be long.
+    pub(super) long_batches: Arc<Semaphore>,
     peers: Mutex<HashMap<PeerId, Arc<Peer>>>,
     changes: broadcast::Sender<PeerEvent>,
     events: mpsc::UnboundedSender<Event>,
@@ -61,6 +72,8 @@ impl Shared {
             buffers: Arc::default(),
             waiting: Waiting::default(),
             frames: SharedBudget::new(config.frames),
+            held: Arc::new(Semaphore::new(HELD)),
+            long_batches: Arc::new(Semaphore::new(LONG_BATCHES)),
             peers: Mutex::default(),
             changes: broadcast::Sender::new(MAX_CHANGES),
             events,

@@ -1,10 +1,10 @@
 //! Writes all messages to one peer on one long-lived stream: our wants first, then what it wants.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::Stream;
-use tokio::task::JoinHandle;
+use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle, time::Instant};
 
 use super::{
     BlockStore,
@@ -16,9 +16,16 @@ use super::{
 };
 use crate::content::{Block, ContentId};
 
-/// Bytes after which a batch is full: one block of usual size. Two batches per peer are in memory, the one that is
-/// written and the one that is read meanwhile.
-const BATCH_LEN: usize = 256 << 10;
+/// Bytes after which a batch is full: four blocks of usual size, since each batch is a trip to another thread and back.
+/// Two batches per peer are in memory, the one that is written and the one that is read meanwhile.
+const BATCH_LEN: usize = 1 << 20;
+
+/// The same for a peer that takes its time, which may not want all of that any more when its turn comes, and where more
+/// peers than a few are served: one block.
+const SMALL_BATCH_LEN: usize = 256 << 10;
+
+/// A batch that is written in less was to a fast peer: over 100 MB/s for a long one.
+const SOON: Duration = Duration::from_millis(10);
 
 /// Most wants of a batch.
 const BATCH_WANTS: usize = 256;
@@ -40,6 +47,8 @@ struct Batch {
 struct Reading {
     wants: Vec<Want>,
     batch: JoinHandle<Batch>,
+    /// Of a batch that may be long; to be kept until it is written.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 enum Answer {
@@ -57,6 +66,8 @@ struct Writer {
     stream: Stream,
     /// Wants to look up at a time: as many as filled the last batch, and some more.
     batch_wants: usize,
+    /// Whether the peer took the last batch at once.
+    fast: bool,
     dirty: bool,
 }
 
@@ -69,6 +80,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, session: Session, 
         session,
         stream,
         batch_wants: 1,
+        fast: false,
         dirty: false,
     };
     let failed = tokio::select! {
@@ -104,10 +116,13 @@ impl Writer {
             };
             // A panic of the store is its own; the wants are answered like others that it failed on.
             let batch = batch.unwrap_or_else(|_| Batch::failed(reading.wants));
+            let _room = reading.room;
             let Some(answers) = self.accept(batch) else { break };
             // The disk works on the next batch while the processor encrypts this one.
             ahead = self.start_reading();
+            let started = Instant::now();
             self.write_answers(answers).await?;
+            self.fast = started.elapsed() < SOON;
         }
         self.flush().await?;
         self.stream.close().await?;
@@ -175,8 +190,12 @@ impl Writer {
         let wants = wants.filter(|wants| !wants.is_empty())?;
         let store = self.shared.store.clone();
         let looked_up = wants.clone();
-        let batch = self.shared.tasks.blocking("bitswap-read", move || look_up(&*store, looked_up));
-        Some(Reading { wants, batch })
+        let room = self.fast.then(|| self.shared.long_batches.clone().try_acquire_owned().ok());
+        let room = room.flatten();
+        let len = if room.is_some() { BATCH_LEN } else { SMALL_BATCH_LEN };
+        let look_up = move || look_up(&*store, looked_up, len);
+        let batch = self.shared.tasks.blocking("bitswap-read", look_up);
+        Some(Reading { wants, batch, room })
     }
 
     /// Settles the wants of a batch; gives what is still to be sent. None when another stream has taken over.
@@ -276,12 +295,12 @@ impl Answer {
     }
 }
 
-/// Looks wants up, as many as fill a batch.
-fn look_up(store: &dyn BlockStore, wants: Vec<Want>) -> Batch {
+/// Looks wants up, as many as fill a batch of so many bytes.
+fn look_up(store: &dyn BlockStore, wants: Vec<Want>, len: usize) -> Batch {
     let mut batch = Batch { answers: Vec::with_capacity(wants.len()), left: Vec::new() };
     let mut bytes = 0;
     for want in wants {
-        if bytes >= BATCH_LEN {
+        if bytes >= len {
             batch.left.push(want);
             continue;
         }
