@@ -131,6 +131,9 @@ struct Inner {
     read_only: bool,
 }
 
+/// Nobody can give what is not here while the daemon is offline: long enough to bring together what lies in several files.
+const OFFLINE_PATIENCE: Duration = Duration::from_secs(1);
+
 impl Node {
     /// Starts all parts, from the store up.
     ///
@@ -138,10 +141,14 @@ impl Node {
     /// When a part cannot start; those below it are left to the end of `tasks`.
     pub async fn start(options: NodeOptions, tasks: Tasks) -> Result<Self, NodeError> {
         let read_only = options.publish.read_only;
+        let mut download = options.download;
+        if options.net.offline {
+            download.lookup_timeout = download.lookup_timeout.min(OFFLINE_PATIENCE);
+        }
         let store = open_store(options.store, &tasks).await?;
         let net = Net::start(options.net, store.clone(), &tasks).await?;
         let finder = Arc::new(BitswapFinder::new(net.clone(), &tasks));
-        let engine = Engine::new(options.download, store.clone(), finder, &tasks);
+        let engine = Engine::new(download, store.clone(), finder, &tasks);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
         let told = announcer.clone().tell_announced(tasks.cancelled());
         tasks.spawn("announced", told);

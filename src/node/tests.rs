@@ -95,6 +95,17 @@ async fn what_is_published_is_resolved_listed_and_read_by_its_id_also_after_a_re
     node.stop(PATIENCE).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn offline_nobody_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = offline(dir.path()).await;
+    let absent = ContentId::dag_pb(crate::content::sha2_256(b"nobody has this"));
+    let asked = tokio::time::Instant::now();
+    assert!(matches!(node.resolve(&absent, &absent).await, Err(NodeError::Download(_))));
+    assert!(asked.elapsed() <= 2 * OFFLINE_PATIENCE, "{:?} of the paused clock", asked.elapsed());
+    node.stop(PATIENCE).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_that_leads_nowhere_says_where_it_ends() {
     let dir = tempfile::tempdir().unwrap();

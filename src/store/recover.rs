@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64},
     },
+    time::{Duration, Instant},
 };
 
 use lru::LruCache;
@@ -101,15 +102,26 @@ fn make_dir(path: &Path) -> Result<(), StoreError> {
     made.map_err(|e| StoreError::io("make", path, e))
 }
 
+/// How long a lock that is held is asked for again. A program that a process has just forked keeps what that process had
+/// open until it executes another one: also the lock of a store that was closed meanwhile, for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
 fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let mut options = File::options();
     let opened = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
     let file = opened.map_err(|e| StoreError::io("open", &path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
-        Err(TryLockError::Error(e)) => Err(StoreError::io("lock", &path, e)),
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_POLL);
+            }
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(dir.to_owned())),
+            Err(TryLockError::Error(e)) => return Err(StoreError::io("lock", &path, e)),
+        }
     }
 }
 
