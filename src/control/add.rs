@@ -42,7 +42,7 @@ pub(super) async fn add(
 
 /// Where a path lies beside the daemon's own mount.
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     Elsewhere,
     /// The mount is a part of it.
     Around(PathBuf),
@@ -51,7 +51,7 @@ enum Place {
 }
 
 impl Place {
-    fn of(path: &Path, mountpoint: Option<&Path>) -> Self {
+    pub(super) fn of(path: &Path, mountpoint: Option<&Path>) -> Self {
         let Some(mountpoint) = mountpoint else { return Self::Elsewhere };
         match path.strip_prefix(mountpoint) {
             Ok(below) if !below.as_os_str().is_empty() => {
