@@ -18,10 +18,10 @@ use super::{ContentId, MAX_BLOCK_LEN, pb};
 const MAX_HEADER: u64 = 1 << 20;
 
 /// Longest binary CID: version, codec, function and length as varints, and a digest of 128 bytes.
-const MAX_CID: u64 = 1 + 9 + 9 + 2 + 128;
+const MAX_CID: usize = 1 + 9 + 9 + 2 + 128;
 
 /// Longest section.
-const MAX_SECTION: u64 = MAX_BLOCK_LEN as u64 + MAX_CID;
+const MAX_SECTION: u64 = (MAX_BLOCK_LEN + MAX_CID) as u64;
 
 /// Longest varint of a length: 63 bits, as everywhere in multiformats.
 const MAX_VARINT: usize = 9;
@@ -217,13 +217,14 @@ impl CarReader {
     /// [`CarError::Truncated`].
     pub fn finish(&self) -> Result<(), CarError> {
         let end = self.at.saturating_add(self.held.len() as u64);
+        // The data of version 1 end with the file, those of version 2 where its header says.
+        let open_end = self.version == 1 && self.held.is_empty();
         let what = match self.state {
-            State::Rest | State::Padding if self.version == 1 => return Ok(()),
             State::Rest => return Ok(()),
-            State::Section if self.version == 1 && self.held.is_empty() => return Ok(()),
+            State::Section | State::Padding if open_end => return Ok(()),
             State::Section => "section",
             State::Padding => "padding",
-            _ => "header",
+            State::Start | State::V2 | State::Gap { .. } | State::Inner => "header",
         };
         Err(CarError::Truncated { what, at: self.at, end })
     }
@@ -400,4 +401,4 @@ pub fn car_section_at(bytes: &[u8]) -> Option<(usize, ContentId, usize)> {
 }
 
 /// Bytes that [`car_section_at`] needs at most.
-pub const CAR_SECTION_HEAD: usize = MAX_VARINT + 1 + 9 + 9 + 2 + 128;
+pub const CAR_SECTION_HEAD: usize = MAX_VARINT + MAX_CID;

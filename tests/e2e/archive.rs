@@ -100,6 +100,14 @@ fn a_tree_goes_from_one_daemon_to_another_as_a_file() {
     let report: Value = serde_json::from_slice(&report.stdout).unwrap();
     assert_eq!((&report["version"], &report["roots"][0]["cid"]), (&2.into(), &cid.clone().into()));
     assert_eq!(sums(&other.path(&cid)), expected);
+
+    // One that lies in the mount of the daemon itself is not read through the kernel.
+    fs::copy(&car, other.path("upload/tree.car")).unwrap();
+    let refused = import(&other, &other.path("upload/tree.car"));
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("pipe it in"), "{}", said(&refused));
+    let piped = pipe_in(&other, &fs::read(other.path("upload/tree.car")).unwrap());
+    assert!(piped.status.success(), "{}", said(&piped));
 }
 
 #[test]

@@ -49,6 +49,7 @@ impl Import {
         let mut below = Below::default();
         let (mut open, mut seen) = (vec![*root], HashSet::new());
         while let Some(id) = open.pop() {
+            self.did(0)?;
             let object = match id.codec() {
                 Codec::Other(_) => None,
                 Codec::Raw | Codec::DagPb => self.store.object(&id)?,
