@@ -1,6 +1,7 @@
 //! Content as pure data: ids, verified blocks, UnixFS building and reading. No I/O, no async.
 
 mod block;
+mod car;
 mod dag_pb;
 mod directory;
 mod file;
@@ -16,6 +17,10 @@ mod unixfs;
 
 pub(crate) use block::sha2_256_of;
 pub use block::{Block, BlockError, MAX_BLOCK_LEN, sha2_256};
+pub use car::{
+    CAR_SECTION_HEAD, CarError, CarHeader, CarItem, CarReader, CarSection, car_header,
+    car_section_at, car_section_head,
+};
 pub use directory::{DirectoryReader, Entry, EntryKind, Lookup};
 pub use file::{FileLayout, Need, Needs, Placement};
 pub use hash::hash_of;
@@ -25,7 +30,7 @@ pub use import::{
     import_bytes, symlink,
 };
 pub use lanes::{HASHED_AT_ONCE, HASHED_TOGETHER, sha2_256_each};
-pub use node::{DagError, Metadata, Node, NodeKind};
+pub use node::{DagError, Metadata, Node, NodeKind, links_of};
 pub use range::{ByteRange, RangeSet};
 
 #[cfg(test)]

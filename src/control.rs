@@ -10,9 +10,13 @@
 //! | `GET`, `POST`, `DELETE /v1/pins` | keep |
 //! | `POST /v1/provide` | announce now |
 //! | `POST /v1/store/verify`, `/v1/store/gc` | maintain; `verify` gives its progress, one JSON object per line |
+//! | `POST /v1/store/import` | take in a CAR by its path; gives its progress, one JSON object per line |
+//! | `POST /v1/store/import/stream?pin=true` | the same with the CAR as the body |
+//! | `GET /v1/store/export?id=ID[/path]&offline=false` | a CAR of all below an id |
 //! | `POST /v1/stop` | unmount and end |
 
 mod add;
+mod archive;
 mod client;
 mod content;
 mod error;
@@ -31,8 +35,8 @@ pub use self::{
     server::{ServeError, Server},
     wire::{
         AddLine, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure,
-        GcDone, Identity, Kind, LinkTarget, Listed, PinRequest, PinRow, ProvideRequest, Stat,
-        Unpinned, VerifyLine,
+        GcDone, Identity, ImportLine, ImportReport, ImportRequest, ImportedRow, Kind, LinkTarget,
+        Listed, PinRequest, PinRow, ProvideRequest, Stat, Unpinned, VerifyLine,
     },
 };
 pub use crate::node::{Peer, Status, StoreStatus};

@@ -3,6 +3,7 @@
 //! `fs`, `config` and `control` see the layers below through the names that are exported again here.
 
 mod cache;
+mod car;
 mod here;
 mod listener;
 mod paths;
@@ -25,6 +26,7 @@ use tokio::{
 };
 
 pub use self::{
+    car::{CarFailure, CarInput, Imported, ImportedRoot, Spool},
     here::Here,
     paths::{default_data_dir, refuse_nested},
     pins::PinState,

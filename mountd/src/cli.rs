@@ -190,6 +190,26 @@ pub(crate) enum StoreCommand {
     Verify,
     /// Remove all that is neither pinned nor published nor open
     Gc,
+    /// Take in archives (CAR, version 1 or 2) and keep their roots; prints `CID  state` of each root
+    Import {
+        /// Archives; `-` is what is piped in
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Do not pin the roots: what was imported stays as cache
+        #[arg(long)]
+        no_pin: bool,
+    },
+    /// Write all below an id as an archive (CAR version 1)
+    Export {
+        /// CID, with or without a path behind it
+        id: String,
+        /// Where to write it [default: stdout]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Fetch nothing: fail when a block is not here
+        #[arg(long)]
+        offline: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,6 @@
 //! The commands, and who carries each out.
 
+mod archive;
 mod content;
 mod get;
 mod look;
@@ -12,7 +13,7 @@ use chiral::{control::Client, tasks::Tasks};
 
 use crate::{
     background,
-    cli::{Cli, Command, ConfigCommand, Global, MountArgs},
+    cli::{Cli, Command, ConfigCommand, Global, MountArgs, StoreCommand},
     daemon,
     exit::Signalled,
     output, settings,
@@ -90,6 +91,13 @@ fn ask_daemon(global: &Global, command: Command) -> anyhow::Result<()> {
             Command::Transfers => look::transfers(&client, json).await,
             Command::Peers => look::peers(&client, json).await,
             Command::Events => look::events(&client).await,
+            Command::Store(StoreCommand::Import { files, no_pin }) => {
+                until_signal(archive::import(&client, json, &files, !no_pin)).await
+            }
+            Command::Store(StoreCommand::Export { id, output, offline }) => {
+                let export = archive::export(&client, json, &id, output.as_deref(), offline);
+                until_signal(export).await
+            }
             Command::Store(command) => store::run(&client, json, command).await,
             // Carried out above, without a daemon.
             Command::Mount(_)

@@ -116,6 +116,13 @@ impl ContentId {
         }
     }
 
+    /// Reads the binary form at the beginning of `bytes`, and how many of them it takes.
+    pub(super) fn read_prefix(bytes: &[u8]) -> Result<(Self, usize), IdError> {
+        let mut rest = bytes;
+        let cid = Cid::read_bytes(&mut rest).map_err(|e| IdError::Bytes(e.to_string()))?;
+        Ok((Self(cid), bytes.len() - rest.len()))
+    }
+
     /// The binary form, as links in dag-pb and Bitswap messages carry it.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.0.to_bytes()

@@ -163,6 +163,19 @@ impl Node {
     }
 }
 
+/// All links of a block, in its order, also those that [`Node::decode`] leaves out; none for codecs other than dag-pb.
+///
+/// # Errors
+/// When the block is not well-formed dag-pb.
+pub fn links_of(block: &Block) -> Result<Vec<ContentId>, DagError> {
+    if block.cid().codec() != Codec::DagPb {
+        return Ok(Vec::new());
+    }
+    let decoder = Decoder { cid: block.cid(), bytes: block.data() };
+    let pb = dag_pb::decode(block.data()).map_err(|e| decoder.malformed("dag-pb", &e))?;
+    pb.links.iter().map(|link| decoder.child(link)).collect()
+}
+
 /// Whether a directory of a filesystem can show the name.
 pub(super) fn is_usable_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..")

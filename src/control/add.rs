@@ -90,7 +90,7 @@ fn reporter(tell: impl Fn(AddLine) + Send + Sync) -> impl Fn(u64, u64, u64) + Se
 
 /// Where a path lies beside the daemon's own mount.
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     Elsewhere,
     /// The mount is a part of it.
     Around(PathBuf),
@@ -99,7 +99,7 @@ enum Place {
 }
 
 impl Place {
-    fn of(path: &Path, mountpoint: Option<&Path>) -> Self {
+    pub(super) fn of(path: &Path, mountpoint: Option<&Path>) -> Self {
         let Some(mountpoint) = mountpoint else { return Self::Elsewhere };
         match path.strip_prefix(mountpoint) {
             Ok(below) if !below.as_os_str().is_empty() => {

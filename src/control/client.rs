@@ -8,7 +8,7 @@ use std::{
 
 pub use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use http_body_util::{BodyExt, BodyStream, Full};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
 pub use hyper::Method;
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
@@ -132,25 +132,39 @@ impl Client {
         method: Method,
         target: &str,
     ) -> Result<impl Stream<Item = Result<T, ClientError>> + Unpin + use<T>, ClientError> {
-        self.lines_for(method, target, None::<&()>).await
+        Ok(lines_of(self.send(method, target, None::<&()>).await?))
     }
 
-    /// The same as an answer to a JSON request.
+    /// The same as the answer to a `POST` of a JSON request.
     ///
     /// # Errors
     /// [`ClientError`], also from the stream.
-    pub async fn lines_for<T: DeserializeOwned, B: Serialize>(
+    pub async fn post_lines<T: DeserializeOwned>(
         &self,
-        method: Method,
         target: &str,
-        body: Option<&B>,
-    ) -> Result<impl Stream<Item = Result<T, ClientError>> + Unpin + use<T, B>, ClientError> {
-        let body = body_of(self.send(method, target, body).await?);
-        let state = (body, Vec::new());
-        Ok(Box::pin(stream::try_unfold(state, |(mut body, mut held)| async move {
-            let Some(line) = next_line(&mut body, &mut held).await? else { return Ok(None) };
-            Ok(Some((parse(&line)?, (body, held))))
-        })))
+        body: &impl Serialize,
+    ) -> Result<Lines<T>, ClientError> {
+        Ok(lines_of(self.send(Method::POST, target, Some(body)).await?))
+    }
+
+    /// The same as the answer to a `POST` of bytes as they come. An error among them breaks the request off.
+    ///
+    /// # Errors
+    /// [`ClientError`], also from the stream.
+    pub async fn upload<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<Lines<T>, ClientError> {
+        let body = StreamBody::new(bytes.map_ok(Frame::data)).boxed_unsync();
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(target)
+            .header(header::HOST, "chiral")
+            .header(header::CONTENT_TYPE, "application/vnd.ipld.car")
+            .body(body)
+            .map_err(broken)?;
+        Ok(lines_of(succeeded(self.exchange(request).await?).await?))
     }
 
     /// A target such as `/v1/cat?id=…`.
@@ -186,10 +200,6 @@ impl Client {
         body: Option<&impl Serialize>,
         from: Option<u64>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let stream = self.connect().await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        self.tasks.spawn("control client", connection);
         let mut request = Request::builder()
             .method(method)
             .uri(target)
@@ -200,7 +210,15 @@ impl Client {
             request = request.header(header::RANGE, format!("bytes={from}-"));
         }
         let body = body.map(serde_json::to_vec).transpose().map_err(broken)?.unwrap_or_default();
-        let request = request.body(Full::new(Bytes::from(body))).map_err(broken)?;
+        let body = Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync();
+        self.exchange(request.body(body).map_err(broken)?).await
+    }
+
+    async fn exchange(&self, request: Request<Sent>) -> Result<Response<Incoming>, ClientError> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        self.tasks.spawn("control client", connection);
         sender.send_request(request).await.map_err(broken)
     }
 
@@ -276,6 +294,20 @@ fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, ClientError> {
 
 async fn decode<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, ClientError> {
     parse(&answer.into_body().collect().await.map_err(broken)?.to_bytes())
+}
+
+/// JSON objects as they come.
+type Lines<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, ClientError>>>>;
+
+/// What a request carries.
+type Sent = UnsyncBoxBody<Bytes, io::Error>;
+
+fn lines_of<T: DeserializeOwned>(answer: Response<Incoming>) -> Lines<T> {
+    let state = (body_of(answer), Vec::new());
+    Box::pin(stream::try_unfold(state, |(mut body, mut held)| async move {
+        let Some(line) = next_line(&mut body, &mut held).await? else { return Ok(None) };
+        Ok(Some((parse(&line)?, (body, held))))
+    }))
 }
 
 type Body = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, ClientError>> + Send>>;

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 
@@ -110,19 +110,20 @@ pub(super) async fn cat(
     let mut reading = Reading::new(handle, wanted);
     // The first bytes decide: a failure after them comes behind the bytes, for those who read what comes there.
     let first = reading.next().await?;
-    let asked = headers.get(header::TE).and_then(|value| value.to_str().ok());
-    let trailers = asked.is_some_and(|value| value.contains("trailers"));
-    let body = body_of(first, reading, trailers);
+    let rest = stream::try_unfold(reading, |mut reading| async move {
+        Ok::<_, DownloadError>(reading.next().await?.map(|bytes| (bytes, reading)))
+    });
+    let trailing = Trailing::asked_for(&headers);
+    let body = body_of(first, rest, trailing);
     let mut response = (
         [(header::ACCEPT_RANGES, "bytes"), (header::CONTENT_TYPE, "application/octet-stream")],
         body,
     )
         .into_response();
     let told = response.headers_mut();
-    if trailers {
+    trailing.announce(told);
+    if !trailing.0 {
         // An answer of a known length has nothing behind it.
-        told.insert(header::TRAILER, HeaderValue::from_static(FAILURE));
-    } else {
         told.insert(header::CONTENT_LENGTH, wanted.len().into());
     }
     if range.is_some() {
@@ -135,17 +136,39 @@ pub(super) async fn cat(
     Ok(response)
 }
 
-/// The bytes of a range. When they break off, the reason follows them as a trailer, or the answer is cut off.
-fn body_of(first: Option<Bytes>, reading: Reading, trailers: bool) -> Body {
-    let rest = stream::unfold(Some(reading), move |reading| async move {
-        let mut reading = reading?;
-        match (reading.next().await, trailers) {
-            (Ok(bytes), _) => Some((Ok(Frame::data(bytes?)), Some(reading))),
-            (Err(error), true) => Some((Ok(Frame::trailers(trailer_of(error.into()))), None)),
-            (Err(error), false) => Some((Err(error), None)),
+/// Whether the client reads what comes behind the bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trailing(bool);
+
+impl Trailing {
+    pub(super) fn asked_for(headers: &HeaderMap) -> Self {
+        let asked = headers.get(header::TE).and_then(|value| value.to_str().ok());
+        Self(asked.is_some_and(|value| value.contains("trailers")))
+    }
+
+    pub(super) fn announce(self, headers: &mut HeaderMap) {
+        if self.0 {
+            headers.insert(header::TRAILER, HeaderValue::from_static(FAILURE));
         }
+    }
+}
+
+/// Bytes that may break off: the reason follows them as a trailer, or the answer is cut off.
+pub(super) fn body_of<E>(
+    first: Option<Bytes>,
+    rest: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    trailing: Trailing,
+) -> Body
+where
+    E: Into<Failure> + std::error::Error + Send + Sync + 'static,
+{
+    // Nothing is asked of a stream that has failed, for it ended with that.
+    let rest = rest.map(move |piece| match (piece, trailing.0) {
+        (Ok(bytes), _) => Ok(Frame::data(bytes)),
+        (Err(error), true) => Ok(Frame::trailers(trailer_of(error.into()))),
+        (Err(error), false) => Err(error),
     });
-    let first = stream::iter(first.map(|bytes| Ok::<_, DownloadError>(Frame::data(bytes))));
+    let first = stream::iter(first.map(|bytes| Ok::<_, E>(Frame::data(bytes))));
     Body::new(StreamBody::new(first.chain(rest)))
 }
 

@@ -21,8 +21,8 @@ use tokio::{net::UnixListener, sync::broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ConnectRequest, Connected, Failure, Identity, Peer, Status, add, content, socket::SocketPath,
-    upkeep,
+    ConnectRequest, Connected, Failure, Identity, Peer, Status, add, archive, content,
+    socket::SocketPath, upkeep,
 };
 use crate::node::{Event, Multiaddr, Node, Transfer};
 
@@ -131,6 +131,9 @@ fn routes(app: App) -> Router {
         .route("/v1/provide", post(upkeep::provide))
         .route("/v1/store/verify", post(upkeep::verify))
         .route("/v1/store/gc", post(upkeep::gc))
+        .route("/v1/store/import", post(archive::import))
+        .route("/v1/store/import/stream", post(archive::import_stream))
+        .route("/v1/store/export", get(archive::export))
         .route("/v1/stop", post(stop))
         .fallback(async || Failure::no_entry("there is no such route"))
         .method_not_allowed_fallback(async || Failure::invalid("the route has no such method"))

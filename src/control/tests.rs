@@ -123,7 +123,7 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
     fs::write(tree.join("sub/small"), "text").unwrap();
     let (path, all) = (tree, (20 << 20) + 4);
     let request = AddRequest { path: path.clone(), progress: true };
-    let mut lines = daemon.client.lines_for(Method::POST, "/v1/add", Some(&request)).await.unwrap();
+    let mut lines = daemon.client.post_lines("/v1/add", &request).await.unwrap();
     let (mut copied, mut hashing) = (Vec::new(), Vec::new());
     let added = loop {
         match lines.next().await.unwrap().unwrap() {
@@ -144,7 +144,7 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
     assert_eq!(added.entries.len(), 4);
 
     let nowhere = AddRequest { path: "/nowhere/at/all".into(), progress: true };
-    let mut lines = daemon.client.lines_for(Method::POST, "/v1/add", Some(&nowhere)).await.unwrap();
+    let mut lines = daemon.client.post_lines("/v1/add", &nowhere).await.unwrap();
     let only = lines.next().await.unwrap().unwrap();
     assert!(matches!(only, AddLine::Failed(failure) if failure.code == ErrorCode::NoEntry));
     daemon.node.stop(PATIENCE).await.unwrap();
@@ -157,7 +157,7 @@ async fn who_leaves_while_it_is_copied_publishes_nothing() {
     // Takes seconds to copy, and no room before.
     fs::File::create(&path).unwrap().set_len(4 << 30).unwrap();
     let request = AddRequest { path, progress: true };
-    let mut lines = daemon.client.lines_for(Method::POST, "/v1/add", Some(&request)).await.unwrap();
+    let mut lines = daemon.client.post_lines("/v1/add", &request).await.unwrap();
     let first = lines.next().await.unwrap().unwrap();
     assert!(matches!(first, AddLine::Copying { .. }), "{first:?}");
     drop(lines);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     content::{ContentId, NodeKind},
-    node::{PinState, Resolved},
+    node::{Imported, ImportedRoot, PinState, Resolved},
 };
 
 /// Trailer behind bytes that broke off: the [`Failure`] as JSON.
@@ -255,6 +255,71 @@ pub enum VerifyLine {
     },
     /// The last line of a run that did not.
     Failed(Failure),
+}
+
+/// Asks to take in an archive.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImportRequest {
+    /// Absolute path of a file that the daemon can read. One that is no text goes as its bytes.
+    #[serde(with = "path")]
+    pub path: PathBuf,
+    /// Whether its roots are pinned.
+    pub pin: bool,
+}
+
+/// One line of the answer to `store import`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportLine {
+    /// On its way.
+    Progress {
+        /// Bytes that were gone through; each counts twice, for it is read and then stored.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The last line of an import that went through.
+    Report(ImportReport),
+    /// The last line of one that did not.
+    Failed(Failure),
+}
+
+/// What was imported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// Version of the archive.
+    pub version: u8,
+    /// Blocks that were verified.
+    pub blocks: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Its roots.
+    pub roots: Vec<ImportedRow>,
+}
+
+/// A root of an archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedRow {
+    /// The root.
+    pub cid: ContentId,
+    /// Whether it is kept.
+    pub pinned: bool,
+    /// Blocks below it that are neither in the archive nor here.
+    pub missing: u64,
+    /// Blocks below it that are no part of any file tree that could be read.
+    pub unreadable: u64,
+}
+
+impl From<Imported> for ImportReport {
+    fn from(Imported { version, blocks, bytes, roots }: Imported) -> Self {
+        Self { version, blocks, bytes, roots: roots.into_iter().map(ImportedRow::from).collect() }
+    }
+}
+
+impl From<ImportedRoot> for ImportedRow {
+    fn from(ImportedRoot { cid, pinned, missing, unreadable }: ImportedRoot) -> Self {
+        Self { cid, pinned, missing, unreadable }
+    }
 }
 
 /// Answer to `store gc`.

@@ -113,6 +113,11 @@ impl Node {
 
     async fn fetch_pin(&self, root: &ContentId) -> Result<(), NodeError> {
         self.engine().fetch(root, Strategy::RarestFirst).await?;
+        Ok(self.note_complete(root)?)
+    }
+
+    /// All of a pinned root is here.
+    pub(super) fn note_complete(&self, root: &ContentId) -> Result<(), StoreError> {
         // It may have been given up meanwhile.
         if self.store().pins()?.iter().any(|pin| pin.root == *root) {
             self.complete_pins()?.insert(&key(root), &[])?;

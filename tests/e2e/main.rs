@@ -1,6 +1,7 @@
 //! Real daemons with real mounts: what a user does, from the outside.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod archive;
 mod client;
 mod crash;
 mod full;

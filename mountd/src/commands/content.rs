@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use chiral::control::{
-    AddLine, AddRequest, AddedEntry, Client, ClientError, Kind, Listed, Method, Reference,
+    AddLine, AddRequest, AddedEntry, Client, ClientError, Kind, Listed, Reference,
 };
 use futures::StreamExt;
 
@@ -45,7 +45,7 @@ pub(crate) async fn add(client: &Client, json: bool, args: &AddArgs) -> anyhow::
 /// Publishes one path, with a bar over the copying and the hashing.
 async fn publish(client: &Client, path: &Path) -> anyhow::Result<Vec<AddedEntry>> {
     let request = AddRequest { path: full(path)?, progress: true };
-    let mut lines = client.lines_for(Method::POST, "/v1/add", Some(&request)).await?;
+    let mut lines = client.post_lines("/v1/add", &request).await?;
     let name = path.file_name().unwrap_or(path.as_os_str());
     let mut bar = Bar::new(&name.to_string_lossy(), 0);
     while let Some(line) = lines.next().await {

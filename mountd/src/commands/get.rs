@@ -149,7 +149,7 @@ async fn fetch_file(
 
 /// A new file beside `to`, so that nobody takes half a file for the whole. It is removed when it is dropped: by an
 /// error, and by a signal, which drops what waits.
-fn part_beside(to: &Path) -> io::Result<NamedTempFile> {
+pub(super) fn part_beside(to: &Path) -> io::Result<NamedTempFile> {
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
     tempfile::Builder::new()
         .prefix(".chiral-")
