@@ -259,7 +259,7 @@ fn what_is_not_here_is_fetched_for_an_export_unless_it_is_offline() {
     eventually("the first bytes", || {
         parts().any(|part| part.metadata().is_ok_and(|m| m.len() > 0)).then_some(())
     });
-    drop(publisher.kill());
+    publisher.kill_for_good();
     drop(daemon);
     assert_eq!(eventually("the end", || export.try_wait().unwrap()).code(), Some(3));
     assert_eq!(parts().count(), 0);
