@@ -63,9 +63,9 @@ fn put(out: &mut Vec<u8>, major: u8, value: u64) {
 pub(super) fn decode(bytes: &[u8]) -> Result<Header, String> {
     let mut reader = Reader(bytes);
     let (mut version, mut roots) = (None, None);
-    for _ in 0..reader.expect(MAP)? {
+    for _ in 0..reader.argument(MAP)? {
         match reader.text()? {
-            "version" if version.is_none() => version = Some(reader.expect(UINT)?),
+            "version" if version.is_none() => version = Some(reader.argument(UINT)?),
             "roots" if roots.is_none() => roots = Some(reader.roots()?),
             key => return Err(format!("the field `{}`", key.escape_debug())),
         }
@@ -89,7 +89,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The number of an item of the type `major`: its value, or how much of it follows.
-    fn expect(&mut self, major: u8) -> Result<u64, String> {
+    fn argument(&mut self, major: u8) -> Result<u64, String> {
         let first = self.take(1)?[0];
         if first >> 5 != major {
             return Err(format!("0x{first:02x} in the place of major type {major}"));
@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self) -> Result<&'a str, String> {
-        let len = self.expect(TEXT)?;
+        let len = self.argument(TEXT)?;
         std::str::from_utf8(self.take(len)?).map_err(|_| "a key that is no text".to_owned())
     }
 
@@ -115,11 +115,11 @@ impl<'a> Reader<'a> {
         }
         // Grows with the bytes that are there, and not with the number that is claimed.
         let mut roots = Vec::new();
-        for _ in 0..self.expect(ARRAY)? {
-            if self.expect(TAG)? != LINK {
+        for _ in 0..self.argument(ARRAY)? {
+            if self.argument(TAG)? != LINK {
                 return Err("a root that is no link".to_owned());
             }
-            let len = self.expect(BYTES)?;
+            let len = self.argument(BYTES)?;
             let Some((0, cid)) = self.take(len)?.split_first().map(|(base, cid)| (*base, cid))
             else {
                 return Err("a link of an unknown form".to_owned());
