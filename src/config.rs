@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     layers::{ConfigError, Layers, default_file},
-    units::{Address, CacheLimit, Factor, Size, Span, Timeout, UnitError},
+    units::{Address, CacheLimit, Factor, OptionalProxy, Server, Size, Span, Timeout, UnitError},
 };
 use crate::node::{
-    DownloadOptions, ImportParams, NetOptions, NodeOptions, PublishOptions, StoreOptions,
-    default_data_dir,
+    DownloadOptions, GatewayUrl, HttpOptions, ImportParams, NetOptions, NodeOptions,
+    PublishOptions, StoreOptions, default_data_dir,
 };
 
 /// Nodes that anybody may ask first, the list that Kubo comes with. `private` drops them.
@@ -31,6 +31,12 @@ const PUBLIC_BOOTSTRAP: [&str; 7] = [
     "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
     "/ip4/104.131.131.82/udp/4001/quic-v1/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
 ];
+
+/// Gateways that anybody may ask, and that give raw blocks and CARs: the list that Helia comes with. `private` drops them.
+const PUBLIC_GATEWAYS: [&str; 2] = ["https://trustless-gateway.link", "https://4everland.io"];
+
+/// Who tells anybody who provides a root: the router that browsers use. `private` drops it.
+const PUBLIC_ROUTERS: [&str; 1] = ["https://delegated-ipfs.dev"];
 
 /// Any free port, so that several daemons run beside each other.
 const LISTEN: [&str; 2] = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
@@ -53,6 +59,8 @@ pub struct Settings {
     pub store: StoreSettings,
     /// The network.
     pub network: NetworkSettings,
+    /// What is asked over HTTP.
+    pub http: HttpSettings,
     /// The download engine.
     pub download: DownloadSettings,
     /// What is published.
@@ -95,6 +103,22 @@ pub struct NetworkSettings {
     pub peers: Vec<Address>,
     /// Whether blocks that were only read are served too.
     pub serve_cached: bool,
+}
+
+/// Section `[http]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSettings {
+    /// Gateways that are asked for everything.
+    pub gateways: Vec<Server>,
+    /// Delegated routers that are asked who provides a content.
+    pub routers: Vec<Server>,
+    /// What all requests go through.
+    pub proxy: OptionalProxy,
+    /// Requests at a time at one gateway.
+    pub max_requests_per_gateway: NonZeroUsize,
+    /// Whether strangers may name addresses of the own networks.
+    pub allow_private_addresses: bool,
 }
 
 /// Section `[download]`. The names with a unit hold plain numbers, as they are known from elsewhere.
@@ -156,6 +180,7 @@ impl Default for Settings {
             mount: MountSettings::default(),
             store: StoreSettings::default(),
             network: NetworkSettings::default(),
+            http: HttpSettings::default(),
             download: DownloadSettings::default(),
             upload: UploadSettings::default(),
         }
@@ -183,6 +208,19 @@ impl Default for NetworkSettings {
             bootstrap: addresses(&PUBLIC_BOOTSTRAP),
             peers: Vec::new(),
             serve_cached: true,
+        }
+    }
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        let options = HttpOptions::default();
+        Self {
+            gateways: servers(&PUBLIC_GATEWAYS),
+            routers: servers(&PUBLIC_ROUTERS),
+            proxy: OptionalProxy(options.proxy),
+            max_requests_per_gateway: at_least_one(options.requests_per_gateway),
+            allow_private_addresses: options.allow_private_addresses,
         }
     }
 }
@@ -225,6 +263,7 @@ impl Settings {
                 min_free: self.store.min_free.0,
             },
             net: self.net_options(),
+            http: self.http_options(),
             download: self.download.options(),
             publish: PublishOptions {
                 import: self.upload.profile.params(),
@@ -247,6 +286,27 @@ impl Settings {
             peers: plain(&self.network.peers),
             offline: self.network.offline,
             serve_cached: self.network.serve_cached,
+        }
+    }
+}
+
+impl Settings {
+    fn http_options(&self) -> HttpOptions {
+        let (http, private) = (&self.http, self.network.private);
+        let named = |list: &[Server], public: &[&str]| -> Vec<GatewayUrl> {
+            let public = servers(public);
+            let kept = list.iter().filter(|server| !private || !public.contains(server));
+            kept.map(|server| server.0.clone()).collect()
+        };
+        HttpOptions {
+            gateways: named(&http.gateways, &PUBLIC_GATEWAYS),
+            routers: named(&http.routers, &PUBLIC_ROUTERS),
+            proxy: http.proxy.0.clone(),
+            requests_per_gateway: http.max_requests_per_gateway.get(),
+            request_timeout: self.download.request_timeout.0.0.min(NO_LIMIT),
+            // Whoever a stranger names is public, or near and so not to be trusted, unless the user says otherwise.
+            ask_strangers: !private || http.allow_private_addresses,
+            allow_private_addresses: http.allow_private_addresses,
         }
     }
 }
@@ -287,6 +347,11 @@ fn at_least_one(number: usize) -> NonZeroUsize {
     NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
 }
 
+/// URLs that are written in this file; a test parses each.
+fn servers(texts: &[&str]) -> Vec<Server> {
+    texts.iter().filter_map(|text| text.parse().ok()).map(Server).collect()
+}
+
 /// Addresses that are written in this file; a test parses each.
 fn addresses(texts: &[&str]) -> Vec<Address> {
     texts.iter().filter_map(|text| text.parse().ok()).map(Address).collect()
@@ -302,6 +367,8 @@ mod tests {
     fn every_address_that_is_built_in_is_well_formed() {
         assert_eq!(addresses(&PUBLIC_BOOTSTRAP).len(), PUBLIC_BOOTSTRAP.len());
         assert_eq!(addresses(&LISTEN).len(), LISTEN.len());
+        assert_eq!(servers(&PUBLIC_GATEWAYS).len(), PUBLIC_GATEWAYS.len());
+        assert_eq!(servers(&PUBLIC_ROUTERS).len(), PUBLIC_ROUTERS.len());
     }
 
     #[test]
@@ -348,5 +415,41 @@ mod tests {
         assert_eq!(settings.node_options().net.bootstrap.len(), PUBLIC_BOOTSTRAP.len() + 1);
         settings.network.private = true;
         assert_eq!(settings.node_options().net.bootstrap, [own.0]);
+    }
+
+    #[test]
+    fn private_asks_only_the_gateways_and_routers_that_the_user_named() {
+        let own: Server = "http://127.0.0.1:8080".parse().map(Server).unwrap();
+        let mut settings = Settings::default();
+        settings.http.gateways.push(own.clone());
+        let http = settings.node_options().http;
+        assert_eq!((http.gateways.len(), http.routers.len()), (3, 1));
+        assert!(http.ask_strangers && !http.allow_private_addresses);
+        settings.network.private = true;
+        let http = settings.node_options().http;
+        assert_eq!((http.gateways, http.routers.len()), (vec![own.0], 0));
+        assert!(!http.ask_strangers);
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_http_section_is_named() {
+        let read = |line: &str| {
+            let text = format!("[http]\n{line}\n");
+            Layers::new().unwrap().text(std::path::Path::new("f"), &text).map(Layers::finish)
+        };
+        for (line, part) in [
+            ("gateway = \"https://a\"", "unknown field `gateway`"),
+            ("gateways = [\"ipfs.io\"]", "`ipfs.io` is not a URL"),
+            ("proxy = \"127.0.0.1:9050\"", "is not a proxy such as"),
+            ("max_requests_per_gateway = 0", "nonzero"),
+        ] {
+            let error = read(line).unwrap_err().to_string();
+            assert!(error.starts_with("f:2:") && error.contains(part), "{error}");
+        }
+        let good =
+            read("proxy = \"socks5h://127.0.0.1:9050\"\ngateways = []").unwrap().node_options();
+        assert_eq!(good.http.proxy.unwrap().to_string(), "socks5h://127.0.0.1:9050");
+        assert!(good.http.gateways.is_empty());
+        assert!(read("proxy = \"\"").unwrap().node_options().http.proxy.is_none());
     }
 }

@@ -42,7 +42,7 @@ pub use crate::{
         Backing, OpenFlags, PublishError, PublishOptions, RenameMode, SetAttr, UploadAttr,
         UploadEntry, UploadHandle, UploadIno, UploadKind, UploadState, Uploads,
     },
-    sources::SourceId,
+    sources::{GatewayUrl, HttpOptions, ProxyUrl, SourceId, UrlError},
     store::{
         GcReport, KnownRoot, Object, ObjectId, Pin, Store, StoreError, StoreOptions, StoreStats,
         VerifyReport,
@@ -51,7 +51,7 @@ pub use crate::{
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
     node::{cache::Cache, listener::Announcer},
-    sources::BitswapFinder,
+    sources::{BitswapFinder, Finder, Finders, Hearsay, HttpFinder},
     tasks::Tasks,
 };
 
@@ -61,6 +61,7 @@ use crate::{
 pub struct NodeOptions {
     pub store: StoreOptions,
     pub net: NetOptions,
+    pub http: HttpOptions,
     pub download: DownloadOptions,
     pub publish: PublishOptions,
 }
@@ -148,8 +149,9 @@ impl Node {
             download.lookup_timeout = download.lookup_timeout.min(OFFLINE_PATIENCE);
         }
         let store = open_store(options.store, &tasks).await?;
+        let http = (!options.net.offline).then_some(options.http);
         let net = Net::start(options.net, store.clone(), &tasks).await?;
-        let finder = Arc::new(BitswapFinder::new(net.clone(), &tasks));
+        let finder = finder(&net, http.as_ref(), &tasks);
         let engine = Engine::new(download, store.clone(), finder, &tasks);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
         let told = announcer.clone().tell_announced(tasks.cancelled());
@@ -235,6 +237,19 @@ impl Node {
     /// Where the tree is mounted.
     pub fn mountpoint(&self) -> Option<PathBuf> {
         self.inner.mountpoint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Everybody who may know sources: all are asked at once. Offline there are no gateways.
+fn finder(net: &Net, http: Option<&HttpOptions>, tasks: &Tasks) -> Arc<dyn Finder> {
+    let hearsay = Hearsay::default();
+    let bitswap = Arc::new(BitswapFinder::new(net.clone(), &hearsay, tasks));
+    match http {
+        Some(http) => {
+            let gateways = Arc::new(HttpFinder::new(http, &hearsay, tasks));
+            Arc::new(Finders::new(vec![bitswap, gateways], tasks))
+        }
+        None => bitswap,
     }
 }
 

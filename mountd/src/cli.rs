@@ -132,7 +132,7 @@ pub(crate) struct MountArgs {
     /// Address to listen on; may be given several times
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
-    /// Ask nothing public: no built-in bootstrap nodes
+    /// Ask nothing public: no built-in bootstrap nodes, gateways and routers
     #[arg(long)]
     pub private: bool,
     /// No network at all
@@ -141,6 +141,9 @@ pub(crate) struct MountArgs {
     /// Peer to dial and keep; may be given several times
     #[arg(long, value_name = "MULTIADDR")]
     pub peer: Vec<String>,
+    /// HTTP gateway to fetch from instead of those that are configured; may be given several times
+    #[arg(long, value_name = "URL")]
+    pub gateway: Vec<String>,
     /// Let other users enter the mount
     #[arg(long)]
     pub allow_other: bool,

@@ -46,9 +46,11 @@ pub(crate) fn load_for_mount(global: &Global, args: &MountArgs) -> anyhow::Resul
             layers = layers.set(flag, key, &["true".to_owned()])?;
         }
     }
-    for (flag, key, values) in
-        [("--listen", "network.listen", &args.listen), ("--peer", "network.peers", &args.peer)]
-    {
+    for (flag, key, values) in [
+        ("--listen", "network.listen", &args.listen),
+        ("--peer", "network.peers", &args.peer),
+        ("--gateway", "http.gateways", &args.gateway),
+    ] {
         if !values.is_empty() {
             layers = layers.set(flag, key, values)?;
         }
