@@ -5,6 +5,7 @@ mod show;
 mod units;
 
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
@@ -57,6 +58,8 @@ pub struct Settings {
     pub download: DownloadSettings,
     /// What is published.
     pub upload: UploadSettings,
+    /// The HTTP gateway.
+    pub gateway: GatewaySettings,
 }
 
 /// Section `[mount]`.
@@ -137,6 +140,20 @@ pub struct UploadSettings {
     pub profile: Profile,
 }
 
+/// Section `[gateway]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewaySettings {
+    /// Whether content is served over HTTP.
+    pub enabled: bool,
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Whether only what is here is given.
+    pub no_fetch: bool,
+    /// Names of this machine that requests may come for.
+    pub hosts: Vec<String>,
+}
+
 /// Rules that decide the shape of a DAG and so its id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Profile {
@@ -158,6 +175,7 @@ impl Default for Settings {
             network: NetworkSettings::default(),
             download: DownloadSettings::default(),
             upload: UploadSettings::default(),
+            gateway: GatewaySettings::default(),
         }
     }
 }
@@ -183,6 +201,18 @@ impl Default for NetworkSettings {
             bootstrap: addresses(&PUBLIC_BOOTSTRAP),
             peers: Vec::new(),
             serve_cached: true,
+        }
+    }
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            // Any free port, as for the network; only programs of this machine reach it.
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            no_fetch: false,
+            hosts: Vec::new(),
         }
     }
 }
