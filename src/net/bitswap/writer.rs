@@ -181,7 +181,7 @@ impl Writer {
             if self.silent {
                 // A reset reads like an orderly end of the other direction, with which Helia greets every stream; but
                 // nothing, not even no bytes, can be written after it.
-                self.stream.write(&[]).await?;
+                let _nothing = self.stream.write(&[]).await?;
             }
         }
         notify.notified().await;
