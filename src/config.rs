@@ -5,6 +5,7 @@ mod show;
 mod units;
 
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
@@ -65,6 +66,8 @@ pub struct Settings {
     pub download: DownloadSettings,
     /// What is published.
     pub upload: UploadSettings,
+    /// The HTTP gateway.
+    pub gateway: GatewaySettings,
 }
 
 /// Section `[mount]`.
@@ -161,6 +164,20 @@ pub struct UploadSettings {
     pub profile: Profile,
 }
 
+/// Section `[gateway]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewaySettings {
+    /// Whether content is served over HTTP.
+    pub enabled: bool,
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Whether only what is here is given.
+    pub no_fetch: bool,
+    /// Names of this machine that requests may come for.
+    pub hosts: Vec<String>,
+}
+
 /// Rules that decide the shape of a DAG and so its id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Profile {
@@ -183,6 +200,7 @@ impl Default for Settings {
             http: HttpSettings::default(),
             download: DownloadSettings::default(),
             upload: UploadSettings::default(),
+            gateway: GatewaySettings::default(),
         }
     }
 }
@@ -221,6 +239,18 @@ impl Default for HttpSettings {
             proxy: OptionalProxy(options.proxy),
             max_requests_per_gateway: at_least_one(options.requests_per_gateway),
             allow_private_addresses: options.allow_private_addresses,
+        }
+    }
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            // Any free port, as for the network; only programs of this machine reach it.
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            no_fetch: false,
+            hosts: Vec::new(),
         }
     }
 }

@@ -8,6 +8,7 @@ mod here;
 mod listener;
 mod paths;
 mod pins;
+mod reading;
 mod resolve;
 mod status;
 #[cfg(test)]
@@ -26,10 +27,11 @@ use tokio::{
 };
 
 pub use self::{
-    car::{CarFailure, CarInput, Imported, ImportedRoot, Spool},
+    car::{CarFailure, CarInput, CarPlan, CarScope, Imported, ImportedRoot, Spool},
     here::Here,
     paths::{default_data_dir, refuse_nested},
     pins::PinState,
+    reading::Reading,
     status::{Peer, Status, StoreStatus},
 };
 pub use crate::{
@@ -129,6 +131,7 @@ struct Inner {
     tasks: Tasks,
     cache: Cache,
     mountpoint: Mutex<Option<PathBuf>>,
+    gateway: Mutex<Option<String>>,
     /// A pin could not be fetched to its end.
     pins_to_fetch: Notify,
     read_only: bool,
@@ -165,6 +168,7 @@ impl Node {
             tasks,
             cache: Cache::default(),
             mountpoint: Mutex::new(None),
+            gateway: Mutex::new(None),
             pins_to_fetch: Notify::new(),
             read_only,
         };
@@ -232,6 +236,16 @@ impl Node {
     /// Remembers where the tree is mounted, for [`Node::status`].
     pub fn set_mountpoint(&self, mountpoint: Option<PathBuf>) {
         *self.inner.mountpoint.lock().unwrap_or_else(PoisonError::into_inner) = mountpoint;
+    }
+
+    /// Remembers where the node answers HTTP, for [`Node::status`].
+    pub fn set_gateway(&self, url: Option<String>) {
+        *self.inner.gateway.lock().unwrap_or_else(PoisonError::into_inner) = url;
+    }
+
+    /// Base URL at which the node answers HTTP.
+    pub fn gateway(&self) -> Option<String> {
+        self.inner.gateway.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where the tree is mounted.

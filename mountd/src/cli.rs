@@ -144,6 +144,12 @@ pub(crate) struct MountArgs {
     /// HTTP gateway to fetch from instead of those that are configured; may be given several times
     #[arg(long, value_name = "URL")]
     pub gateway: Vec<String>,
+    /// Address of the HTTP gateway [default: 127.0.0.1, a free port]
+    #[arg(long, value_name = "IP:PORT", conflicts_with = "no_gateway")]
+    pub gateway_listen: Option<String>,
+    /// Serve nothing over HTTP
+    #[arg(long)]
+    pub no_gateway: bool,
     /// Let other users enter the mount
     #[arg(long)]
     pub allow_other: bool,

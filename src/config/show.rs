@@ -58,6 +58,13 @@ const MEANINGS: &[(&str, &str)] = &[
         "longest time without progress before a lookup or a read gives up; 0: no limit",
     ),
     ("upload.read_only", "publish nothing"),
+    ("gateway.enabled", "serve content over HTTP"),
+    (
+        "gateway.listen",
+        "address of the HTTP gateway; port 0 takes a free one, which `chiral status` shows",
+    ),
+    ("gateway.no_fetch", "give only what is here, and fetch nothing for a request"),
+    ("gateway.hosts", "names of this machine, besides localhost, that requests may come for"),
     ("upload.profile", "ids as \"cid-v1\" (ipfs add --cid-version=1) or \"unixfs-v1-2025\""),
 ];
 
