@@ -15,6 +15,7 @@ mod rows;
 mod scoped_kad;
 mod security;
 mod shared;
+mod split;
 mod start;
 mod tls;
 mod transport;

@@ -23,6 +23,7 @@ use libp2p::{
 use super::{
     gather::Gather,
     security::{Security, SecurityError},
+    split::Split,
 };
 
 /// Largest payload of a yamux frame. A Noise frame carries 64,511 bytes, so one yamux frame and its header of 12
@@ -119,7 +120,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
 /// yamux makes progress, reads included, only while it is polled for inbound streams, and libp2p promises to call
 /// [`StreamMuxer::poll`] alone at all times: streams that arrive there wait in a queue.
 struct Muxer<C> {
-    connection: yamux::Connection<C>,
+    connection: yamux::Connection<Split<C>>,
     inbound: VecDeque<yamux::Stream>,
     /// Whoever asked for an inbound stream when there was none.
     waiting: Option<Waker>,
@@ -127,7 +128,7 @@ struct Muxer<C> {
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     fn new(socket: C, mode: yamux::Mode) -> Self {
-        let connection = yamux::Connection::new(socket, config(), mode);
+        let connection = yamux::Connection::new(Split::new(socket), config(), mode);
         Self { connection, inbound: VecDeque::new(), waiting: None }
     }
 
