@@ -17,8 +17,8 @@ pub use self::{
     units::{Address, CacheLimit, Factor, Size, Span, Timeout, UnitError},
 };
 use crate::node::{
-    DownloadOptions, ImportParams, NetOptions, NodeOptions, PublishOptions, StoreOptions,
-    default_data_dir,
+    DownloadOptions, ImportParams, NetOptions, NodeOptions, PublishOptions, ReachOptions,
+    StoreOptions, default_data_dir,
 };
 
 /// Nodes that anybody may ask first, the list that Kubo comes with. `private` drops them.
@@ -95,6 +95,20 @@ pub struct NetworkSettings {
     pub peers: Vec<Address>,
     /// Whether blocks that were only read are served too.
     pub serve_cached: bool,
+    /// Addresses that lead here although no test finds them.
+    pub announce: Vec<Address>,
+    /// Whether nodes of the local network are looked for and told of this one.
+    pub mdns: bool,
+    /// Whether others are asked which addresses lead here, and are answered.
+    pub autonat: bool,
+    /// Whether relays are used, by this node and to reach others.
+    pub relay_client: bool,
+    /// Whether this node is a relay to others.
+    pub relay_server: bool,
+    /// Whether connections over relays are turned into direct ones.
+    pub dcutr: bool,
+    /// Whether the router is asked to forward the ports that are listened on.
+    pub upnp: bool,
 }
 
 /// Section `[download]`. The names with a unit hold plain numbers, as they are known from elsewhere.
@@ -176,6 +190,7 @@ impl Default for StoreSettings {
 
 impl Default for NetworkSettings {
     fn default() -> Self {
+        let reach = ReachOptions::default();
         Self {
             offline: false,
             private: false,
@@ -183,6 +198,13 @@ impl Default for NetworkSettings {
             bootstrap: addresses(&PUBLIC_BOOTSTRAP),
             peers: Vec::new(),
             serve_cached: true,
+            announce: Vec::new(),
+            mdns: reach.mdns,
+            autonat: reach.autonat,
+            relay_client: reach.relay_client,
+            relay_server: reach.relay_server,
+            dcutr: reach.dcutr,
+            upnp: reach.upnp,
         }
     }
 }
@@ -247,6 +269,23 @@ impl Settings {
             peers: plain(&self.network.peers),
             offline: self.network.offline,
             serve_cached: self.network.serve_cached,
+            reach: self.network.reach(),
+        }
+    }
+}
+
+impl NetworkSettings {
+    fn reach(&self) -> ReachOptions {
+        ReachOptions {
+            // Whoever is on the same local network need not belong to a private one.
+            mdns: self.mdns && !self.private,
+            autonat: self.autonat,
+            relay_client: self.relay_client,
+            relay_server: self.relay_server,
+            dcutr: self.dcutr,
+            upnp: self.upnp,
+            announce: self.announce.iter().map(|address| address.0.clone()).collect(),
+            ..ReachOptions::default()
         }
     }
 }
@@ -348,5 +387,32 @@ mod tests {
         assert_eq!(settings.node_options().net.bootstrap.len(), PUBLIC_BOOTSTRAP.len() + 1);
         settings.network.private = true;
         assert_eq!(settings.node_options().net.bootstrap, [own.0]);
+    }
+
+    #[test]
+    fn each_way_to_be_found_can_be_switched_off_and_private_looks_for_no_neighbours() {
+        let ways = |reach: &ReachOptions| {
+            [
+                ("mdns", reach.mdns),
+                ("autonat", reach.autonat),
+                ("relay_client", reach.relay_client),
+                ("relay_server", reach.relay_server),
+                ("dcutr", reach.dcutr),
+                ("upnp", reach.upnp),
+            ]
+        };
+        let usual = ways(&Settings::default().node_options().net.reach);
+        assert_eq!(usual.map(|(_, on)| on), [true, true, true, false, true, true]);
+        for (name, on) in usual {
+            let text = format!("[network]\n{name} = {}\n", !on);
+            let settings: Settings = toml::from_str(&text).unwrap();
+            let changed = ways(&settings.node_options().net.reach);
+            let expected = usual.map(|(way, on)| (way, if way == name { !on } else { on }));
+            assert_eq!(changed, expected);
+        }
+        let mut private = Settings::default();
+        private.network.private = true;
+        let reach = private.node_options().net.reach;
+        assert!(!reach.mdns && reach.autonat && reach.upnp);
     }
 }

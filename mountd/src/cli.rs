@@ -132,7 +132,7 @@ pub(crate) struct MountArgs {
     /// Address to listen on; may be given several times
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
-    /// Ask nothing public: no built-in bootstrap nodes
+    /// Ask nothing public: no built-in bootstrap nodes, and no mDNS on the local network
     #[arg(long)]
     pub private: bool,
     /// No network at all

@@ -1,6 +1,6 @@
 //! How many connections this node bears.
 
-use libp2p::{connection_limits, memory_connection_limits};
+use libp2p::{connection_limits, memory_connection_limits, relay};
 
 /// Connections to one peer: both sides dialling at once over two transports make four, and a fifth gains nothing.
 const PER_PEER: u32 = 4;
@@ -30,4 +30,10 @@ pub(super) fn connections() -> connection_limits::Behaviour {
 /// Watches the memory of the process.
 pub(super) fn memory() -> memory_connection_limits::Behaviour {
     memory_connection_limits::Behaviour::with_max_percentage(MEMORY_SHARE)
+}
+
+/// What this node does for others as a relay: 128 slots for an hour, 16 connections at once, each for two minutes and
+/// 128 KiB, which is enough to agree on a direct one and of no use for anything else.
+pub(super) fn relay() -> relay::Config {
+    relay::Config::default()
 }

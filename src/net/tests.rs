@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod reach;
+
 use std::net::TcpListener;
 
 use tokio::time::timeout;
@@ -51,6 +53,7 @@ fn options(dir: &std::path::Path, listen: &[&str]) -> NetOptions {
         peers: Vec::new(),
         offline: false,
         serve_cached: true,
+        reach: ReachOptions::default(),
     }
 }
 

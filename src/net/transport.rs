@@ -17,7 +17,7 @@ use libp2p::{
         transport::Boxed,
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, Version},
     },
-    dns, identity, quic, tcp,
+    dns, identity, quic, relay, tcp,
 };
 
 use super::{
@@ -45,10 +45,27 @@ const INBOUND_BACKLOG: usize = 256;
 const QUIC_CONNECTION_WINDOW: u32 = 64 << 20;
 const QUIC_STREAM_WINDOW: u32 = 48 << 20;
 
-/// The transport of the swarm: names resolved, QUIC or TCP, authenticated, multiplexed.
+/// The transport of the swarm: direct, or over a relay where there is a client of relays.
 pub(super) fn build(
     key: &identity::Keypair,
+    relay: Option<relay::client::Transport>,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, SecurityError> {
+    let direct = direct(key)?;
+    let Some(relay) = relay else { return Ok(direct) };
+    let relayed = relay
+        .upgrade(Version::V1Lazy)
+        .authenticate(Security::new(key)?)
+        .multiplex(Yamux)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    // The relayed one first: it refuses what leads over no relay, which the others do not do the other way round.
+    let both = relayed.or_transport(direct).map(|either, _| match either {
+        Either::Left(output) | Either::Right(output) => output,
+    });
+    Ok(both.boxed())
+}
+
+/// Names resolved, QUIC or TCP, authenticated, multiplexed.
+fn direct(key: &identity::Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, SecurityError> {
     let both = |key: &identity::Keypair| -> Result<_, SecurityError> {
         let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
             .map(|socket, _| BufReader::with_capacity(READ_BUFFER, Gather::new(socket)))

@@ -1,0 +1,153 @@
+//! How this node is found and reached: neighbours, external addresses, relays.
+
+use libp2p::{Multiaddr, PeerId, autonat, dcutr, mdns, relay};
+use tokio::time::Instant;
+
+use super::{
+    Driver,
+    dials::{Waiter, innermost},
+};
+use crate::net::{
+    address::{Scope, is_loopback, is_quic, is_relayed, is_unspecified, without_peer},
+    behaviour::BehaviourEvent,
+    udp,
+};
+
+/// Dials at once, after which neighbours that are found are not dialled: anybody on the local network can make up any
+/// number of them.
+const MAX_DIALS: usize = 64;
+
+impl Driver {
+    pub(super) fn on_reach_event(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_neighbours(found),
+            BehaviourEvent::Upnp(event) => tracing::debug!(?event, "port forwarding"),
+            BehaviourEvent::AutonatClient(event) => self.on_tested(&event),
+            BehaviourEvent::AutonatServer(autonat::v2::server::Event {
+                client,
+                tested_addr,
+                ..
+            }) => {
+                // What was opened for the test is of no further use.
+                if let Some(connection) = self.shared.spare(&client, &tested_addr) {
+                    self.swarm.close_connection(connection);
+                }
+            }
+            BehaviourEvent::RelayClient(relay::client::Event::ReservationReqAccepted {
+                relay_peer_id,
+                ..
+            }) => self.relays.granted(&relay_peer_id),
+            BehaviourEvent::Dcutr(dcutr::Event { remote_peer_id, result: Err(error) }) => {
+                tracing::debug!(peer = %remote_peer_id, %error, "no direct connection");
+            }
+            _ => {}
+        }
+    }
+
+    /// Dials the neighbours that mDNS found, where they say that they are on this network.
+    fn on_neighbours(&mut self, found: Vec<(PeerId, Multiaddr)>) {
+        let now = Instant::now();
+        let usable = |address: &Multiaddr| {
+            Scope::Lan.covers(address) && !is_loopback(address) && !is_relayed(address)
+        };
+        let mut peers: Vec<PeerId> = found.iter().map(|(peer, _)| *peer).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        for peer in peers {
+            let its = found.iter().filter(|(who, at)| *who == peer && usable(at));
+            let addresses: Vec<Multiaddr> = its.map(|(_, at)| without_peer(at)).collect();
+            let known = addresses.is_empty() || self.swarm.is_connected(&peer);
+            if known || peer == *self.swarm.local_peer_id() || self.dials.len() >= MAX_DIALS {
+                continue;
+            }
+            tracing::debug!(%peer, ?addresses, "a neighbour");
+            self.book.put(peer, addresses.clone());
+            self.dial_all(peer, addresses, Waiter::Nobody, now);
+        }
+    }
+
+    fn on_tested(&mut self, event: &autonat::v2::client::Event) {
+        let (address, server) = (&event.tested_addr, event.server);
+        match &event.result {
+            Ok(()) => tracing::debug!(%address, %server, "others reach this node"),
+            Err(error) => {
+                tracing::debug!(%address, %server, %error, "others do not reach this node");
+                self.relays.unreachable(Instant::now());
+            }
+        }
+    }
+
+    /// Takes the configured addresses as ones that lead here.
+    pub(super) fn announce_configured(&mut self) {
+        for address in self.reach.announce.clone() {
+            self.swarm.add_external_address(without_peer(&address));
+        }
+        self.on_external_change();
+    }
+
+    pub(in crate::net) fn on_listening(&mut self, address: Multiaddr) {
+        if is_quic(&address) && !is_relayed(&address) {
+            udp::raise_and_report();
+        }
+        self.shared.listening(address.clone());
+        // The relay client tells of its addresses itself.
+        if is_relayed(&address) || is_unspecified(&address) {
+            return;
+        }
+        // Whether others can really reach a public address is not known yet. A private one is taken as it is: without
+        // any external address nobody on the local network would take a provider record from here.
+        let private = Scope::Lan.covers(&address);
+        let doubted = if private { self.reach.doubt_private } else { self.reach.autonat };
+        if doubted {
+            self.swarm.behaviour_mut().consider(&address);
+        } else {
+            self.swarm.add_external_address(address);
+            self.on_external_change();
+        }
+    }
+
+    pub(in crate::net) fn on_expired(&mut self, address: &Multiaddr) {
+        self.shared.expired(address);
+        if !is_relayed(address) {
+            self.swarm.remove_external_address(address);
+            self.on_external_change();
+        }
+    }
+
+    /// Says everywhere which addresses lead here now.
+    pub(super) fn on_external_change(&mut self) {
+        let mut external: Vec<Multiaddr> = self.swarm.external_addresses().cloned().collect();
+        external.sort_unstable();
+        let direct = |at: &&Multiaddr| Scope::Wan.covers(at) && !is_relayed(at);
+        let reached = external.iter().any(|at| direct(&at));
+        for relay in self.relays.reachable(reached, Instant::now()) {
+            // An error says that it is gone already.
+            let _ = self.swarm.disconnect_peer_id(relay);
+        }
+        if self.shared.set_external(external) {
+            // They know the old ones, and whether this node serves the DHT follows from them.
+            let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+            self.swarm.behaviour_mut().identify.push(peers);
+        }
+    }
+
+    /// Asks relays for slots while nobody can reach this node.
+    pub(super) fn reserve(&mut self, now: Instant) {
+        while let Some((peer, address)) = self.relays.due(now) {
+            match self.swarm.listen_on(address) {
+                Ok(listener) => self.relays.listening(listener, peer),
+                Err(error) => {
+                    tracing::debug!(%peer, error = innermost(&error), "no slot at a relay");
+                    self.relays.failed(&peer, now);
+                }
+            }
+        }
+    }
+
+    /// Closes the connections of a peer over relays: there is a direct one now.
+    pub(super) fn leave_relays(&mut self, peer: &PeerId) {
+        for connection in self.shared.relayed(peer) {
+            self.swarm.close_connection(connection);
+        }
+    }
+}
