@@ -5,6 +5,7 @@ mod show;
 mod units;
 
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
@@ -14,11 +15,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     layers::{ConfigError, Layers, default_file},
-    units::{Address, CacheLimit, Factor, Size, Span, Timeout, UnitError},
+    units::{Address, CacheLimit, Factor, OptionalProxy, Server, Size, Span, Timeout, UnitError},
 };
 use crate::node::{
-    DownloadOptions, ImportParams, NetOptions, NodeOptions, PublishOptions, ReachOptions,
-    StoreOptions, default_data_dir,
+    DownloadOptions, GatewayUrl, HttpOptions, ImportParams, NetOptions, NodeOptions,
+    PublishOptions, ReachOptions, StoreOptions, default_data_dir,
 };
 
 /// Nodes that anybody may ask first, the list that Kubo comes with. `private` drops them.
@@ -31,6 +32,12 @@ const PUBLIC_BOOTSTRAP: [&str; 7] = [
     "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
     "/ip4/104.131.131.82/udp/4001/quic-v1/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
 ];
+
+/// Gateways that anybody may ask, and that give raw blocks and CARs: the list that Helia comes with. `private` drops them.
+const PUBLIC_GATEWAYS: [&str; 2] = ["https://trustless-gateway.link", "https://4everland.io"];
+
+/// Who tells anybody who provides a root: the router that browsers use. `private` drops it.
+const PUBLIC_ROUTERS: [&str; 1] = ["https://delegated-ipfs.dev"];
 
 /// Any free port, so that several daemons run beside each other.
 const LISTEN: [&str; 2] = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
@@ -53,10 +60,14 @@ pub struct Settings {
     pub store: StoreSettings,
     /// The network.
     pub network: NetworkSettings,
+    /// What is asked over HTTP.
+    pub http: HttpSettings,
     /// The download engine.
     pub download: DownloadSettings,
     /// What is published.
     pub upload: UploadSettings,
+    /// The HTTP gateway.
+    pub gateway: GatewaySettings,
 }
 
 /// Section `[mount]`.
@@ -111,6 +122,22 @@ pub struct NetworkSettings {
     pub upnp: bool,
 }
 
+/// Section `[http]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSettings {
+    /// Gateways that are asked for everything.
+    pub gateways: Vec<Server>,
+    /// Delegated routers that are asked who provides a content.
+    pub routers: Vec<Server>,
+    /// What all requests go through.
+    pub proxy: OptionalProxy,
+    /// Requests at a time at one gateway.
+    pub max_requests_per_gateway: NonZeroUsize,
+    /// Whether strangers may name addresses of the own networks.
+    pub allow_private_addresses: bool,
+}
+
 /// Section `[download]`. The names with a unit hold plain numbers, as they are known from elsewhere.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -151,6 +178,20 @@ pub struct UploadSettings {
     pub profile: Profile,
 }
 
+/// Section `[gateway]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewaySettings {
+    /// Whether content is served over HTTP.
+    pub enabled: bool,
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Whether only what is here is given.
+    pub no_fetch: bool,
+    /// Names of this machine that requests may come for.
+    pub hosts: Vec<String>,
+}
+
 /// Rules that decide the shape of a DAG and so its id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Profile {
@@ -170,8 +211,10 @@ impl Default for Settings {
             mount: MountSettings::default(),
             store: StoreSettings::default(),
             network: NetworkSettings::default(),
+            http: HttpSettings::default(),
             download: DownloadSettings::default(),
             upload: UploadSettings::default(),
+            gateway: GatewaySettings::default(),
         }
     }
 }
@@ -205,6 +248,31 @@ impl Default for NetworkSettings {
             relay_server: reach.relay_server,
             dcutr: reach.dcutr,
             upnp: reach.upnp,
+        }
+    }
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        let options = HttpOptions::default();
+        Self {
+            gateways: servers(&PUBLIC_GATEWAYS),
+            routers: servers(&PUBLIC_ROUTERS),
+            proxy: OptionalProxy(options.proxy),
+            max_requests_per_gateway: at_least_one(options.requests_per_gateway),
+            allow_private_addresses: options.allow_private_addresses,
+        }
+    }
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            // Any free port, as for the network; only programs of this machine reach it.
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            no_fetch: false,
+            hosts: Vec::new(),
         }
     }
 }
@@ -247,6 +315,7 @@ impl Settings {
                 min_free: self.store.min_free.0,
             },
             net: self.net_options(),
+            http: self.http_options(),
             download: self.download.options(),
             publish: PublishOptions {
                 import: self.upload.profile.params(),
@@ -290,6 +359,27 @@ impl NetworkSettings {
     }
 }
 
+impl Settings {
+    fn http_options(&self) -> HttpOptions {
+        let (http, private) = (&self.http, self.network.private);
+        let named = |list: &[Server], public: &[&str]| -> Vec<GatewayUrl> {
+            let public = servers(public);
+            let kept = list.iter().filter(|server| !private || !public.contains(server));
+            kept.map(|server| server.0.clone()).collect()
+        };
+        HttpOptions {
+            gateways: named(&http.gateways, &PUBLIC_GATEWAYS),
+            routers: named(&http.routers, &PUBLIC_ROUTERS),
+            proxy: http.proxy.0.clone(),
+            requests_per_gateway: http.max_requests_per_gateway.get(),
+            request_timeout: self.download.request_timeout.0.0.min(NO_LIMIT),
+            // Whoever a stranger names is public, or near and so not to be trusted, unless the user says otherwise.
+            ask_strangers: !private || http.allow_private_addresses,
+            allow_private_addresses: http.allow_private_addresses,
+        }
+    }
+}
+
 impl DownloadSettings {
     fn options(&self) -> DownloadOptions {
         DownloadOptions {
@@ -326,6 +416,11 @@ fn at_least_one(number: usize) -> NonZeroUsize {
     NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
 }
 
+/// URLs that are written in this file; a test parses each.
+fn servers(texts: &[&str]) -> Vec<Server> {
+    texts.iter().filter_map(|text| text.parse().ok()).map(Server).collect()
+}
+
 /// Addresses that are written in this file; a test parses each.
 fn addresses(texts: &[&str]) -> Vec<Address> {
     texts.iter().filter_map(|text| text.parse().ok()).map(Address).collect()
@@ -341,6 +436,8 @@ mod tests {
     fn every_address_that_is_built_in_is_well_formed() {
         assert_eq!(addresses(&PUBLIC_BOOTSTRAP).len(), PUBLIC_BOOTSTRAP.len());
         assert_eq!(addresses(&LISTEN).len(), LISTEN.len());
+        assert_eq!(servers(&PUBLIC_GATEWAYS).len(), PUBLIC_GATEWAYS.len());
+        assert_eq!(servers(&PUBLIC_ROUTERS).len(), PUBLIC_ROUTERS.len());
     }
 
     #[test]
@@ -414,5 +511,41 @@ mod tests {
         private.network.private = true;
         let reach = private.node_options().net.reach;
         assert!(!reach.mdns && reach.autonat && reach.upnp);
+    }
+
+    #[test]
+    fn private_asks_only_the_gateways_and_routers_that_the_user_named() {
+        let own: Server = "http://127.0.0.1:8080".parse().map(Server).unwrap();
+        let mut settings = Settings::default();
+        settings.http.gateways.push(own.clone());
+        let http = settings.node_options().http;
+        assert_eq!((http.gateways.len(), http.routers.len()), (3, 1));
+        assert!(http.ask_strangers && !http.allow_private_addresses);
+        settings.network.private = true;
+        let http = settings.node_options().http;
+        assert_eq!((http.gateways, http.routers.len()), (vec![own.0], 0));
+        assert!(!http.ask_strangers);
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_http_section_is_named() {
+        let read = |line: &str| {
+            let text = format!("[http]\n{line}\n");
+            Layers::new().unwrap().text(std::path::Path::new("f"), &text).map(Layers::finish)
+        };
+        for (line, part) in [
+            ("gateway = \"https://a\"", "unknown field `gateway`"),
+            ("gateways = [\"ipfs.io\"]", "`ipfs.io` is not a URL"),
+            ("proxy = \"127.0.0.1:9050\"", "is not a proxy such as"),
+            ("max_requests_per_gateway = 0", "nonzero"),
+        ] {
+            let error = read(line).unwrap_err().to_string();
+            assert!(error.starts_with("f:2:") && error.contains(part), "{error}");
+        }
+        let good =
+            read("proxy = \"socks5h://127.0.0.1:9050\"\ngateways = []").unwrap().node_options();
+        assert_eq!(good.http.proxy.unwrap().to_string(), "socks5h://127.0.0.1:9050");
+        assert!(good.http.gateways.is_empty());
+        assert!(read("proxy = \"\"").unwrap().node_options().http.proxy.is_none());
     }
 }

@@ -4,6 +4,7 @@ mod block;
 mod car;
 mod dag_pb;
 mod directory;
+mod entity;
 mod file;
 mod hamt;
 mod hash;
@@ -22,6 +23,7 @@ pub use car::{
     car_section_at, car_section_head,
 };
 pub use directory::{DirectoryReader, Entry, EntryKind, Lookup};
+pub use entity::{EntityBytes, EntityBytesError};
 pub use file::{FileLayout, Need, Needs, Placement};
 pub use hash::hash_of;
 pub use id::{Codec, ContentId, IdError, InfoHash, Multihash};

@@ -5,6 +5,7 @@ pub mod content;
 pub mod control;
 pub mod download;
 pub mod fs;
+pub mod gateway;
 pub mod net;
 pub mod node;
 pub mod publish;

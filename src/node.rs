@@ -8,6 +8,7 @@ mod here;
 mod listener;
 mod paths;
 mod pins;
+mod reading;
 mod resolve;
 mod status;
 #[cfg(test)]
@@ -26,10 +27,11 @@ use tokio::{
 };
 
 pub use self::{
-    car::{CarFailure, CarInput, Imported, ImportedRoot, Spool},
+    car::{CarFailure, CarInput, CarPlan, CarScope, Imported, ImportedRoot, Spool},
     here::Here,
     paths::{default_data_dir, refuse_nested},
     pins::PinState,
+    reading::Reading,
     status::{Peer, Status, StoreStatus},
 };
 pub use crate::{
@@ -42,7 +44,7 @@ pub use crate::{
         Backing, OpenFlags, PublishError, PublishOptions, RenameMode, SetAttr, UploadAttr,
         UploadEntry, UploadHandle, UploadIno, UploadKind, UploadState, Uploads,
     },
-    sources::SourceId,
+    sources::{GatewayUrl, HttpOptions, ProxyUrl, SourceId, UrlError},
     store::{
         GcReport, KnownRoot, Object, ObjectId, Pin, Store, StoreError, StoreOptions, StoreStats,
         VerifyReport,
@@ -51,7 +53,7 @@ pub use crate::{
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
     node::{cache::Cache, listener::Announcer},
-    sources::BitswapFinder,
+    sources::{BitswapFinder, Finder, Finders, Hearsay, HttpFinder},
     tasks::Tasks,
 };
 
@@ -61,6 +63,7 @@ use crate::{
 pub struct NodeOptions {
     pub store: StoreOptions,
     pub net: NetOptions,
+    pub http: HttpOptions,
     pub download: DownloadOptions,
     pub publish: PublishOptions,
 }
@@ -128,6 +131,7 @@ struct Inner {
     tasks: Tasks,
     cache: Cache,
     mountpoint: Mutex<Option<PathBuf>>,
+    gateway: Mutex<Option<String>>,
     /// A pin could not be fetched to its end.
     pins_to_fetch: Notify,
     read_only: bool,
@@ -148,8 +152,9 @@ impl Node {
             download.lookup_timeout = download.lookup_timeout.min(OFFLINE_PATIENCE);
         }
         let store = open_store(options.store, &tasks).await?;
+        let http = (!options.net.offline).then_some(options.http);
         let net = Net::start(options.net, store.clone(), &tasks).await?;
-        let finder = Arc::new(BitswapFinder::new(net.clone(), &tasks));
+        let finder = finder(&net, http.as_ref(), &tasks);
         let engine = Engine::new(download, store.clone(), finder, &tasks);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
         let told = announcer.clone().tell_announced(tasks.cancelled());
@@ -163,6 +168,7 @@ impl Node {
             tasks,
             cache: Cache::default(),
             mountpoint: Mutex::new(None),
+            gateway: Mutex::new(None),
             pins_to_fetch: Notify::new(),
             read_only,
         };
@@ -232,9 +238,32 @@ impl Node {
         *self.inner.mountpoint.lock().unwrap_or_else(PoisonError::into_inner) = mountpoint;
     }
 
+    /// Remembers where the node answers HTTP, for [`Node::status`].
+    pub fn set_gateway(&self, url: Option<String>) {
+        *self.inner.gateway.lock().unwrap_or_else(PoisonError::into_inner) = url;
+    }
+
+    /// Base URL at which the node answers HTTP.
+    pub fn gateway(&self) -> Option<String> {
+        self.inner.gateway.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Where the tree is mounted.
     pub fn mountpoint(&self) -> Option<PathBuf> {
         self.inner.mountpoint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Everybody who may know sources: all are asked at once. Offline there are no gateways.
+fn finder(net: &Net, http: Option<&HttpOptions>, tasks: &Tasks) -> Arc<dyn Finder> {
+    let hearsay = Hearsay::default();
+    let bitswap = Arc::new(BitswapFinder::new(net.clone(), &hearsay, tasks));
+    match http {
+        Some(http) => {
+            let gateways = Arc::new(HttpFinder::new(http, &hearsay, tasks));
+            Arc::new(Finders::new(vec![bitswap, gateways], tasks))
+        }
+        None => bitswap,
     }
 }
 

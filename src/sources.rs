@@ -1,4 +1,4 @@
-//! Where blocks come from: one trait over Bitswap peers, and later HTTP gateways and swarms.
+//! Where blocks come from: one trait over Bitswap peers, HTTP gateways, and later swarms.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,8 +8,14 @@ use tokio::sync::mpsc;
 use crate::content::{Block, ByteRange, ContentId};
 
 mod bitswap;
+mod finders;
+mod hearsay;
+mod http;
 
 pub use bitswap::BitswapFinder;
+pub use finders::Finders;
+pub use hearsay::Hearsay;
+pub use http::{GatewayUrl, HttpFinder, HttpOptions, ProxyUrl, UrlError};
 
 /// Names a source for ever: a peer id, a URL. Reputation is kept under it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -28,6 +34,8 @@ pub enum SourceKind {
     Chiral,
     /// Any other Bitswap peer: about 1 MiB per round trip, whatever is asked.
     Bitswap,
+    /// An HTTP gateway: gives many blocks for one request where they follow each other in a file.
+    Gateway,
 }
 
 /// One block that is asked for.
@@ -35,9 +43,11 @@ pub enum SourceKind {
 pub struct Want {
     /// The block.
     pub id: ContentId,
-    /// The content it is a part of; sources that fetch whole ranges use it.
+    /// The content that it was reached through.
     pub root: ContentId,
-    /// The bytes of the content that it holds.
+    /// The file that it is a part of; sources that fetch whole ranges use it.
+    pub file: ContentId,
+    /// The bytes of the file that it holds; none where that is not known.
     pub range: ByteRange,
 }
 

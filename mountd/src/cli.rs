@@ -132,7 +132,7 @@ pub(crate) struct MountArgs {
     /// Address to listen on; may be given several times
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
-    /// Ask nothing public: no built-in bootstrap nodes, and no mDNS on the local network
+    /// Ask nothing public: no built-in bootstrap nodes, gateways and routers, nobody who did not come of himself
     #[arg(long)]
     pub private: bool,
     /// No network at all
@@ -141,6 +141,15 @@ pub(crate) struct MountArgs {
     /// Peer to dial and keep; may be given several times
     #[arg(long, value_name = "MULTIADDR")]
     pub peer: Vec<String>,
+    /// HTTP gateway to fetch from instead of those that are configured; may be given several times
+    #[arg(long, value_name = "URL")]
+    pub gateway: Vec<String>,
+    /// Address of the HTTP gateway [default: 127.0.0.1, a free port]
+    #[arg(long, value_name = "IP:PORT", conflicts_with = "no_gateway")]
+    pub gateway_listen: Option<String>,
+    /// Serve nothing over HTTP
+    #[arg(long)]
+    pub no_gateway: bool,
     /// Let other users enter the mount
     #[arg(long)]
     pub allow_other: bool,

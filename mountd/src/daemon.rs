@@ -13,6 +13,7 @@ use chiral::{
     config::Settings,
     control::Server,
     fs::{Mount, detach_stale},
+    gateway::{Gateway, GatewayOptions},
     node::{Node, refuse_nested},
     tasks::Tasks,
 };
@@ -119,7 +120,7 @@ async fn serve(settings: &Settings, mountpoint: &Path, ending: &Ending) -> anyho
     Ok(())
 }
 
-/// Control socket and mount; says that both are there.
+/// Control socket, gateway and mount; says that all are there.
 async fn ready(
     settings: &Settings,
     mountpoint: &Path,
@@ -127,12 +128,32 @@ async fn ready(
     ending: &Ending,
 ) -> anyhow::Result<Arc<Mount>> {
     let server = Server::bind(node.clone(), ending.token())?;
+    let gateway = gateway(settings, node).await?;
     let mount = mounting::start(settings, mountpoint, node, ending).await?;
     node.set_mountpoint(Some(mountpoint.to_owned()));
+    if let Some(gateway) = gateway {
+        node.set_gateway(Some(gateway.url()));
+        gateway.start();
+    }
     server.start();
     system::notify("READY=1");
     output::line(format_args!("mounted {}", mountpoint.display()))?;
     Ok(mount)
+}
+
+/// The HTTP gateway, unless there is to be none.
+async fn gateway(settings: &Settings, node: &Node) -> anyhow::Result<Option<Gateway>> {
+    let gateway = &settings.gateway;
+    if !gateway.enabled {
+        return Ok(None);
+    }
+    let options = GatewayOptions {
+        listen: gateway.listen,
+        no_fetch: gateway.no_fetch,
+        offline: settings.network.offline,
+        hosts: gateway.hosts.clone(),
+    };
+    Ok(Some(Gateway::bind(node.clone(), options).await?))
 }
 
 /// The mount goes first: programs get their errors at once, and no new write comes in while the rest is finished.

@@ -47,12 +47,22 @@ pub(crate) fn load_for_mount(global: &Global, args: &MountArgs) -> anyhow::Resul
             layers = layers.set(flag, key, &["true".to_owned()])?;
         }
     }
-    for (flag, key, values) in
-        [("--listen", "network.listen", &args.listen), ("--peer", "network.peers", &args.peer)]
-    {
+    for (flag, key, values) in [
+        ("--listen", "network.listen", &args.listen),
+        ("--peer", "network.peers", &args.peer),
+        ("--gateway", "http.gateways", &args.gateway),
+    ] {
         if !values.is_empty() {
             layers = layers.set(flag, key, values)?;
         }
+    }
+    if args.no_gateway {
+        layers = layers.set("--no-gateway", "gateway.enabled", &["false".to_owned()])?;
+    }
+    if let Some(address) = &args.gateway_listen {
+        let address = std::slice::from_ref(address);
+        layers = layers.set("--gateway-listen", "gateway.listen", address)?;
+        layers = layers.set("--gateway-listen", "gateway.enabled", &["true".to_owned()])?;
     }
     let mut settings = layers.finish();
     settings.data_dir = std::path::absolute(&settings.data_dir).context("the data folder")?;

@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -110,6 +112,40 @@ fn a_daemon_in_the_background_serves_its_commands_until_umount() {
     lab.ok(&["umount", mountpoint.to_str().unwrap()]);
     assert!(!is_mounted(&mountpoint));
     assert_eq!(lab.chiral(&["id"]).status.code(), Some(4));
+}
+
+#[test]
+fn the_gateway_of_a_daemon_gives_what_was_published_and_ends_with_it() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    let file = lab.dir.path().join("hello.txt");
+    fs::write(&file, "hello world\n").unwrap();
+    let cid = lab.ok(&["add", "-Q", file.to_str().unwrap()]);
+    let status = lab.json(&["status"]);
+    let address = status["gateway"].as_str().unwrap().strip_prefix("http://127.0.0.1:").unwrap();
+    let address = ("127.0.0.1", address.parse::<u16>().unwrap());
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!(
+        "GET /ipfs/{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        cid.trim()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nhello world\n"),
+        "{answer}"
+    );
+    lab.ok(&["umount", lab.mountpoint().to_str().unwrap()]);
+    assert!(TcpStream::connect(address).is_err());
+    drop(lab);
+
+    let lab = Lab::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let refused = lab.mount(&["--gateway-listen", &taken.local_addr().unwrap().to_string()]);
+    assert!(!refused.status.success());
+    assert!(lab.mount(&["--no-gateway"]).status.success());
+    assert_eq!(lab.json(&["status"])["gateway"], serde_json::Value::Null);
 }
 
 #[test]

@@ -22,7 +22,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("network.offline", "no network at all"),
     (
         "network.private",
-        "ask nothing public: none of the built-in bootstrap nodes, and nobody on the local network",
+        "ask nothing public: none of the built-in bootstrap nodes, gateways and routers, and no HTTP server that only a stranger named",
     ),
     ("network.listen", "addresses to listen on; port 0 takes a free one"),
     ("network.bootstrap", "peers to ask first for the DHT"),
@@ -38,6 +38,17 @@ const MEANINGS: &[(&str, &str)] = &[
     ("network.relay_server", "introduce others to each other, within narrow limits"),
     ("network.dcutr", "turn connections over relays into direct ones"),
     ("network.upnp", "have the router of a local network forward the ports that are listened on"),
+    ("http.gateways", "trustless gateways that are asked for everything"),
+    ("http.routers", "delegated routers that are asked who provides a content"),
+    (
+        "http.proxy",
+        "what all HTTP requests go through, such as \"socks5h://127.0.0.1:9050\" or \"http://127.0.0.1:8080\"; empty: nothing",
+    ),
+    ("http.max_requests_per_gateway", "requests at a time at one gateway"),
+    (
+        "http.allow_private_addresses",
+        "let what a stranger wrote (provider records, redirects) lead to private and loopback addresses, also with network.private",
+    ),
     ("download.max_concurrent_downloads", "downloads at once; others queue"),
     ("download.chunks_per_peer", "blocks asked of a source before its rate is known"),
     ("download.max_chunk_retries", "tries per source and block"),
@@ -57,6 +68,13 @@ const MEANINGS: &[(&str, &str)] = &[
         "longest time without progress before a lookup or a read gives up; 0: no limit",
     ),
     ("upload.read_only", "publish nothing"),
+    ("gateway.enabled", "serve content over HTTP"),
+    (
+        "gateway.listen",
+        "address of the HTTP gateway; port 0 takes a free one, which `chiral status` shows",
+    ),
+    ("gateway.no_fetch", "give only what is here, and fetch nothing for a request"),
+    ("gateway.hosts", "names of this machine, besides localhost, that requests may come for"),
     ("upload.profile", "ids as \"cid-v1\" (ipfs add --cid-version=1) or \"unixfs-v1-2025\""),
 ];
 

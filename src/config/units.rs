@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use crate::node::Multiaddr;
+use crate::node::{GatewayUrl, Multiaddr, ProxyUrl, UrlError};
 
 /// Why a text is not a size or a time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +52,14 @@ pub struct Factor(pub f64);
 /// A multiaddress, such as "/ip4/127.0.0.1/tcp/4001".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address(pub Multiaddr);
+
+/// The URL of a gateway or router, such as `https://trustless-gateway.link`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server(pub GatewayUrl);
+
+/// The URL of a proxy, such as `socks5h://127.0.0.1:9050`; empty: none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OptionalProxy(pub Option<ProxyUrl>);
 
 /// Smallest first; the last that divides a size is the one that it is printed with.
 const SIZE_UNITS: [(&str, u64); 9] = [
@@ -190,6 +198,34 @@ impl fmt::Display for Address {
     }
 }
 
+impl FromStr for Server {
+    type Err = UrlError;
+
+    fn from_str(text: &str) -> Result<Self, UrlError> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for OptionalProxy {
+    type Err = UrlError;
+
+    fn from_str(text: &str) -> Result<Self, UrlError> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|url| Self(Some(url))) }
+    }
+}
+
+impl fmt::Display for OptionalProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|url| url.fmt(f))
+    }
+}
+
 impl<'de> Deserialize<'de> for Factor {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let factor = f64::deserialize(from)?;
@@ -218,7 +254,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Size, Span, Timeout, CacheLimit, Address);
+as_text!(Size, Span, Timeout, CacheLimit, Address, Server, OptionalProxy);
 
 #[cfg(test)]
 mod tests {

@@ -143,6 +143,14 @@ impl DirectoryReader {
         }
     }
 
+    /// The shards that lead to a name, from the root on, as far as they are in; a flat directory has none.
+    pub fn shards_to(&self, name: impl AsRef<OsStr>) -> Vec<ContentId> {
+        match &self.body {
+            Body::Flat(_) => Vec::new(),
+            Body::Sharded(sharded) => sharded.way_to(name.as_ref()).0,
+        }
+    }
+
     /// All entries of the blocks that are in, sorted by the bytes of their names.
     pub fn entries(&self) -> Vec<Entry> {
         match &self.body {
@@ -240,23 +248,32 @@ impl Sharded {
     }
 
     fn lookup(&self, name: &OsStr) -> Lookup {
+        self.way_to(name).1
+    }
+
+    /// The shards that a name's hash leads through, and what is at the end.
+    fn way_to(&self, name: &OsStr) -> (Vec<ContentId>, Lookup) {
         let hash = hamt::hash(name.as_bytes());
         let mut at = self.root;
-        let mut depth = 0;
+        let mut way = Vec::new();
         while let Some(cid) = at {
-            let Some(slots) = self.shards.get(&cid) else { return Lookup::Need(cid) };
+            let Some(slots) = self.shards.get(&cid) else { return (way, Lookup::Need(cid)) };
+            // As many levels as there are bits in the hash.
+            let depth = u32::try_from(way.len()).unwrap_or(u32::MAX);
+            way.push(cid);
             let Some(wanted) = hamt::slot(hash, depth, self.fanout) else { break };
             let Ok(found) = slots.binary_search_by_key(&wanted, |(number, _)| *number) else {
                 break;
             };
             match &slots[found].1 {
-                Slot::Entry(entry) if entry.name == name => return Lookup::Found(entry.clone()),
+                Slot::Entry(entry) if entry.name == name => {
+                    return (way, Lookup::Found(entry.clone()));
+                }
                 Slot::Entry(_) => break,
                 Slot::Shard(child) => at = Some(*child),
             }
-            depth += 1;
         }
-        Lookup::Absent
+        (way, Lookup::Absent)
     }
 
     fn entries(&self) -> Vec<Entry> {

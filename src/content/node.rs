@@ -152,6 +152,14 @@ impl Node {
         }
     }
 
+    /// The shards right below a shard, in its order; none of any other node.
+    pub fn shards_below(&self) -> Vec<ContentId> {
+        let Self::Shard { fanout, links, .. } = self else { return Vec::new() };
+        // The name of an entry stands behind its slot; a shard has no other name.
+        let width = slot_width(*fanout);
+        links.iter().filter(|(name, ..)| name.len() == width).map(|(_, cid, _)| *cid).collect()
+    }
+
     /// Mode and mtime, whatever the node is.
     pub fn metadata(&self) -> Metadata {
         match self {

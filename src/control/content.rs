@@ -1,7 +1,5 @@
 //! Reading over the control socket.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use axum::{
     Json,
     body::Body,
@@ -17,14 +15,8 @@ use hyper::body::Frame;
 use super::{ErrorCode, Failure, Kind, Listed, Reference, Stat, server::App, wire::FAILURE};
 use crate::{
     content::{ByteRange, Entry, EntryKind, NodeKind},
-    node::{DownloadError, FileHandle, Node, ReaderId},
+    node::{DownloadError, Node, Reading},
 };
-
-/// Bytes per read: enough that the engine's window, not the asking, sets the rate.
-const READ_LEN: u64 = 1 << 20;
-
-/// Readers of the control interface are numbered from here; file handles of the mount are numbered from 1.
-static NEXT_READER: AtomicU64 = AtomicU64::new(1 << 63);
 
 /// `?id=ID[/path]`, whose names need not be text.
 pub(super) struct Target(pub(super) Reference);
@@ -204,39 +196,6 @@ fn parse_range(text: &str, size: u64) -> Option<ByteRange> {
         }
     };
     (range.start < size && !range.is_empty()).then_some(range)
-}
-
-/// A reader that goes through a range once; the engine forgets its window when it is dropped.
-#[derive(Debug)]
-struct Reading {
-    handle: FileHandle,
-    reader: ReaderId,
-    left: ByteRange,
-}
-
-impl Reading {
-    fn new(handle: FileHandle, left: ByteRange) -> Self {
-        Self { handle, reader: ReaderId(NEXT_READER.fetch_add(1, Ordering::Relaxed)), left }
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, DownloadError> {
-        let range = self.left.intersect(ByteRange::at(self.left.start, READ_LEN));
-        if range.is_empty() {
-            return Ok(None);
-        }
-        let bytes = match self.handle.read_now(self.reader, range) {
-            Some(read) => read?,
-            None => self.handle.read(self.reader, range).await?,
-        };
-        self.left = ByteRange::new(range.end, self.left.end);
-        Ok(Some(bytes))
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.handle.close_reader(self.reader);
-    }
 }
 
 #[cfg(test)]

@@ -265,7 +265,7 @@ impl Actor {
             self.searching = true;
             self.found = Some(self.shared.finder.find(&self.root));
         }
-        let want = Want { id: need.cid, root: self.root, range: need.range };
+        let want = Want { id: need.cid, root: self.root, file, range: need.range };
         let (len, index) = (plan::expected_len(&need), self.index(&file, need.range.start));
         self.scheduler.want(now, Demand { want, len, urgency, file, index });
     }

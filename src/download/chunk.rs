@@ -109,7 +109,8 @@ impl Engine {
     async fn ask_once(&self, source: &dyn Source, chunk: Chunk<'_>) -> Result<Block, SourceError> {
         let (replies, mut reply) = mpsc::unbounded_channel();
         let range = ByteRange::default();
-        let want = Want { id: chunk.cid, root: chunk.file_hash, range };
+        let (root, file) = (chunk.file_hash, chunk.file_hash);
+        let want = Want { id: chunk.cid, root, file, range };
         source.request(&[want], &replies);
         let limit: Duration = self.options().request_timeout;
         match tokio::time::timeout(limit, reply.recv()).await {

@@ -12,6 +12,8 @@ const QUEUE_TARGET: Duration = Duration::from_millis(400);
 const BITSWAP_BLOCKS: u64 = 16;
 /// Bytes in flight that keep a chiral peer busy at 50 ms and 1 Gbit/s with room to grow.
 const CHIRAL_BYTES: u64 = 64 << 20;
+/// Bytes in flight that a gateway makes use of: some windows of several MiB at a time, each one request.
+const GATEWAY_BYTES: u64 = 32 << 20;
 /// Shortest time that gives a rate: blocks arrive in bursts, and a burst alone says nothing.
 const RATE_SAMPLE: f64 = 0.05;
 /// Weight of a new rate.
@@ -106,6 +108,11 @@ impl SourceStats {
         self.kind == SourceKind::Chiral
     }
 
+    /// Whether blocks that follow each other cost it one request.
+    pub(super) fn gives_runs(&self) -> bool {
+        self.kind == SourceKind::Gateway
+    }
+
     /// What is worth keeping; none of a source that never gave a block.
     pub(super) fn reputation(&self) -> Reputation {
         Reputation { rate: self.rate, latency: self.latency, success: self.success }
@@ -128,6 +135,7 @@ impl SourceStats {
         let most = match self.kind {
             SourceKind::Chiral => CHIRAL_BYTES,
             SourceKind::Bitswap => BITSWAP_BLOCKS * TYPICAL_BLOCK,
+            SourceKind::Gateway => GATEWAY_BYTES,
         };
         let product = match (self.rate, self.latency) {
             (Some(rate), Some(latency)) => whole(rate * (latency + QUEUE_TARGET.as_secs_f64())),

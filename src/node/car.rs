@@ -19,8 +19,9 @@
 //! takes the pins back that it made. One that a kill ended leaves them, and with them what it has stored.
 //!
 //! # Export
-//! The tree of a root in depth-first order, each block once and verified once more. Memory grows by some 30 bytes per
-//! block, to know which are out.
+//! The tree of a root in depth-first order, or the part of it that a [`CarPlan`] names. A block is written once unless
+//! the plan says otherwise; memory then grows by some 30 bytes per block, to know which are out. An archive that somebody
+//! keeps is verified once more; who fetches one over HTTP hashes it anyway, so that neighbouring leaves are read as one.
 
 mod export;
 mod import;
@@ -33,6 +34,7 @@ mod walk;
 use std::{io, path::PathBuf};
 
 pub use self::{
+    export::{CarPlan, CarScope},
     import::{CarInput, Imported, ImportedRoot},
     spool::Spool,
 };

@@ -147,6 +147,23 @@ impl Node {
         Err(too_deep(dir))
     }
 
+    /// The blocks of a directory that lead to a name, from its root on, without the network: none = one of them is not
+    /// here.
+    pub fn blocks_to(&self, dir: &ContentId, name: &OsStr) -> Known<Vec<ContentId>> {
+        let directory = match self.directory_now(dir)? {
+            Ok(directory) => directory,
+            Err(error) => return Some(Err(error)),
+        };
+        match self.lookup(dir, &directory, name) {
+            Ok(Lookup::Need(_)) => None,
+            Ok(_) => {
+                let shards = directory.reader().shards_to(name);
+                Some(Ok(if shards.is_empty() { vec![*dir] } else { shards }))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     /// Where a path below a root leads: the last component's id, and what it is. Symlinks are not followed.
     ///
     /// # Errors

@@ -91,7 +91,7 @@ impl Node {
             peer_id: self.net().peer_id().to_string(),
             addresses: self.net().addresses().iter().map(ToString::to_string).collect(),
             mountpoint: self.mountpoint(),
-            gateway: None,
+            gateway: self.gateway(),
             torrent_port: None,
             store: StoreStatus {
                 bytes: stats.bytes,

@@ -13,7 +13,8 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{
-    Finder, Found, Permanent, Reply, Source, SourceError, SourceId, SourceKind, Transient, Want,
+    Finder, Found, Hearsay, Permanent, Reply, Source, SourceError, SourceId, SourceKind, Transient,
+    Want,
 };
 use crate::{
     content::ContentId,
@@ -36,15 +37,17 @@ type Again = watch::Sender<()>;
 #[derive(Clone, Debug)]
 pub struct BitswapFinder {
     net: Net,
+    hearsay: Hearsay,
     tasks: Tasks,
     /// The searches that run; all searches for one root share a sender.
     running: Arc<Mutex<HashMap<ContentId, Weak<Again>>>>,
 }
 
 impl BitswapFinder {
-    /// A finder over the peers of `net`.
-    pub fn new(net: Net, tasks: &Tasks) -> Self {
-        Self { net, tasks: tasks.clone(), running: Arc::default() }
+    /// A finder over the peers of `net`. `hearsay` is shared with the finder of gateways.
+    pub fn new(net: Net, hearsay: &Hearsay, tasks: &Tasks) -> Self {
+        let (hearsay, tasks) = (hearsay.clone(), tasks.clone());
+        Self { net, hearsay, tasks, running: Arc::default() }
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<ContentId, Weak<Again>>> {
@@ -59,7 +62,7 @@ impl Finder for BitswapFinder {
         let again = running.get(root).and_then(Weak::upgrade).unwrap_or_default();
         running.insert(*root, Arc::downgrade(&again));
         drop(running);
-        let (search, receiver) = Search::new(self.net.clone(), *root, again);
+        let (search, receiver) = Search::new(self.net.clone(), *root, again, self.hearsay.of(root));
         let cancelled = self.tasks.cancelled();
         self.tasks.spawn("find-sources", async move {
             tokio::select! {

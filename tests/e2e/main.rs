@@ -5,6 +5,7 @@ mod archive;
 mod client;
 mod crash;
 mod full;
+mod gateways;
 mod get;
 mod harness;
 mod hostile;

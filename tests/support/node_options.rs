@@ -24,6 +24,7 @@ pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeO
             lookup_timeout: Duration::from_secs(60),
             ..DownloadOptions::default()
         },
+        http: Default::default(),
         publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
     }
 }

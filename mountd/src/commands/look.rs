@@ -54,10 +54,11 @@ pub(crate) async fn status(client: &Client, json: bool, watch: bool) -> anyhow::
 fn described(status: &Status) -> String {
     let mountpoint = status.mountpoint.as_ref().map(|path| path.display().to_string());
     let mut text = format!(
-        "version     {}\npeer id     {}\nmountpoint  {}\nstore       {} in {} files, {} blocks; {} can be written\npeers       {}\ndownloads   {}\npublished   {}",
+        "version     {}\npeer id     {}\nmountpoint  {}\ngateway     {}\nstore       {} in {} files, {} blocks; {} can be written\npeers       {}\ndownloads   {}\npublished   {}",
         status.version,
         status.peer_id,
         mountpoint.as_deref().unwrap_or("-"),
+        status.gateway.as_deref().unwrap_or("-"),
         bytes(status.store.bytes),
         status.store.objects,
         status.store.blocks,

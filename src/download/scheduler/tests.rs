@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+mod runs;
 mod waits;
 
 use super::{
@@ -54,7 +55,8 @@ fn ids(count: u64) -> Vec<ContentId> {
 fn demand(id: ContentId, at: u64, deadline: Duration) -> Demand {
     let range = ByteRange::at(at * BLOCK, BLOCK);
     let urgency = Urgency { deadline, order: at };
-    Demand { want: Want { id, root: id, range }, len: BLOCK, urgency, file: id, index: at }
+    let want = Want { id, root: id, file: id, range };
+    Demand { want, len: BLOCK, urgency, file: id, index: at }
 }
 
 #[derive(Debug)]

@@ -29,9 +29,6 @@ pub(super) enum FrameError {
     /// The connection has too many frames under way.
     #[error("too many bytes under way on one connection")]
     Budget,
-    /// The peer ended a stream that we write to.
-    #[error("the peer ended the stream")]
-    Ended,
     /// Slower than any link that is worth waiting for.
     #[error("stalled in the middle of a frame")]
     Stalled,

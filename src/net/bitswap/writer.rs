@@ -69,6 +69,8 @@ struct Writer {
     /// Whether the peer took the last batch at once.
     fast: bool,
     dirty: bool,
+    /// The peer has closed its direction of the stream.
+    silent: bool,
 }
 
 /// Writes until the stream breaks or another one takes its place.
@@ -82,6 +84,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, session: Session, 
         batch_wants: 1,
         fast: false,
         dirty: false,
+        silent: false,
     };
     let failed = tokio::select! {
         result = writer.run() => {
@@ -166,21 +169,23 @@ impl Writer {
     }
 
     /// Waits for something to do. Nothing is ever received on this stream, so waiting for that tells when the peer
-    /// ends it, as some do with a stream that was silent for seconds; a message into it would be lost. A reset looks
-    /// like an orderly end here, and one that is meant to be orderly is rare enough to be treated alike.
+    /// resets it, as some do with a stream that was silent for seconds; a message into it would be lost.
     async fn idle(&mut self) -> Result<(), FrameError> {
         let notify = self.session.notify.clone();
         let mut byte = [0];
-        loop {
+        while !self.silent {
             tokio::select! {
                 () = notify.notified() => return Ok(()),
-                read = self.stream.read(&mut byte) => if read? == 0 {
-                    // What the peer can still read reaches it.
-                    self.stream.close().await?;
-                    return Err(FrameError::Ended);
-                },
+                read = self.stream.read(&mut byte) => self.silent = read? == 0,
+            }
+            if self.silent {
+                // A reset reads like an orderly end of the other direction, with which Helia greets every stream; but
+                // nothing, not even no bytes, can be written after it.
+                let _nothing = self.stream.write(&[]).await?;
             }
         }
+        notify.notified().await;
+        Ok(())
     }
 
     /// Starts to look up the next wants of the peer, if it has any.

@@ -19,7 +19,7 @@ use super::{name, redial::Providers};
 use crate::{
     content::ContentId,
     net::{NetError, PeerEvent, PeerId, Provider},
-    sources::{Found, Source},
+    sources::{Found, Source, hearsay::Channel},
 };
 
 /// Connected peers that are asked for blocks at once. On the public network there may be hundreds, and each that does
@@ -72,6 +72,7 @@ pub(super) struct Search<N> {
     root: ContentId,
     found: mpsc::Sender<Found>,
     again: Arc<watch::Sender<()>>,
+    heard: Arc<Channel>,
     /// Peers that were given as sources.
     sources: HashMap<PeerId, Given>,
     /// Who the DHT named: once connected they are asked without a probe.
@@ -150,6 +151,7 @@ impl<N: Network> Search<N> {
         net: N,
         root: ContentId,
         again: Arc<watch::Sender<()>>,
+        heard: Arc<Channel>,
     ) -> (Self, mpsc::Receiver<Found>) {
         let (found, receiver) = mpsc::channel(BACKLOG);
         let search = Self {
@@ -157,6 +159,7 @@ impl<N: Network> Search<N> {
             root,
             found,
             again,
+            heard,
             sources: HashMap::new(),
             providers: Providers::default(),
             waiting: VecDeque::new(),
@@ -171,6 +174,7 @@ impl<N: Network> Search<N> {
     pub(super) async fn run(mut self) -> Result<(), Unheard> {
         let (peers, mut changes) = self.net.peers();
         let mut again = self.again.subscribe();
+        let mut heard = self.heard.peers.subscribe();
         let (mut probes, mut dials) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut lookups = Lookups::new();
         let mut next_probes = Instant::now() + PROBE_AGAIN;
@@ -205,7 +209,8 @@ impl<N: Network> Search<N> {
                     Named::End => self.say(Found::Searched).await?,
                     Named::Due => lookups.start(self.net.providers(&self.root)),
                 },
-                // This search holds a sender of it, so that it never closes.
+                // This search holds a sender of both, so that they never close. One that was lost is named again.
+                Ok(provider) = heard.recv() => self.named(provider).await?,
                 Ok(()) = again.changed() => lookups.hurry(),
                 () = tokio::time::sleep_until(next_probes) => {
                     next_probes = Instant::now() + PROBE_AGAIN;
@@ -308,11 +313,17 @@ impl<N: Network> Search<N> {
         Ok(changes)
     }
 
-    /// The DHT named a provider: given at once when it is connected, dialled when not.
+    /// Somebody named a provider: given at once when it is connected, dialled when not.
     async fn named(&mut self, provider: Provider) -> Result<(), Unheard> {
         let peer = provider.peer;
         if peer == self.net.own() {
             return Ok(());
+        }
+        for address in provider.addresses.iter().map(ToString::to_string) {
+            if address.contains("/http") {
+                // Nobody asks gateways.
+                let _ = self.heard.servers.send(address);
+            }
         }
         self.providers.named(Instant::now(), provider);
         let (connected, _) = self.net.peers();

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::{
     content::Block,
-    sources::{Reply, SourceId, SourceKind, Want},
+    sources::{Hearsay, Reply, SourceId, SourceKind, Want},
 };
 
 /// A network that a test plays.
@@ -60,7 +60,8 @@ impl Played {
     fn search(&self) -> (Arc<watch::Sender<()>>, mpsc::Receiver<Found>) {
         let again: Arc<watch::Sender<()>> = Arc::default();
         let root = *Block::raw(vec![1].into()).cid();
-        let (search, found) = Search::new(self.clone(), root, again.clone());
+        let (search, found) =
+            Search::new(self.clone(), root, again.clone(), Hearsay::default().of(&root));
         tokio::spawn(async move {
             let _ = search.run().await;
         });

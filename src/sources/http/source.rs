@@ -1,0 +1,223 @@
+//! A gateway as a source of the blocks of one root.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    gateway::{Gateway, Rest, lie},
+    queue::{Ask, Job, Queue},
+    window::Takes,
+};
+use crate::{
+    content::{Block, BlockError, ContentId, Multihash},
+    sources::{Permanent, Reply, Source, SourceError, SourceId, SourceKind, Want},
+    tasks::Tasks,
+};
+
+/// A gateway that is asked for blocks of one root.
+#[derive(Debug)]
+pub(super) struct HttpSource {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    gateway: Arc<Gateway>,
+    tasks: Tasks,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    /// Who waits for what.
+    routes: HashMap<ContentId, mpsc::UnboundedSender<Reply>>,
+    /// Ends a request that nobody needs any more.
+    running: HashMap<Job, CancellationToken>,
+}
+
+impl HttpSource {
+    pub(super) fn new(gateway: Arc<Gateway>, tasks: &Tasks) -> Self {
+        let queue = Queue::new(gateway.most());
+        let state = State { queue, routes: HashMap::new(), running: HashMap::new() };
+        let inner = Inner { gateway, tasks: tasks.clone(), state: Mutex::new(state) };
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+impl Source for HttpSource {
+    fn id(&self) -> &SourceId {
+        self.inner.gateway.id()
+    }
+
+    fn kind(&self) -> SourceKind {
+        SourceKind::Gateway
+    }
+
+    fn request(&self, wants: &[Want], replies: &mpsc::UnboundedSender<Reply>) {
+        let mut state = self.inner.state();
+        state.routes.extend(wants.iter().map(|want| (want.id, replies.clone())));
+        state.queue.add(wants);
+        drop(state);
+        self.inner.start();
+    }
+
+    fn cancel(&self, ids: &[ContentId]) {
+        let mut state = self.inner.state();
+        ids.iter().for_each(|id| drop(state.routes.remove(id)));
+        for job in state.queue.cancel(ids) {
+            if let Some(token) = state.running.get(&job) {
+                token.cancel();
+            }
+        }
+        drop(state);
+        self.inner.start();
+    }
+
+    /// A gateway that does not have a block may fetch it: asking says nothing, and costs as much as fetching.
+    fn has(&self, ids: Vec<ContentId>) -> BoxFuture<'static, Vec<bool>> {
+        async move { vec![false; ids.len()] }.boxed()
+    }
+
+    fn ban(&self, for_time: Duration) {
+        self.inner.gateway.ban(for_time);
+    }
+}
+
+impl Drop for HttpSource {
+    fn drop(&mut self) {
+        let mut state = self.inner.state();
+        state.queue = Queue::new(self.inner.gateway.most());
+        state.running.values().for_each(CancellationToken::cancel);
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the requests that are to be made now.
+    fn start(self: &Arc<Self>) {
+        let windows = self.gateway.gives_windows();
+        let mut state = self.state();
+        while let Some((job, ask)) = state.queue.next(windows) {
+            let token = CancellationToken::new();
+            state.running.insert(job, token.clone());
+            let (inner, ended) = (self.clone(), self.tasks.cancelled());
+            self.tasks.spawn("http-request", async move {
+                tokio::select! {
+                    () = token.cancelled() => {}
+                    () = ended => return,
+                    () = inner.run(job, ask) => {}
+                }
+                inner.end(job);
+            });
+        }
+    }
+
+    fn end(self: &Arc<Self>, job: Job) {
+        let mut state = self.state();
+        // What was taken back and asked for again meanwhile is a want of its own by now; of a request that was given up
+        // nothing is left.
+        state.queue.ended(job);
+        state.running.remove(&job);
+        drop(state);
+        self.start();
+    }
+
+    async fn run(self: &Arc<Self>, job: Job, ask: Ask) {
+        let slot = match self.gateway.slot().await {
+            Ok(slot) => slot,
+            Err(error) => return self.refuse(job, &error),
+        };
+        match ask {
+            Ask::Block(id) => {
+                let result = self.gateway.block(&id).await;
+                self.answer(job, &id, result);
+            }
+            Ask::Window { file, range, wants } => {
+                let ids = wants.iter().map(|want| (*want.id.hash(), want.id)).collect();
+                let mut taker = Taker { inner: self, job, ids };
+                match self.gateway.window(&file, range, wants.len(), &mut taker).await {
+                    Rest::OneByOne => self.state().queue.one_by_one(job),
+                    Rest::FirstTells => self.ask_first(job).await,
+                    Rest::Refused(error) => self.refuse(job, &error),
+                }
+            }
+        }
+        drop(slot);
+    }
+
+    /// A window was answered with "not found": so is all of it where its first block is.
+    async fn ask_first(&self, job: Job) {
+        let Some(first) = self.state().queue.left(job).first().copied() else { return };
+        let result = self.gateway.block(&first.id).await;
+        let failed = result.as_ref().err().cloned();
+        self.answer(job, &first.id, result);
+        match failed {
+            Some(error) => self.refuse(job, &error),
+            None => {
+                self.gateway.gives_no_windows();
+                self.state().queue.one_by_one(job);
+            }
+        }
+    }
+
+    fn answer(&self, job: Job, id: &ContentId, result: Result<Block, SourceError>) {
+        let mut state = self.state();
+        if !state.queue.is_left(job, id) {
+            return;
+        }
+        state.queue.answered(job, id);
+        let to = state.routes.remove(id);
+        drop(state);
+        if let Some(to) = to {
+            // The download may have ended.
+            let _ = to.send(Reply { source: self.gateway.id().clone(), id: *id, result });
+        }
+    }
+
+    /// Everything that a request has not brought fails in the same way.
+    fn refuse(&self, job: Job, error: &SourceError) {
+        let left = self.state().queue.left(job);
+        for want in left {
+            self.answer(job, &want.id, Err(error.clone()));
+        }
+    }
+}
+
+/// Takes the blocks of a window.
+struct Taker<'a> {
+    inner: &'a Inner,
+    job: Job,
+    ids: HashMap<Multihash, ContentId>,
+}
+
+impl Takes for Taker<'_> {
+    fn wanted(&self, hash: &Multihash) -> Option<ContentId> {
+        let id = self.ids.get(hash)?;
+        self.inner.state().queue.is_left(self.job, id).then_some(*id)
+    }
+
+    fn take(&mut self, id: &ContentId, block: Result<Block, BlockError>) {
+        let result = block.map_err(|error| lie(&error));
+        let lied = matches!(&result, Err(SourceError::Permanent(Permanent::BadHash)));
+        self.inner.answer(self.job, id, result);
+        if lied {
+            // Nothing more is taken from it; what is left goes to others with the ban.
+            self.inner.refuse(self.job, &Permanent::BadHash.into());
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.inner.state().queue.is_any_left(self.job)
+    }
+}
