@@ -346,13 +346,15 @@ impl Settings {
 impl NetworkSettings {
     fn reach(&self) -> ReachOptions {
         ReachOptions {
-            // Whoever is on the same local network need not belong to a private one.
+            // Nobody is spoken to whom the user did not name: whoever is on the same local network, or finds this node,
+            // need not belong to a private one.
             mdns: self.mdns && !self.private,
-            autonat: self.autonat,
+            upnp: self.upnp && !self.private,
+            autonat: self.autonat && !self.private,
+            named_relays_only: self.private,
             relay_client: self.relay_client,
             relay_server: self.relay_server,
             dcutr: self.dcutr,
-            upnp: self.upnp,
             announce: self.announce.iter().map(|address| address.0.clone()).collect(),
             ..ReachOptions::default()
         }
@@ -487,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_be_found_can_be_switched_off_and_private_looks_for_no_neighbours() {
+    fn each_way_to_be_found_can_be_switched_off_and_private_asks_nobody_for_any() {
         let ways = |reach: &ReachOptions| {
             [
                 ("mdns", reach.mdns),
@@ -507,10 +509,11 @@ mod tests {
             let expected = usual.map(|(way, on)| (way, if way == name { !on } else { on }));
             assert_eq!(changed, expected);
         }
+        assert!(!Settings::default().node_options().net.reach.named_relays_only);
         let mut private = Settings::default();
         private.network.private = true;
         let reach = private.node_options().net.reach;
-        assert!(!reach.mdns && reach.autonat && reach.upnp);
+        assert!(!reach.mdns && !reach.upnp && !reach.autonat && reach.named_relays_only);
     }
 
     #[test]

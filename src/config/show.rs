@@ -22,7 +22,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("network.offline", "no network at all"),
     (
         "network.private",
-        "ask nothing public: none of the built-in bootstrap nodes, gateways and routers, and no HTTP server that only a stranger named",
+        "ask nobody whom you did not name: none of the built-in bootstrap nodes, gateways and routers, no HTTP server that only a stranger named, no mDNS, UPnP and AutoNAT, no relay but your peers",
     ),
     ("network.listen", "addresses to listen on; port 0 takes a free one"),
     ("network.bootstrap", "peers to ask first for the DHT"),

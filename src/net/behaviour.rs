@@ -6,10 +6,7 @@ use libp2p::{
     Multiaddr, PeerId, allow_block_list, autonat, connection_limits, dcutr, identify,
     identity::Keypair,
     mdns, memory_connection_limits, ping, relay,
-    swarm::{
-        FromSwarm, NetworkBehaviour,
-        behaviour::{NewExternalAddrCandidate, toggle::Toggle},
-    },
+    swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
     upnp,
 };
 
@@ -94,8 +91,9 @@ impl Behaviour {
 
     /// Has it tested whether others reach this node at `address`.
     pub(super) fn consider(&mut self, address: &Multiaddr) {
-        let candidate = NewExternalAddrCandidate { addr: address };
-        self.autonat_client.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+        if let Some(client) = self.autonat_client.as_mut() {
+            client.listening(address);
+        }
     }
 
     /// The DHT of `scope`.

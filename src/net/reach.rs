@@ -16,6 +16,8 @@ pub struct ReachOptions {
     pub autonat: bool,
     /// Has relays introduce others while nobody can reach this node, and reaches others over relays.
     pub relay_client: bool,
+    /// Only configured peers are asked for a slot at a relay.
+    pub named_relays_only: bool,
     /// Introduces others to each other.
     pub relay_server: bool,
     /// Turns connections over relays into direct ones. Of no use without [`ReachOptions::relay_client`].
@@ -37,6 +39,7 @@ impl Default for ReachOptions {
             mdns: true,
             autonat: true,
             relay_client: true,
+            named_relays_only: false,
             relay_server: false,
             dcutr: true,
             upnp: true,

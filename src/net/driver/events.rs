@@ -144,8 +144,7 @@ impl Driver {
         let via = connection.address;
         let addresses = trusted(&info.listen_addrs, &via);
         if info.protocols.contains(&relay::HOP_PROTOCOL_NAME) {
-            let (dialled, now) = (connection.dialled, Instant::now());
-            self.relays.offers(peer, &via, dialled, &info.listen_addrs, now);
+            self.on_relay(peer, &via, connection.dialled, &info.listen_addrs);
         }
         for scope in Scope::ALL {
             if info.protocols.contains(&scope.protocol()) {

@@ -108,9 +108,28 @@ impl Driver {
 
     pub(in crate::net) fn on_expired(&mut self, address: &Multiaddr) {
         self.shared.expired(address);
-        if !is_relayed(address) {
-            self.swarm.remove_external_address(address);
-            self.on_external_change();
+        if is_relayed(address) {
+            return;
+        }
+        self.swarm.remove_external_address(address);
+        if !is_loopback(address) {
+            self.forget_tested();
+        }
+        self.on_external_change();
+    }
+
+    /// Forgets the public addresses that tests have shown: this node leaves a network, and what led to it there leads to
+    /// somebody else now, or to nobody. Those that still hold are found anew.
+    fn forget_tested(&mut self) {
+        let listening = self.shared.addresses();
+        let configured: Vec<Multiaddr> = self.reach.announce.iter().map(without_peer).collect();
+        let tested = |at: &&Multiaddr| {
+            let kept = listening.contains(at) || configured.contains(at);
+            Scope::Wan.covers(at) && !is_relayed(at) && !kept
+        };
+        let gone: Vec<Multiaddr> = self.swarm.external_addresses().filter(tested).cloned().collect();
+        for address in gone {
+            self.swarm.remove_external_address(&address);
         }
     }
 
@@ -128,6 +147,22 @@ impl Driver {
             // They know the old ones, and whether this node serves the DHT follows from them.
             let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
             self.swarm.behaviour_mut().identify.push(peers);
+        }
+    }
+
+    /// Remembers a relay that may be asked for a slot.
+    pub(super) fn on_relay(
+        &mut self,
+        peer: PeerId,
+        via: &Multiaddr,
+        dialled: bool,
+        claimed: &[Multiaddr],
+    ) {
+        let strange = self.reach.named_relays_only && !self.redial.names(&peer);
+        // Whoever listens on loopback alone is not to be reached from elsewhere.
+        let confined = self.shared.addresses().iter().all(is_loopback);
+        if !strange && (is_loopback(via) || !confined) {
+            self.relays.offers(peer, via, dialled, claimed, Instant::now());
         }
     }
 

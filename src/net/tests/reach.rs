@@ -163,6 +163,38 @@ async fn a_relay_that_goes_is_replaced_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_private_node_asks_only_relays_that_it_was_given_for_a_slot() {
+    let key = tempfile::tempdir().unwrap();
+    let named = |listen: String| {
+        let key = key.path().join("key");
+        let change = |o: &mut NetOptions| {
+            o.key_file = key;
+            o.reach.relay_server = true;
+        };
+        async move { Node::start(&[&listen], change).await }
+    };
+    let given = named(TCP.to_owned()).await;
+    let at = without_peer(&given.address()).to_string();
+    let node = Node::start(&[TCP], |o| {
+        hidden(o, &[&given]);
+        o.reach.named_relays_only = true;
+    });
+    let node = node.await;
+    let id = given.id();
+    given.stop().await;
+    // Whoever else relays is not asked, also while there is nobody else.
+    let other = relay().await;
+    node.net.connect(other.address()).await.unwrap();
+    let given = named(at).await;
+    node.until_external("a slot", |external| external.iter().any(is_relayed)).await;
+    let used: Vec<_> = node.over_relays().iter().map(address::relay_of).collect();
+    assert!(used.iter().all(|relay| *relay == Some(id)), "{used:?}");
+    for node in [node, given, other] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_switched_off_is_not_spoken() {
     let relay = relay().await;
     let off = |o: &mut NetOptions| {
