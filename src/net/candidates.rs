@@ -39,7 +39,7 @@ pub(super) struct Candidates {
     own: HashSet<Multiaddr>,
     /// Public addresses that lead here.
     confirmed: HashSet<Multiaddr>,
-    /// Whether `inner` is told of addresses yet.
+    /// Whether `inner` is told of what others observed yet.
     begun: bool,
     /// Private addresses are tested too, and at once.
     private: bool,
@@ -80,8 +80,13 @@ impl Candidates {
         self.seen.contains(address) || (room && self.seen.insert(address.clone()))
     }
 
+    /// What is listened on has no router before it to wait for.
+    fn may_begin(&self, address: &Multiaddr) -> bool {
+        self.begun || self.own.contains(address)
+    }
+
     fn propose(&mut self, addr: &Multiaddr) {
-        if self.begun {
+        if self.may_begin(addr) {
             let event = NewExternalAddrCandidate { addr };
             self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(event));
         }
@@ -140,7 +145,7 @@ impl NetworkBehaviour for Candidates {
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match &event {
             FromSwarm::NewExternalAddrCandidate(new) => {
-                if !self.admits(new.addr) || !self.begun {
+                if !self.admits(new.addr) || !self.may_begin(new.addr) {
                     return;
                 }
             }
@@ -152,7 +157,9 @@ impl NetworkBehaviour for Candidates {
                     return;
                 }
             }
-            FromSwarm::ExpiredListenAddr(old) if !is_relayed(old.addr) && !is_loopback(old.addr) => {
+            FromSwarm::ExpiredListenAddr(old)
+                if !is_relayed(old.addr) && !is_loopback(old.addr) =>
+            {
                 // This node leaves a network; the driver forgets what led to it there.
                 self.own.remove(old.addr);
                 self.renew();

@@ -118,6 +118,9 @@ impl Driver {
                 udp::raise_and_report();
             }
         }
+        if let ConnectedPoint::Listener { local_addr, send_back_addr } = endpoint {
+            self.on_called(local_addr, send_back_addr);
+        }
         let dialled = endpoint.is_dialer();
         self.shared.connected(peer, Connection { id: connection, address, dialled });
         self.redial.connected(connection, peer);

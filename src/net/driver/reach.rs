@@ -106,6 +106,17 @@ impl Driver {
         }
     }
 
+    /// Somebody called from `from`, which reached this node at `local`.
+    pub(super) fn on_called(&mut self, local: &Multiaddr, from: &Multiaddr) {
+        if is_proof(local, from)
+            && self.shared.addresses().contains(local)
+            && !self.swarm.external_addresses().any(|known| known == local)
+        {
+            self.swarm.add_external_address(local.clone());
+            self.on_external_change();
+        }
+    }
+
     pub(in crate::net) fn on_expired(&mut self, address: &Multiaddr) {
         self.shared.expired(address);
         if is_relayed(address) {
@@ -127,7 +138,8 @@ impl Driver {
             let kept = listening.contains(at) || configured.contains(at);
             Scope::Wan.covers(at) && !is_relayed(at) && !kept
         };
-        let gone: Vec<Multiaddr> = self.swarm.external_addresses().filter(tested).cloned().collect();
+        let gone: Vec<Multiaddr> =
+            self.swarm.external_addresses().filter(tested).cloned().collect();
         for address in gone {
             self.swarm.remove_external_address(&address);
         }
@@ -183,6 +195,36 @@ impl Driver {
     pub(super) fn leave_relays(&mut self, peer: &PeerId) {
         for connection in self.shared.relayed(peer) {
             self.swarm.close_connection(connection);
+        }
+    }
+}
+
+/// Whether a call from `from` shows that everybody reaches `local`, without which a node that only others call would be
+/// tested by nobody. A call over QUIC may have come through a hole that this node punched, one over TCP has not: the
+/// socket that punches takes that.
+fn is_proof(local: &Multiaddr, from: &Multiaddr) -> bool {
+    let public = |at: &Multiaddr| Scope::Wan.covers(at) && !is_relayed(at);
+    public(local) && public(from) && !is_quic(local)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn a_call_from_afar_over_tcp_shows_that_a_public_address_leads_here() {
+        let at = |text: &str| text.parse::<Multiaddr>().unwrap();
+        let relay = format!("/ip4/1.1.1.1/tcp/1/p2p/{}/p2p-circuit", PeerId::random());
+        for (local, from, proof) in [
+            ("/ip4/1.1.1.1/tcp/1", "/ip4/8.8.8.8/tcp/5", true),
+            ("/ip4/1.1.1.1/tcp/1", "/ip4/10.0.0.1/tcp/5", false),
+            ("/ip4/10.0.0.1/tcp/1", "/ip4/8.8.8.8/tcp/5", false),
+            ("/ip4/1.1.1.1/udp/1/quic-v1", "/ip4/8.8.8.8/udp/5/quic-v1", false),
+            (relay.as_str(), "/ip4/8.8.8.8/tcp/5", false),
+        ] {
+            assert_eq!(is_proof(&at(local), &at(from)), proof, "{local} {from}");
         }
     }
 }

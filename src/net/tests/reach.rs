@@ -175,13 +175,14 @@ async fn a_private_node_asks_only_relays_that_it_was_given_for_a_slot() {
     };
     let given = named(TCP.to_owned()).await;
     let at = without_peer(&given.address()).to_string();
-    let node = Node::start(&[TCP], |o| {
+    let change = |o: &mut NetOptions| {
         hidden(o, &[&given]);
         o.reach.named_relays_only = true;
-    });
-    let node = node.await;
+    };
+    let node = Node::start(&[TCP], change).await;
     let id = given.id();
     given.stop().await;
+    node.until("the relay is gone", <[PeerInfo]>::is_empty).await;
     // Whoever else relays is not asked, also while there is nobody else.
     let other = relay().await;
     node.net.connect(other.address()).await.unwrap();
