@@ -101,6 +101,11 @@ pub(super) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
     }
 }
 
+/// Where the relay of an address is that leads over one.
+pub(super) fn relay_address(address: &Multiaddr) -> Multiaddr {
+    address.iter().take_while(|part| *part != Protocol::P2pCircuit).collect()
+}
+
 /// The address without the peer id at its end.
 pub(super) fn without_peer(address: &Multiaddr) -> Multiaddr {
     let mut bare = address.clone();

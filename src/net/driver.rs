@@ -16,7 +16,10 @@ use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     kad::{ProviderRecord, QueryId, RecordKey, store::RecordStore as _},
-    swarm::dial_opts::{DialOpts, PeerCondition},
+    swarm::{
+        ConnectionId,
+        dial_opts::{DialOpts, PeerCondition},
+    },
 };
 use lru::LruCache;
 use tokio::{
@@ -76,6 +79,8 @@ pub(super) struct Driver {
     announcer: Arc<Announcer>,
     announcing: HashMap<(Scope, QueryId), Key>,
     dials: Dials,
+    /// Dials to relays, and what is dialled over them once they are connected.
+    to_relays: HashMap<ConnectionId, Step>,
     searches: Searches,
     redial: Redial,
     relays: Relays,
@@ -115,6 +120,7 @@ impl Driver {
             announcer,
             announcing: HashMap::new(),
             dials: Dials::default(),
+            to_relays: HashMap::new(),
             searches: Searches::default(),
             redial,
             relays,
@@ -264,6 +270,7 @@ impl Driver {
     }
 
     fn dial(&mut self, step: Step) {
+        let Some(step) = self.over_connected_relays(step) else { return };
         // A dial to the peer that the DHT began may take another address, and a connection over a relay is no direct
         // one: this dial goes on beside them.
         let direct = step.peer.is_some_and(|peer| self.shared.is_direct(&peer));

@@ -172,6 +172,13 @@ impl Dials {
         }
     }
 
+    /// A dial has served its purpose, and led to nobody who is waited for.
+    pub(super) fn passed(&mut self, connection: ConnectionId) {
+        for attempt in &mut self.attempts {
+            attempt.dialling.remove(&connection);
+        }
+    }
+
     /// Attempts under way.
     pub(super) fn len(&self) -> usize {
         self.attempts.len()

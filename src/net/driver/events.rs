@@ -51,6 +51,7 @@ impl Driver {
                 }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                self.on_relay_dialled(connection_id);
                 self.dials.failed(connection_id, &error);
                 if self.redial.failed(connection_id, Instant::now()) {
                     let reason = dials::reason(&error);
@@ -104,6 +105,7 @@ impl Driver {
     }
 
     fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
+        self.on_relay_dialled(connection);
         let relayed = endpoint.is_relayed();
         let address = match endpoint {
             // Over a relay the remote end has no address of its own.

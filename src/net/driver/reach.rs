@@ -1,14 +1,25 @@
 //! How this node is found and reached: neighbours, external addresses, relays.
 
-use libp2p::{Multiaddr, PeerId, autonat, dcutr, mdns, relay};
+use std::collections::BTreeMap;
+
+use libp2p::{
+    Multiaddr, PeerId, autonat, dcutr, mdns, relay,
+    swarm::{
+        ConnectionId,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
 use tokio::time::Instant;
 
 use super::{
     Driver,
-    dials::{Waiter, innermost},
+    dials::{Step, Waiter, innermost},
 };
 use crate::net::{
-    address::{Scope, is_loopback, is_quic, is_relayed, is_unspecified, without_peer},
+    address::{
+        Scope, is_loopback, is_quic, is_relayed, is_unspecified, relay_address, relay_of,
+        without_peer,
+    },
     behaviour::BehaviourEvent,
     udp,
 };
@@ -188,6 +199,52 @@ impl Driver {
                     self.relays.failed(&peer, now);
                 }
             }
+        }
+    }
+
+    /// Dials the relays in `step` that are not connected, which goes on when they are; gives what is left to dial now.
+    ///
+    /// Left to itself the client of relays gives up whenever somebody else is dialling the relay just then.
+    pub(super) fn over_connected_relays(&mut self, step: Step) -> Option<Step> {
+        let Step { attempt, peer, addresses } = step;
+        let all = addresses.len();
+        let mut now = Vec::new();
+        let mut by_relay: BTreeMap<PeerId, Vec<Multiaddr>> = BTreeMap::new();
+        for address in addresses {
+            match relay_of(&address).filter(|relay| !self.swarm.is_connected(relay)) {
+                Some(relay) => by_relay.entry(relay).or_default().push(address),
+                None => now.push(address),
+            }
+        }
+        for (relay, mut over) in by_relay {
+            let options = DialOpts::peer_id(relay)
+                .condition(PeerCondition::Disconnected)
+                .addresses(over.iter().map(relay_address).collect())
+                .build();
+            let connection = options.connection_id();
+            match self.swarm.dial(options) {
+                Ok(()) => {
+                    // One way to the relay is enough when it is connected.
+                    over.truncate(1);
+                    self.to_relays.insert(connection, Step { attempt, peer, addresses: over });
+                    self.dials.dialling(attempt, connection);
+                }
+                Err(error) => self.dials.failed_to_start(attempt, &error),
+            }
+        }
+        (all == 0 || !now.is_empty()).then_some(Step { attempt, peer, addresses: now })
+    }
+
+    /// A dial has led to a connection or failed; goes on with what was to be dialled over it, unless no relay is there.
+    pub(super) fn on_relay_dialled(&mut self, connection: ConnectionId) {
+        let Some(step) = self.to_relays.get(&connection) else { return };
+        let relay = step.addresses.first().and_then(relay_of);
+        let connected = relay.is_some_and(|relay| self.swarm.is_connected(&relay));
+        if let Some(step) = self.to_relays.remove(&connection)
+            && connected
+        {
+            self.dial(step);
+            self.dials.passed(connection);
         }
     }
 
