@@ -71,10 +71,13 @@ pub(super) fn rank(
 }
 
 fn leads_nowhere(address: &Multiaddr, own: PeerId, listening: &[Multiaddr]) -> bool {
+    if let Some(relay) = relay_of(address) {
+        // One that this node has a slot at leads to others as well.
+        return relay == own;
+    }
     let bare = without_peer(address);
     is_unspecified(address)
         || port(address) == Some(0)
-        || relay_of(address) == Some(own)
         || listening.iter().any(|at| without_peer(at) == bare)
 }
 
@@ -180,6 +183,16 @@ mod tests {
         assert_eq!(groups[0], (0, vec!["/ip4/2.2.2.2/tcp/1".to_owned()]));
         assert_eq!(groups[1], (500, vec![over.clone()]));
         assert_eq!(ranked(&[&over], &[]), [(0, vec![over])]);
+    }
+
+    #[test]
+    fn a_relay_that_this_node_has_a_slot_at_too_leads_to_others() {
+        let (own, peer) = (PeerId::random(), PeerId::random());
+        let relay = format!("/ip4/127.0.0.1/tcp/1/p2p/{}/p2p-circuit", PeerId::random());
+        let [ours, its] = [own, peer].map(|who| format!("{relay}/p2p/{who}"));
+        for its in [&its, &relay] {
+            assert_eq!(ranked(&[its], &[&ours]), [(0, vec![its.clone()])]);
+        }
     }
 
     #[test]
