@@ -40,7 +40,7 @@ use crate::{
     tasks::Tasks,
 };
 
-/// How long [`Net::connect`] and [`Net::dial`] wait: a silent address costs the transport 10 s, and a peer may have
+/// How long [`Net::connect`] and [`Net::dial`] wait: a silent address costs the transport 8 s, and a peer may have
 /// addresses of several kinds, which are tried one kind after the other.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -8,7 +8,7 @@ const PER_PEER: u32 = 4;
 const INBOUND: u32 = 512;
 /// Connections that we opened: DHT lookups touch some hundred peers a minute and idle ones close after a minute.
 const OUTBOUND: u32 = 512;
-/// Handshakes that others began. A stranger can begin them for nothing, and each ends after ten seconds.
+/// Handshakes that others began. A stranger can begin them for nothing, and each ends after eight seconds.
 const PENDING_INBOUND: u32 = 64;
 /// Handshakes that we began: two lookups with their dials of a handful of peers each, several times over.
 const PENDING_OUTBOUND: u32 = 128;

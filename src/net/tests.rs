@@ -314,6 +314,20 @@ async fn connecting_to_nobody_to_oneself_and_to_somebody_else_fails_with_a_reaso
     b.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_calls_and_says_nothing_is_hung_up_on() {
+    use tokio::io::AsyncReadExt as _;
+    for relay_client in [true, false] {
+        let node = Node::start(&[TCP], |o| o.reach.relay_client = relay_client).await;
+        let at = node.address().to_string();
+        let port: u16 = at.split('/').nth(4).unwrap().parse().unwrap();
+        let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        // Its end, in whatever way.
+        let _ = timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await.unwrap();
+        node.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_taken_port_and_a_foreign_address_are_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

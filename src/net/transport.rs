@@ -6,6 +6,7 @@ use std::{
     io, iter,
     pin::Pin,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use futures::{AsyncRead, AsyncWrite, future::Either, io::BufReader};
@@ -14,7 +15,7 @@ use libp2p::{
     core::{
         UpgradeInfo,
         muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent},
-        transport::Boxed,
+        transport::{Boxed, timeout::TransportTimeout},
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, Version},
     },
     dns, identity, quic, relay, tcp,
@@ -45,13 +46,18 @@ const INBOUND_BACKLOG: usize = 256;
 const QUIC_CONNECTION_WINDOW: u32 = 64 << 20;
 const QUIC_STREAM_WINDOW: u32 = 48 << 20;
 
+/// How long it may take from a dial, or from a call, to a connection that streams can be opened on. Whoever calls and then
+/// says nothing would hold one of the few places for handshakes for ever, and a silent address a dial for two minutes.
+/// Less than the ten seconds within which an AutoNAT server has to answer what became of its dial.
+const HANDSHAKE: Duration = Duration::from_secs(8);
+
 /// The transport of the swarm: direct, or over a relay where there is a client of relays.
 pub(super) fn build(
     key: &identity::Keypair,
     relay: Option<relay::client::Transport>,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, SecurityError> {
     let direct = direct(key)?;
-    let Some(relay) = relay else { return Ok(direct) };
+    let Some(relay) = relay else { return Ok(TransportTimeout::new(direct, HANDSHAKE).boxed()) };
     let relayed = relay
         .upgrade(Version::V1Lazy)
         .authenticate(Security::new(key)?)
@@ -61,7 +67,7 @@ pub(super) fn build(
     let both = relayed.or_transport(direct).map(|either, _| match either {
         Either::Left(output) | Either::Right(output) => output,
     });
-    Ok(both.boxed())
+    Ok(TransportTimeout::new(both, HANDSHAKE).boxed())
 }
 
 /// Names resolved, QUIC or TCP, authenticated, multiplexed.
