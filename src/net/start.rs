@@ -7,6 +7,7 @@ use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::transport::ListenerId,
     identity::Keypair,
+    relay,
     swarm::{self, SwarmEvent},
 };
 use tokio::{
@@ -18,7 +19,7 @@ use super::{
     Inner, Net, NetError, NetOptions, Online,
     address::{Scope, peer_of},
     announce::Announcer,
-    behaviour::{Behaviour, BehaviourEvent},
+    behaviour::{Behaviour, BehaviourEvent, Parts},
     bitswap::{self, BlockStore},
     driver::Driver,
     identity,
@@ -83,8 +84,11 @@ pub(super) async fn start(
         Scope::ALL.map(|scope| records(own, rows.providers[scope as usize].clone(), tasks));
     let config = bitswap::Config { serve_cached: options.serve_cached, ..Default::default() };
     let (exchange, bitswap) = bitswap::new(config, blocks, tasks);
-    let behaviour = Behaviour::new(&key, exchange, lan?, wan?);
-    let mut swarm = build(&key, behaviour, tasks).map_err(|error| NetError::Key {
+    let (relays, relay_client) =
+        options.reach.relay_client.then(|| relay::client::new(own)).unzip();
+    let parts = Parts { bitswap: exchange, records: [lan?, wan?], relay_client };
+    let behaviour = Behaviour::new(&key, &options.reach, parts);
+    let mut swarm = build(&key, behaviour, relays, tasks).map_err(|error| NetError::Key {
         path: options.key_file.clone(),
         reason: error.to_string(),
     })?;
@@ -97,8 +101,8 @@ pub(super) async fn start(
         others.cloned().collect::<Vec<_>>()
     });
     let redial = Redial::new(&peers, &bootstrap, Instant::now());
-    let mut driver =
-        Driver::new(swarm, commands, shared.clone(), announcer.clone(), redial, bitswap.clone());
+    let state = (shared.clone(), announcer.clone());
+    let mut driver = Driver::new(swarm, commands, state, redial, options.reach, bitswap.clone());
     for event in early {
         driver.on_swarm_event(event);
     }
@@ -130,9 +134,10 @@ fn records(own: PeerId, rows: Arc<dyn Rows>, tasks: &Tasks) -> Result<Records, S
 fn build(
     key: &Keypair,
     behaviour: Behaviour,
+    relays: Option<relay::client::Transport>,
     tasks: &Tasks,
 ) -> Result<Swarm<Behaviour>, SecurityError> {
-    let transport = transport::build(key)?;
+    let transport = transport::build(key, relays)?;
     let connections = tasks.clone();
     let executor = move |task| drop(connections.spawn("connection", task));
     let config = swarm::Config::with_executor(executor)

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod reach;
+
 use std::net::TcpListener;
 
 use tokio::time::timeout;
@@ -51,6 +53,7 @@ fn options(dir: &std::path::Path, listen: &[&str]) -> NetOptions {
         peers: Vec::new(),
         offline: false,
         serve_cached: true,
+        reach: ReachOptions::default(),
     }
 }
 
@@ -309,6 +312,20 @@ async fn connecting_to_nobody_to_oneself_and_to_somebody_else_fails_with_a_reaso
     assert!(error.contains("no address of it is known"), "{error}");
     a.stop().await;
     b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_calls_and_says_nothing_is_hung_up_on() {
+    use tokio::io::AsyncReadExt as _;
+    for relay_client in [true, false] {
+        let node = Node::start(&[TCP], |o| o.reach.relay_client = relay_client).await;
+        let at = node.address().to_string();
+        let port: u16 = at.split('/').nth(4).unwrap().parse().unwrap();
+        let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        // Its end, in whatever way.
+        let _ = timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await.unwrap();
+        node.stop().await;
+    }
 }
 
 #[tokio::test]
