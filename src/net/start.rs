@@ -1,15 +1,22 @@
 //! Puts the parts together.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::transport::ListenerId,
     identity::Keypair,
+    multiaddr::Protocol,
     relay,
     swarm::{self, SwarmEvent},
 };
+use socket2::{Domain, Socket, Type};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -154,6 +161,9 @@ async fn listen(
 ) -> Result<Vec<SwarmEvent<BehaviourEvent>>, NetError> {
     let fail =
         |address: &Multiaddr, reason: String| NetError::Listen { address: address.clone(), reason };
+    for address in addresses {
+        taken(address).map_err(|error| fail(address, error.to_string()))?;
+    }
     let mut pending: Vec<(ListenerId, &Multiaddr)> = Vec::new();
     for address in addresses {
         let listener = swarm
@@ -183,4 +193,24 @@ async fn listen(
         events.push(event);
     }
     Ok(events)
+}
+
+/// Fails when somebody listens on a TCP address already. The transport shares its port with its own outgoing connections
+/// (SO_REUSEPORT), and would share it with another daemon too: each would get every other call.
+fn taken(address: &Multiaddr) -> io::Result<()> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
+    };
+    let Some(Protocol::Tcp(port)) = parts.next() else { return Ok(()) };
+    let address = SocketAddr::new(ip, port);
+    let probe = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // As the transport does it; connections of before that linger are no obstacle.
+    probe.set_reuse_address(true)?;
+    if ip.is_ipv6() {
+        probe.set_only_v6(true)?;
+    }
+    probe.bind(&address.into())
 }

@@ -332,9 +332,15 @@ async fn who_calls_and_says_nothing_is_hung_up_on() {
 async fn a_taken_port_and_a_foreign_address_are_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
+    let other = Node::start(&[TCP, QUIC], |_| {}).await;
+    let others = other.net.addresses();
+    let mut refused: Vec<String> =
+        others.iter().map(|at| address::without_peer(at).to_string()).collect();
+    refused.extend([format!("/ip4/127.0.0.1/tcp/{port}"), "/ip4/192.0.2.1/tcp/0".to_owned()]);
+    assert_eq!(refused.len(), 4, "{refused:?}");
     let dir = tempfile::tempdir().unwrap();
     let tasks = Tasks::new();
-    for address in [format!("/ip4/127.0.0.1/tcp/{port}"), "/ip4/192.0.2.1/tcp/0".to_owned()] {
+    for address in refused {
         let error =
             start::start(options(dir.path(), &[&address]), rows(), Arc::new(NoBlocks), &tasks)
                 .await
@@ -345,6 +351,7 @@ async fn a_taken_port_and_a_foreign_address_are_named() {
     }
     let left = tasks.shutdown(PATIENCE).await;
     assert!(left.is_empty(), "a failed start leaves nothing behind: {left:?}");
+    other.stop().await;
 }
 
 #[tokio::test]
