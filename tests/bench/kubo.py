@@ -31,7 +31,7 @@ def node(lab, name, mounted=False):
     for kind in ("IPFS", "IPNS", "MFS") if mounted else ():
         (mounts / kind).mkdir(parents=True)
         settings.append((f"Mounts.{kind}", str(mounts / kind)))
-    kubo = peers.Kubo(PROGRAM, home, [peers.LISTEN["tcp"][0]], settings, ["--mount"] if mounted else [])
+    kubo = peers.Kubo(PROGRAM, home, [peers.LISTEN["tcp"]], settings, ["--mount"] if mounted else [])
     kubo.mount = mounts / "IPFS"
     try:
         yield kubo
