@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
 use nix::errno::Errno;
 
 use super::{
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     content::{ContentId, Entry, EntryKind},
-    node::{Node, UploadIno, UploadKind},
+    node::{UploadIno, UploadKind},
 };
 
 /// Longest wait for what the children of a listed directory are. The FUSE library cannot say "unknown" of an entry,
@@ -32,12 +31,6 @@ use crate::{
 const KINDS_WAIT: Duration = Duration::from_millis(250);
 /// Children whose root blocks one listing asks for ahead; programs that list do go on to look at them.
 const PREFETCH: usize = 1024;
-/// Listings that do so at once; more than that just list.
-pub(super) const PREFETCHES: usize = 8;
-/// How many children of one listing at once.
-const PREFETCH_AT_ONCE: usize = 32;
-/// Longest time that a listing goes on asking in the background.
-const PREFETCH_TIME: Duration = Duration::from_secs(30);
 /// Entries between which a long listing lets other work of the thread run.
 const YIELD_EVERY: usize = 64;
 
@@ -191,32 +184,11 @@ impl Fs {
     async fn prefetch(&self, root: &ContentId, entries: &[Entry], shapes: &[Option<Shape>]) {
         let Ok(permit) = self.prefetches.clone().try_acquire_owned() else { return };
         let missing = entries.iter().zip(shapes).filter(|(_, shape)| shape.is_none());
-        let missing: Vec<ContentId> = missing.take(PREFETCH).map(|(entry, _)| entry.cid).collect();
-        let fetched = fetch_all(self.node.clone(), *root, missing);
-        let cancelled = self.node.tasks().cancelled();
-        let task = self.node.tasks().spawn("prefetch of a listing", async move {
-            let _permit = permit;
-            tokio::select! {
-                _ = tokio::time::timeout(PREFETCH_TIME, fetched) => {}
-                () = cancelled => {}
-            }
-        });
+        let missing = missing.take(PREFETCH).map(|(entry, _)| entry.cid).collect();
+        let task = self.fetch_ahead(permit, *root, missing);
         // What is late is listed as a directory; nothing is lost by not knowing.
         let _ = tokio::time::timeout(KINDS_WAIT, task).await;
     }
-}
-
-async fn fetch_all(node: Node, root: ContentId, ids: Vec<ContentId>) {
-    futures::stream::iter(ids)
-        .for_each_concurrent(PREFETCH_AT_ONCE, |id| {
-            let node = &node;
-            async move {
-                if let Err(error) = node.resolve(&root, &id).await {
-                    tracing::debug!(%id, %error, "a listed child is not here yet");
-                }
-            }
-        })
-        .await;
 }
 
 fn list_control() -> Listing {

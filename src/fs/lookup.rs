@@ -111,7 +111,13 @@ impl Fs {
         child: Result<Option<Entry>, NodeError>,
     ) -> Outcome<Found> {
         match child.map_err(|error| of_directory(&error, &dir.id))? {
-            Some(entry) => self.enter(parent, dir.root, entry.cid, name),
+            Some(entry) => {
+                let found = self.enter(parent, dir.root, entry.cid, name)?;
+                // What is not here is shown as a placeholder.
+                let is_here = !matches!(&found, Found::Entry { ttl, .. } if ttl.is_zero());
+                self.look_ahead(dir, name, is_here);
+                Ok(found)
+            }
             None => Ok(Found::Absent(FOREVER)),
         }
     }
