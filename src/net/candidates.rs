@@ -144,19 +144,15 @@ impl NetworkBehaviour for Candidates {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match &event {
-            FromSwarm::NewExternalAddrCandidate(new) => {
-                if !self.admits(new.addr) || !self.may_begin(new.addr) {
-                    return;
-                }
+            FromSwarm::NewExternalAddrCandidate(new)
+                if !self.admits(new.addr) || !self.may_begin(new.addr) =>
+            {
+                return;
             }
             FromSwarm::ConnectionEstablished(new) => {
                 self.known.insert(new.connection_id);
             }
-            FromSwarm::ConnectionClosed(old) => {
-                if !self.known.remove(&old.connection_id) {
-                    return;
-                }
-            }
+            FromSwarm::ConnectionClosed(old) if !self.known.remove(&old.connection_id) => return,
             FromSwarm::ExpiredListenAddr(old)
                 if !is_relayed(old.addr) && !is_loopback(old.addr) =>
             {
@@ -164,10 +160,10 @@ impl NetworkBehaviour for Candidates {
                 self.own.remove(old.addr);
                 self.renew();
             }
-            FromSwarm::ExternalAddrConfirmed(new) => {
-                if Scope::Wan.covers(new.addr) && !is_relayed(new.addr) {
-                    self.confirmed.insert(new.addr.clone());
-                }
+            FromSwarm::ExternalAddrConfirmed(new)
+                if Scope::Wan.covers(new.addr) && !is_relayed(new.addr) =>
+            {
+                self.confirmed.insert(new.addr.clone());
             }
             FromSwarm::ExternalAddrExpired(old) => {
                 self.confirmed.remove(old.addr);
