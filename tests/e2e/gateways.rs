@@ -81,19 +81,17 @@ fn what_is_looked_at_one_after_the_other_is_fetched_ahead() {
     let blocks = blocks.map(|block| (*block.cid().hash(), block)).collect::<HashMap<_, _>>();
     let content = Content { root: built.root, blocks: blocks.into() };
     let ids: HashSet<_> = files.iter().map(|file| *file.cid().hash()).collect();
-    // Asked for, and answered.
-    let (state, changed) = (Mutex::new((HashSet::new(), 0)), Condvar::new());
+    // Asked for, and answered; whether several were under way at once.
+    let (state, changed) = (Mutex::new((HashSet::new(), 0, false)), Condvar::new());
     let server = Server::start(move |request| {
         let file = request.cid().map(|id| *id.hash()).filter(|hash| ids.contains(hash));
         if let Some(file) = file {
             let mut state = state.lock().unwrap();
             state.0.insert(file);
+            state.2 |= state.0.len() >= state.1 + 3;
             changed.notify_all();
-            // Beyond the first ones none is given to who asks for it alone.
-            let alone = |(asked, answered): &mut (HashSet<_>, usize)| {
-                *answered >= 4 && asked.len() < FILES && asked.len() < *answered + 3
-            };
-            state = changed.wait_while(state, alone).unwrap();
+            // Beyond the first ones none is given to who asks for one after the other.
+            state = changed.wait_while(state, |state| state.1 >= 4 && !state.2).unwrap();
             state.1 += 1;
         }
         content.raw(request)
