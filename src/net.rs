@@ -16,6 +16,7 @@ mod scoped_kad;
 mod security;
 mod shared;
 mod start;
+mod tell;
 mod tls;
 mod transport;
 mod udp;

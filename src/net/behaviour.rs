@@ -7,7 +7,10 @@ use libp2p::{
     memory_connection_limits, ping, swarm::NetworkBehaviour,
 };
 
-use super::{address::Scope, bitswap, keep::Keep, limits, records::Records, scoped_kad::ScopedKad};
+use super::{
+    address::Scope, bitswap, keep::Keep, limits, records::Records, scoped_kad::ScopedKad,
+    tell::Tell,
+};
 
 /// What every agent version of a chiral node begins with.
 const AGENT_PREFIX: &str = "chiral/";
@@ -23,6 +26,7 @@ pub(super) struct Behaviour {
     ping: ping::Behaviour,
     pub(super) lan: ScopedKad,
     pub(super) wan: ScopedKad,
+    pub(super) tell: Tell,
     bitswap: bitswap::Behaviour,
 }
 
@@ -50,6 +54,7 @@ impl Behaviour {
             ping: ping::Behaviour::new(ping),
             lan: ScopedKad::new(Scope::Lan, own, lan),
             wan: ScopedKad::new(Scope::Wan, own, wan),
+            tell: Tell::default(),
             bitswap,
         }
     }
