@@ -24,6 +24,7 @@ mod security;
 mod shared;
 mod split;
 mod start;
+mod tell;
 mod tls;
 mod transport;
 mod udp;

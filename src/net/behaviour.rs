@@ -13,7 +13,7 @@ use libp2p::{
 use super::{
     address::Scope, bitswap, candidates::Candidates, guard::Guard, keep::Keep, limits,
     nearby::Nearby, reach::ReachOptions, records::Records, relayed::RelayedLimit,
-    scoped_kad::ScopedKad,
+    scoped_kad::ScopedKad, tell::Tell,
 };
 
 /// What every agent version of a chiral node begins with.
@@ -31,6 +31,7 @@ pub(super) struct Behaviour {
     ping: ping::Behaviour,
     pub(super) lan: ScopedKad,
     pub(super) wan: ScopedKad,
+    pub(super) tell: Tell,
     bitswap: bitswap::Behaviour,
     mdns: Nearby<mdns::tokio::Behaviour>,
     upnp: Nearby<upnp::tokio::Behaviour>,
@@ -73,6 +74,7 @@ impl Behaviour {
             ping: ping::Behaviour::new(ping),
             lan: ScopedKad::new(Scope::Lan, own, lan),
             wan: ScopedKad::new(Scope::Wan, own, wan),
+            tell: Tell::default(),
             bitswap: parts.bitswap,
             mdns: if reach.mdns { mdns(own) } else { Nearby::off() },
             upnp: if reach.upnp { upnp(!reach.autonat) } else { Nearby::off() },

@@ -1,5 +1,6 @@
 //! The task that owns the swarm: commands come in, events are turned into answers and shared state.
 
+mod announcing;
 mod dials;
 mod events;
 mod reach;
@@ -15,7 +16,7 @@ use std::{
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
-    kad::{ProviderRecord, QueryId, RecordKey, store::RecordStore as _},
+    kad::{QueryId, RecordKey},
     swarm::{
         ConnectionId,
         dial_opts::{DialOpts, PeerCondition},
@@ -36,7 +37,7 @@ use self::{
 use super::{
     NetError, Provider,
     address::{Scope, peer_of},
-    announce::{Announcer, Key, Outcome},
+    announce::{Announcer, Key},
     behaviour::Behaviour,
     bitswap,
     rank::{Group, rank},
@@ -77,7 +78,8 @@ pub(super) struct Driver {
     commands: mpsc::UnboundedReceiver<Command>,
     shared: Arc<Shared>,
     announcer: Arc<Announcer>,
-    announcing: HashMap<(Scope, QueryId), Key>,
+    /// Lookups for announcements.
+    announcing: HashMap<(Scope, QueryId), u32>,
     dials: Dials,
     /// Dials to relays, and what is dialled over them once they are connected.
     to_relays: HashMap<ConnectionId, Step>,
@@ -193,7 +195,7 @@ impl Driver {
         times.extend(self.relays.wake_at());
         times.extend(self.bans.values().min());
         for scope in Scope::ALL {
-            if self.swarm.behaviour_mut().dht(scope).can_announce()
+            if self.can_announce(scope)
                 && let Some(seconds) = self.announcer.wake_in(scope)
             {
                 times.push(now + Duration::from_secs(seconds));
@@ -344,38 +346,6 @@ impl Driver {
         for (scope, query) in queries {
             if let Some(mut query) = self.swarm.behaviour_mut().dht(scope).kad().query_mut(&query) {
                 query.finish();
-            }
-        }
-    }
-
-    fn announce(&mut self) {
-        for scope in Scope::ALL {
-            let dht = self.swarm.behaviour_mut().dht(scope);
-            if !dht.can_announce() {
-                continue;
-            }
-            while let Some(key) = self.announcer.take_due(scope) {
-                match dht.kad().start_providing(RecordKey::from(key.clone())) {
-                    Ok(query) => drop(self.announcing.insert((scope, query), key)),
-                    Err(error) => {
-                        tracing::warn!(%error, ?scope, "a root is not announced");
-                        self.announcer.finished(scope, &key, Outcome::Failed);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Answers for itself from the start, also for what is not due to be announced for hours.
-    fn restore_provided(&mut self) {
-        let own = *self.swarm.local_peer_id();
-        for scope in Scope::ALL {
-            for key in self.announcer.keys(scope) {
-                let record = ProviderRecord::new(RecordKey::from(key), own, Vec::new());
-                let records = self.swarm.behaviour_mut().dht(scope).kad().store_mut();
-                if let Err(error) = records.add_provider(record) {
-                    tracing::warn!(%error, "an own provider record is refused");
-                }
             }
         }
     }

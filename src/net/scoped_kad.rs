@@ -109,7 +109,7 @@ impl ScopedKad {
 
     /// What strangers answer may name addresses inside this network; the public DHT has no business there, and a name
     /// may lead there.
-    fn of_its_kind(&self, mut addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+    pub(super) fn of_its_kind(&self, mut addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
         addresses.retain(|address| self.scope.covers(address) && !is_name(address));
         // All addresses are dialled at once, and nearby QUIC would often win although TCP carries more.
         let direct_tcp = |address: &Multiaddr| !is_quic(address) && !is_relayed(address);
@@ -134,11 +134,6 @@ impl ScopedKad {
                 self.kad.set_mode(Some(mode));
             }
         }
-    }
-
-    /// Whether a record of what this node provides would find takers: others drop one that names no address.
-    pub(super) fn can_announce(&mut self) -> bool {
-        !self.external.is_empty() && self.has_peers()
     }
 
     fn concerns(&mut self, event: &FromSwarm<'_>) -> bool {

@@ -83,7 +83,7 @@ pub(super) async fn start(
     let key = identity::load_or_create(&options.key_file)?;
     let own = PeerId::from(key.public());
     let shared = Arc::new(Shared::default());
-    let announcer = Arc::new(Announcer::open(rows.announce.clone())?);
+    let announcer = Arc::new(Announcer::open(rows.announce.clone(), own)?);
     if options.offline {
         return Ok(Net { inner: Arc::new(Inner { own, shared, announcer, online: None }) });
     }

@@ -452,3 +452,5 @@ async fn blocks_go_from_one_store_to_another_node_over_tcp_and_over_quic() {
         client.stop().await;
     }
 }
+
+mod dht;

@@ -14,7 +14,6 @@ use super::{Driver, dials};
 use crate::net::{
     Provider,
     address::{Scope, is_quic, trusted, with_peer, without_peer},
-    announce::Outcome,
     behaviour::{BehaviourEvent, is_chiral},
     bitswap,
     shared::Connection,
@@ -100,6 +99,7 @@ impl Driver {
             }
             BehaviourEvent::Lan(event) => self.on_dht_event(Scope::Lan, event),
             BehaviourEvent::Wan(event) => self.on_dht_event(Scope::Wan, event),
+            BehaviourEvent::Tell(told) => self.on_told(told),
             other => self.on_reach_event(other),
         }
     }
@@ -172,7 +172,7 @@ impl Driver {
 
     fn on_dht_event(&mut self, scope: Scope, event: kad::Event) {
         match event {
-            kad::Event::OutboundQueryProgressed { id, result, stats, step } => match result {
+            kad::Event::OutboundQueryProgressed { id, result, step, .. } => match result {
                 kad::QueryResult::GetProviders(result) => {
                     if let Ok(kad::GetProvidersOk::FoundProviders { providers, .. }) = result {
                         self.on_providers(scope, id, providers);
@@ -181,13 +181,7 @@ impl Driver {
                         self.searches.finished(scope, id);
                     }
                 }
-                kad::QueryResult::StartProviding(result) => {
-                    let Some(key) = self.announcing.remove(&(scope, id)) else { return };
-                    let told = result.is_ok() && stats.num_successes() > 0;
-                    let outcome = if told { Outcome::Announced } else { Outcome::Failed };
-                    tracing::debug!(?scope, ?outcome, "announcement");
-                    self.announcer.finished(scope, &key, outcome);
-                }
+                kad::QueryResult::GetClosestPeers(result) => self.on_looked_up(scope, id, result),
                 kad::QueryResult::Bootstrap(Err(error)) => {
                     tracing::info!(?scope, %error, "DHT bootstrap failed and is tried again");
                 }
