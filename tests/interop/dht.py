@@ -67,6 +67,7 @@ def main():
         for n in range(EACH):
             other = (n + 2) % EACH
             path = content(lab, 100 + n)
+            # An upload rests for ten seconds before it is announced, for whoever writes it may go on.
             began = time.monotonic()
             cid = chiral[n].add(path, {})
             until("its record is found", lambda: found_by(boxo[other], chiral[n].id, cid))
