@@ -12,6 +12,7 @@ mod identity;
 mod keep;
 mod limits;
 mod nearby;
+mod pong;
 mod rank;
 mod reach;
 mod records;

@@ -12,7 +12,7 @@ use libp2p::{
 
 use super::{
     address::Scope, bitswap, candidates::Candidates, guard::Guard, keep::Keep, limits,
-    nearby::Nearby, reach::ReachOptions, records::Records, relayed::RelayedLimit,
+    nearby::Nearby, pong::Pong, reach::ReachOptions, records::Records, relayed::RelayedLimit,
     scoped_kad::ScopedKad, tell::Tell,
 };
 
@@ -28,6 +28,7 @@ pub(super) struct Behaviour {
     relayed: RelayedLimit,
     pub(super) keep: Keep,
     pub(super) identify: identify::Behaviour,
+    pong: Pong,
     ping: ping::Behaviour,
     pub(super) lan: ScopedKad,
     pub(super) wan: ScopedKad,
@@ -71,6 +72,7 @@ impl Behaviour {
             relayed: RelayedLimit::default(),
             keep: Keep::default(),
             identify: identify::Behaviour::new(identify),
+            pong: Pong,
             ping: ping::Behaviour::new(ping),
             lan: ScopedKad::new(Scope::Lan, own, lan),
             wan: ScopedKad::new(Scope::Wan, own, wan),

@@ -1,10 +1,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../../tests/support/raw_streams.rs"]
+pub(super) mod raw_streams;
 mod reach;
 
 use std::net::TcpListener;
 
-use tokio::time::timeout;
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p::{StreamProtocol, SwarmBuilder, noise, tcp, yamux};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{bitswap::BlockStore, rows::memory::MemoryRows, start::NetRows, *};
 use crate::{content::Block, store::StoreOptions};
@@ -312,6 +316,40 @@ async fn connecting_to_nobody_to_oneself_and_to_somebody_else_fails_with_a_reaso
     assert!(error.contains("no address of it is known"), "{error}");
     a.stop().await;
     b.stop().await;
+}
+
+#[tokio::test]
+async fn who_does_not_answer_pings_is_answered() {
+    let node = Node::start(&[TCP], |_| {}).await;
+    let ping = StreamProtocol::new("/ipfs/ping/1.0.0");
+    let (mut silent, (_inbound, requests)) = raw_streams::Raw::new(vec![ping]);
+    silent.takes = false;
+    let mut swarm = SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(|_| silent)
+        .unwrap()
+        .build();
+    swarm.dial(node.address()).unwrap();
+    let pings = async {
+        // After some of them the node has pinged too, and was told that there is no answer.
+        for n in 0..20 {
+            let (answer, stream) = oneshot::channel();
+            requests.send(answer).unwrap();
+            let mut stream = stream.await.unwrap();
+            stream.write_all(&[n; 32]).await.unwrap();
+            stream.flush().await.unwrap();
+            let mut back = [0; 32];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(back, [n; 32]);
+        }
+    };
+    tokio::select! {
+        () = async { while swarm.next().await.is_some() {} } => unreachable!(),
+        done = timeout(PATIENCE, pings) => done.unwrap(),
+    }
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
