@@ -92,6 +92,14 @@ pub(super) fn is_unspecified(address: &Multiaddr) -> bool {
     }
 }
 
+/// Whether the address is one of a network that this machine shares with others nearby.
+pub(super) fn is_nearby(address: &Multiaddr) -> bool {
+    Scope::Lan.covers(address)
+        && !is_loopback(address)
+        && !is_unspecified(address)
+        && !is_relayed(address)
+}
+
 /// The relay of an address that leads over one.
 pub(super) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
     let mut before = address.iter().take_while(|part| *part != Protocol::P2pCircuit);

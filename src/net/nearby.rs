@@ -11,7 +11,7 @@ use libp2p::{
     },
 };
 
-use super::address::{Scope, is_loopback, is_relayed, is_unspecified};
+use super::address::is_nearby;
 
 type Make<B> = Box<dyn FnOnce() -> Option<B> + Send>;
 
@@ -34,13 +34,6 @@ impl<B> Nearby<B> {
     pub(super) fn off() -> Self {
         Self { make: None, inner: None, believed: false }
     }
-}
-
-fn is_nearby(address: &Multiaddr) -> bool {
-    Scope::Lan.covers(address)
-        && !is_loopback(address)
-        && !is_unspecified(address)
-        && !is_relayed(address)
 }
 
 impl<B> NetworkBehaviour for Nearby<B>

@@ -20,6 +20,7 @@ use libp2p::{
         transport::PortUse,
         upgrade::{DeniedUpgrade, ReadyUpgrade},
     },
+    ping,
     swarm::{
         ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
         NetworkBehaviour, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
@@ -27,7 +28,6 @@ use libp2p::{
     },
 };
 
-const PROTOCOL: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0");
 /// Bytes of a ping, which come back as they are.
 const LEN: usize = 32;
 /// Streams of one connection: a peer needs one, and some open the next before they have closed the last.
@@ -103,7 +103,7 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = ();
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
-        SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ())
+        SubstreamProtocol::new(ReadyUpgrade::new(ping::PROTOCOL_NAME), ())
     }
 
     fn poll(

@@ -109,13 +109,21 @@ impl ScopedKad {
 
     /// What strangers answer may name addresses inside this network; the public DHT has no business there, and a name
     /// may lead there.
-    pub(super) fn of_its_kind(&self, mut addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+    fn of_its_kind(&self, mut addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
         addresses.retain(|address| self.scope.covers(address) && !is_name(address));
         // All addresses are dialled at once, and nearby QUIC would often win although TCP carries more.
         let direct_tcp = |address: &Multiaddr| !is_quic(address) && !is_relayed(address);
         if self.scope == Scope::Lan && addresses.iter().any(direct_tcp) {
             addresses.retain(|address| !is_quic(address));
         }
+        addresses
+    }
+
+    /// Those of the addresses that strangers name by which a server of this DHT is dialled: whoever serves it can be
+    /// reached without a relay.
+    pub(super) fn of_server(&self, addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+        let mut addresses = self.of_its_kind(addresses);
+        addresses.retain(|address| !is_relayed(address));
         addresses
     }
 
@@ -183,10 +191,7 @@ impl NetworkBehaviour for ScopedKad {
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         let known =
             self.kad.handle_pending_outbound_connection(connection, peer, addresses, role)?;
-        let mut known = self.of_its_kind(known);
-        // Whoever serves a DHT can be reached without.
-        known.retain(|address| !is_relayed(address));
-        Ok(known)
+        Ok(self.of_server(known))
     }
 
     fn handle_established_outbound_connection(

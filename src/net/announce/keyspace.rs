@@ -45,6 +45,11 @@ impl Id {
         }
     }
 
+    /// The place that is furthest away.
+    pub(super) fn opposite(self) -> Self {
+        Self { high: !self.high, low: !self.low }
+    }
+
     #[cfg(test)]
     pub(super) fn of_top(top: u64) -> Self {
         Self { high: u128::from(top) << 64, low: 0 }

@@ -48,6 +48,8 @@ struct Few {
     found: Vec<(Id, PeerNo)>,
     /// These are all there are.
     everybody: bool,
+    /// A lookup at the other end of the space found others.
+    doubted: bool,
 }
 
 impl Map {
@@ -79,14 +81,23 @@ impl Map {
     fn is_everybody(&mut self, target: Id, found: &[(Id, PeerNo)]) -> bool {
         let mut found = found.to_vec();
         found.sort_unstable();
-        if let Some(few) = &mut self.few
-            && few.found == found
-        {
-            few.everybody |= !Prefix::of(few.target, 1).contains(target);
-            return few.everybody;
+        let mut doubted = false;
+        if let Some(few) = &mut self.few {
+            let opposite = Prefix::of(few.target.opposite(), 1).contains(target);
+            if few.found == found {
+                few.everybody |= opposite;
+                return few.everybody;
+            }
+            doubted = opposite;
         }
-        self.few = Some(Few { target, found, everybody: false });
+        self.few = Some(Few { target, found, everybody: false, doubted });
         false
+    }
+
+    /// Where a second lookup may show that the first has found all there are.
+    fn other_end(&self) -> Option<Prefix> {
+        let few = self.few.as_ref().filter(|few| !few.everybody && !few.doubted)?;
+        Some(Prefix::of(few.target.opposite(), 1))
     }
 
     /// Bits of the largest place that a lookup tells everything of.
@@ -154,10 +165,14 @@ impl Map {
         self.peers.binary_search_by_key(&id, |(id, _)| *id).is_ok()
     }
 
-    /// The peers that are closest to `id`, in `peers`; where that is not known, the nearest place to look at.
+    /// The peers that are closest to `id`, in `peers`; where that is not known, the place to look at: round `id`, or
+    /// else what tells most of a small DHT, or the nearest.
     pub(super) fn closest(&self, id: Id, peers: &mut Vec<(Id, PeerNo)>) -> Result<(), Prefix> {
         peers.clear();
-        self.walk(Prefix::ROOT, &self.covers, &self.peers, id, peers)?;
+        self.walk(Prefix::ROOT, &self.covers, &self.peers, id, peers).map_err(|gap| {
+            let elsewhere = if gap.contains(id) { None } else { self.other_end() };
+            elsewhere.unwrap_or(gap)
+        })?;
         // All that were there did not answer: somebody may have come since.
         if peers.is_empty() { Err(Prefix::ROOT) } else { Ok(()) }
     }
@@ -271,7 +286,7 @@ mod tests {
         let network = network(&(0..7).collect::<Vec<_>>());
         let target = Id::of_key(b"target");
         assert_eq!(answer(&map, target), Err(Prefix::ROOT));
-        let far = target.xor(Id::of_top(u64::MAX));
+        let far = target.opposite();
         map.learn(far, &closest_of(&network, far)[..6], 100);
         map.learn(target, &closest_of(&network, target), 100);
         map.learn(target, &closest_of(&network, target), 100);
@@ -286,11 +301,23 @@ mod tests {
     }
 
     #[test]
+    fn a_second_lookup_at_the_other_end_completes_a_small_network() {
+        let mut map = Map::default();
+        let network = network(&[1]);
+        let target = Id::of_key(b"target");
+        map.learn(target, &closest_of(&network, target), 0);
+        let gap = answer(&map, target).unwrap_err();
+        assert_eq!(gap, Prefix::of(target.opposite(), 1));
+        map.learn(gap.first(), &closest_of(&network, gap.first()), 0);
+        assert_eq!(answer(&map, network[0].0).unwrap(), [1]);
+    }
+
+    #[test]
     fn lookups_that_miss_some_of_many_tell_of_their_neighbourhood_alone() {
         let mut map = Map::default();
         let network = network(&(0..500).collect::<Vec<_>>());
         let target = Id::of_key(b"target");
-        let far = target.xor(Id::of_top(u64::MAX));
+        let far = target.opposite();
         for target in [target, far, target, target] {
             map.learn(target, &closest_of(&network, target)[..CLOSEST - 1], 0);
         }
@@ -306,7 +333,7 @@ mod tests {
         let target = Id::of_key(b"target");
         map.learn(target, &closest_of(&network, target), 0);
         assert!(!answer(&map, target).unwrap_err().contains(target));
-        let far = target.xor(Id::of_top(u64::MAX));
+        let far = target.opposite();
         assert!(answer(&map, far).unwrap_err().contains(far));
 
         let gone = closest_of(&network, target)[3];

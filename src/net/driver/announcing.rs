@@ -29,7 +29,7 @@ impl Driver {
                 continue;
             }
             let own = *self.swarm.local_peer_id();
-            let at = self.provided_at(scope);
+            let at: Vec<Multiaddr> = self.provided_at(scope).cloned().collect();
             while let Some(order) = self.announcer.next(scope) {
                 let behaviour = self.swarm.behaviour_mut();
                 match order {
@@ -49,12 +49,13 @@ impl Driver {
 
     /// Whether there is anyone to ask, and an address to name: others drop a record without one.
     pub(super) fn can_announce(&mut self, scope: Scope) -> bool {
-        self.swarm.behaviour_mut().dht(scope).has_peers() && !self.provided_at(scope).is_empty()
+        self.swarm.behaviour_mut().dht(scope).has_peers()
+            && self.provided_at(scope).next().is_some()
     }
 
-    fn provided_at(&self, scope: Scope) -> Vec<Multiaddr> {
+    fn provided_at(&self, scope: Scope) -> impl Iterator<Item = &Multiaddr> {
         let external = self.swarm.external_addresses();
-        external.filter(|address| scope.covers(address)).take(MAX_ADDRESSES).cloned().collect()
+        external.filter(move |address| scope.covers(address)).take(MAX_ADDRESSES)
     }
 
     /// Answers for itself from the start, also for what is not due to be announced for hours.
@@ -94,7 +95,7 @@ impl Driver {
         let found: Vec<Contact> = peers
             .into_iter()
             .filter(|info| info.peer_id != own)
-            .map(|info| Contact { peer: info.peer_id, addresses: dht.of_its_kind(info.addrs) })
+            .map(|info| Contact { peer: info.peer_id, addresses: dht.of_server(info.addrs) })
             .collect();
         tracing::debug!(?scope, peers = found.len(), complete, "lookup for announcements");
         self.announcer.looked_up(scope, lookup, found, complete);

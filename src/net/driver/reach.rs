@@ -17,8 +17,8 @@ use super::{
 };
 use crate::net::{
     address::{
-        Scope, is_loopback, is_quic, is_relayed, is_unspecified, relay_address, relay_of,
-        without_peer,
+        Scope, is_loopback, is_nearby, is_quic, is_relayed, is_unspecified, relay_address,
+        relay_of, without_peer,
     },
     behaviour::BehaviourEvent,
     udp,
@@ -58,14 +58,11 @@ impl Driver {
     /// Dials the neighbours that mDNS found, where they say that they are on this network.
     fn on_neighbours(&mut self, found: Vec<(PeerId, Multiaddr)>) {
         let now = Instant::now();
-        let usable = |address: &Multiaddr| {
-            Scope::Lan.covers(address) && !is_loopback(address) && !is_relayed(address)
-        };
         let mut peers: Vec<PeerId> = found.iter().map(|(peer, _)| *peer).collect();
         peers.sort_unstable();
         peers.dedup();
         for peer in peers {
-            let its = found.iter().filter(|(who, at)| *who == peer && usable(at));
+            let its = found.iter().filter(|(who, at)| *who == peer && is_nearby(at));
             let addresses: Vec<Multiaddr> = its.map(|(_, at)| without_peer(at)).collect();
             let known = addresses.is_empty() || self.swarm.is_connected(&peer);
             if known || peer == *self.swarm.local_peer_id() || self.dials.len() >= MAX_DIALS {
