@@ -114,6 +114,9 @@ pub(super) fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
         tracing::warn!(%error, "downloaded blocks could not be made durable; they are tried again");
     }
     inner.write_reads_behind();
+    if let Err(error) = inner.state.flush_written() {
+        tracing::debug!(%error, "the working state was not written; it is tried again");
+    }
     let over = Figures::get(&inner.figures.cache) > inner.cache_allowance();
     if (due || over || inner.is_short())
         && let Err(error) = inner.evict()

@@ -7,7 +7,10 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,8 +18,6 @@ use super::{StoreError, guard};
 
 /// Memory that sled may use for pages. Its trees are small; the default of a gigabyte would be ours to answer for.
 const CACHE_BYTES: u64 = 8 << 20;
-/// Longest time that a row waits for the disk, in milliseconds.
-const FLUSH_MS: u64 = 500;
 /// How long after an attempt to open it again the next one may come: a disk that is full mostly stays so for a while.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -27,6 +28,8 @@ pub(super) struct State {
     /// Held shared for each call, exclusively to open it again: sled lets go of its file with the last handle only.
     open: RwLock<Option<Open>>,
     reopened: Mutex<Option<Instant>>,
+    /// Rows were written since the last flush.
+    written: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -51,7 +54,12 @@ impl State {
     /// Opens the database; one that a crash has damaged is moved aside.
     pub(super) fn open(path: &Path) -> Result<Arc<Self>, StoreError> {
         let open = RwLock::new(Some(open(path)?));
-        Ok(Arc::new(Self { path: path.to_owned(), open, reopened: Mutex::default() }))
+        Ok(Arc::new(Self {
+            path: path.to_owned(),
+            open,
+            reopened: Mutex::default(),
+            written: AtomicBool::new(false),
+        }))
     }
 
     pub(super) fn tree(self: &Arc<Self>, name: &'static str) -> StateTree {
@@ -105,6 +113,29 @@ impl State {
         state.is_some()
     }
 
+    /// As `with`, for what the next flush is to write out.
+    fn change<T>(
+        &self,
+        name: &'static str,
+        op: impl Fn(&sled::Tree) -> sled::Result<T>,
+    ) -> Result<(), StoreError> {
+        self.with(name, op)?;
+        // After the row: a flush that ran before it leaves the next one something to do.
+        self.written.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes out what waits, if anything does: sled's own timer would sync its file twice a second for ever, and no
+    /// disk could sleep.
+    pub(super) fn flush_written(&self) -> Result<bool, StoreError> {
+        let written = self.written.swap(false, Ordering::Acquire);
+        if written && let Err(error) = self.flush() {
+            self.written.store(true, Ordering::Release);
+            return Err(error);
+        }
+        Ok(written)
+    }
+
     /// Writes out what waits.
     pub(super) fn flush(&self) -> Result<(), StoreError> {
         match &*self.open.read().unwrap_or_else(PoisonError::into_inner) {
@@ -130,12 +161,12 @@ impl StateTree {
         self.state.with(self.name, |tree| Ok(tree.get(key)?.map(|value| value.to_vec())))
     }
 
-    /// Writes a row; on disk within half a second.
+    /// Writes a row; on disk within [`Store::FLUSH_INTERVAL`](super::Store::FLUSH_INTERVAL).
     ///
     /// # Errors
     /// When sled cannot write it.
     pub fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        self.state.with(self.name, |tree| tree.insert(key, value).map(|_| ()))
+        self.state.change(self.name, |tree| tree.insert(key, value))
     }
 
     /// Takes a row out.
@@ -143,7 +174,7 @@ impl StateTree {
     /// # Errors
     /// When sled cannot write it.
     pub fn remove(&self, key: &[u8]) -> Result<(), StoreError> {
-        self.state.with(self.name, |tree| tree.remove(key).map(|_| ()))
+        self.state.change(self.name, |tree| tree.remove(key))
     }
 
     /// All rows in key order.
@@ -163,8 +194,7 @@ impl StateTree {
 /// Opens the database. One that is damaged, or written in a way that sled does not know, is moved aside: nothing in it is
 /// worth more than a start that works. A disk that fails is no reason to forget it.
 fn open(path: &Path) -> Result<Open, StoreError> {
-    let config =
-        sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_MS));
+    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
     let db = match config.open() {
         Err(error @ (sled::Error::Corruption { .. } | sled::Error::Unsupported(_))) => {
             let aside = path.with_extension("damaged");
@@ -198,6 +228,20 @@ mod tests {
         let state = State::open(&path).unwrap();
         state.tree("t").insert(b"a", b"b").unwrap();
         assert!(dir.path().join("state.damaged").exists());
+    }
+
+    #[test]
+    fn rows_are_written_out_once_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("state")).unwrap();
+        let tree = state.tree("t");
+        assert!(!state.flush_written().unwrap());
+        tree.insert(b"a", b"b").unwrap();
+        assert!(state.flush_written().unwrap());
+        tree.get(b"a").unwrap();
+        assert!(!state.flush_written().unwrap());
+        tree.remove(b"a").unwrap();
+        assert!(state.flush_written().unwrap());
     }
 
     #[test]
