@@ -195,8 +195,8 @@ impl Driver {
         times.extend(self.relays.wake_at());
         times.extend(self.bans.values().min());
         for scope in Scope::ALL {
-            if self.can_announce(scope)
-                && let Some(seconds) = self.announcer.wake_in(scope)
+            if let Some(seconds) = self.announcer.wake_in(scope)
+                && self.can_announce(scope)
             {
                 times.push(now + Duration::from_secs(seconds));
             }
