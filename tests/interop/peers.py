@@ -171,7 +171,7 @@ class Lab:
             node = Kubo(self.programs["kubo"], home, listen, settings)
         else:
             command = {"boxo": [self.programs.get("boxo"), "peer", "-listen"], "helia": self.programs.get("helia")}[kind]
-            node = Lines([*command, ",".join(listen)], f"{home}.log")
+            node = Lines([*command, ",".join(listen), *args], f"{home}.log")
         self.nodes.append(node)
         return node
 

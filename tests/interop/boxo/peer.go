@@ -58,18 +58,25 @@ type node struct {
 	dht     *dht.IpfsDHT
 	dag     ipld.DAGService
 	gateway string
+	crowd   []*dht.IpfsDHT
 }
 
-func start(ctx context.Context, listen []string) (*node, error) {
+// server is a node of the DHT and nothing else.
+func server(listen []string) (*dht.IpfsDHT, error) {
 	h, err := libp2p.New(libp2p.ListenAddrStrings(listen...), libp2p.DisableRelay())
 	if err != nil {
 		return nil, err
 	}
 	// Loopback addresses stay in the records: nothing filters them here, unlike in the dual DHT.
-	kad, err := dht.New(h, dht.Mode(dht.ModeServer), dht.ProtocolExtension("/lan"), dht.BootstrapPeers())
+	return dht.New(h, dht.Mode(dht.ModeServer), dht.ProtocolExtension("/lan"), dht.BootstrapPeers())
+}
+
+func start(ctx context.Context, listen []string, crowd int) (*node, error) {
+	kad, err := server(listen)
 	if err != nil {
 		return nil, err
 	}
+	h := kad.Host()
 	store := blockstore.NewIdStore(blockstore.NewBlockstore(dsync.MutexWrap(datastore.NewMapDatastore())))
 	network := bsnet.NewFromIpfsHost(h)
 	exchange := bitswap.New(ctx, network, kad, store)
@@ -79,7 +86,26 @@ func start(ctx context.Context, listen []string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &node{host: h, dht: kad, dag: merkledag.NewDAGService(service), gateway: url}, nil
+	n := &node{host: h, dht: kad, dag: merkledag.NewDAGService(service), gateway: url}
+	for range crowd {
+		other, err := server([]string{"/ip4/127.0.0.1/tcp/0"})
+		if err != nil {
+			return nil, err
+		}
+		if err := other.Host().Connect(ctx, corepeer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()}); err != nil {
+			return nil, err
+		}
+		n.crowd = append(n.crowd, other)
+	}
+	return n, nil
+}
+
+func (n *node) close() error {
+	err := n.dht.Close()
+	for _, other := range n.crowd {
+		err = errors.Join(err, other.Close(), other.Host().Close())
+	}
+	return errors.Join(err, n.host.Close())
 }
 
 func serveGateway(service blockservice.BlockService) (string, error) {
@@ -168,6 +194,20 @@ func (n *node) find(ctx context.Context, o order) (answer, error) {
 	return a, nil
 }
 
+// holds answers with the providers whose records this node itself keeps for others.
+func (n *node) holds(ctx context.Context, o order) (answer, error) {
+	id, err := cid.Decode(o.Cid)
+	if err != nil {
+		return answer{}, err
+	}
+	providers, err := n.dht.ProviderStore().GetProviders(ctx, id.Hash())
+	var a answer
+	for _, info := range providers {
+		a.Found = append(a.Found, info.ID.String())
+	}
+	return a, err
+}
+
 // disconnect closes all connections to a peer and forgets where it is.
 func (n *node) disconnect(o order) (answer, error) {
 	id, err := corepeer.Decode(o.Id)
@@ -210,6 +250,8 @@ func (n *node) obey(ctx context.Context, o order) answer {
 		a, err = n.provide(ctx, o)
 	case "find":
 		a, err = n.find(ctx, o)
+	case "holds":
+		a, err = n.holds(ctx, o)
 	case "disconnect":
 		a, err = n.disconnect(o)
 	case "table":
@@ -227,10 +269,11 @@ func (n *node) obey(ctx context.Context, o order) answer {
 func peerMain(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
 	flags := flag.NewFlagSet("peer", flag.ExitOnError)
 	listen := flags.String("listen", "/ip4/127.0.0.1/tcp/0", "addresses to listen on, with commas between them")
+	crowd := flags.Int("crowd", 0, "further nodes of the DHT, which are connected to this one")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	n, err := start(ctx, strings.Split(*listen, ","))
+	n, err := start(ctx, strings.Split(*listen, ","), *crowd)
 	if err != nil {
 		return err
 	}
@@ -245,5 +288,5 @@ func peerMain(ctx context.Context, args []string, in io.Reader, out io.Writer) e
 			return err
 		}
 	}
-	return errors.Join(lines.Err(), n.dht.Close(), n.host.Close())
+	return errors.Join(lines.Err(), n.close())
 }
