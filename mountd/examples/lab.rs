@@ -145,7 +145,10 @@ fn idle_peer() -> Result<Swarm<Idle>> {
         )?
         .with_behaviour(|key| {
             let own = PeerId::from(key.public());
-            let kad = kad::Config::new(libp2p::StreamProtocol::new("/ipfs/lan/kad/1.0.0"));
+            let mut kad = kad::Config::new(libp2p::StreamProtocol::new("/ipfs/lan/kad/1.0.0"));
+            // It has joined long ago: 200 peers that look round at once would be a storm, not idle.
+            kad.set_kbucket_inserts(kad::BucketInserts::Manual)
+                .set_periodic_bootstrap_interval(None);
             let store = kad::store::MemoryStore::new(own);
             let mut kad = kad::Behaviour::with_config(own, store, kad);
             kad.set_mode(Some(kad::Mode::Server));
