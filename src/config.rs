@@ -2,6 +2,7 @@
 
 mod layers;
 mod show;
+mod torrent;
 mod units;
 
 use std::{
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     layers::{ConfigError, Layers, default_file},
+    torrent::{TorrentProxy, TorrentSettings, Tracker},
     units::{Address, CacheLimit, Factor, OptionalProxy, Server, Size, Span, Timeout, UnitError},
 };
 use crate::node::{
@@ -66,6 +68,8 @@ pub struct Settings {
     pub download: DownloadSettings,
     /// What is published.
     pub upload: UploadSettings,
+    /// Torrents.
+    pub torrent: TorrentSettings,
     /// The HTTP gateway.
     pub gateway: GatewaySettings,
 }
@@ -200,6 +204,7 @@ impl Default for Settings {
             http: HttpSettings::default(),
             download: DownloadSettings::default(),
             upload: UploadSettings::default(),
+            torrent: TorrentSettings::default(),
             gateway: GatewaySettings::default(),
         }
     }
@@ -286,7 +291,9 @@ impl Default for DownloadSettings {
 impl Settings {
     /// What the node is told.
     pub fn node_options(&self) -> NodeOptions {
+        let download = self.download.options();
         NodeOptions {
+            torrent: self.torrent.options(&self.network, download.lookup_timeout),
             store: StoreOptions {
                 dir: self.data_dir.clone(),
                 cache_limit: self.store.cache_limit.bytes(),
@@ -294,7 +301,7 @@ impl Settings {
             },
             net: self.net_options(),
             http: self.http_options(),
-            download: self.download.options(),
+            download,
             publish: PublishOptions {
                 import: self.upload.profile.params(),
                 read_only: self.upload.read_only,
