@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::node::{
     DownloadOptions, GatewayUrl, HttpOptions, ImportParams, NetOptions, NodeOptions,
-    PublishOptions, StoreOptions, default_data_dir,
+    PublishOptions, ReachOptions, StoreOptions, default_data_dir,
 };
 
 /// Nodes that anybody may ask first, the list that Kubo comes with. `private` drops them.
@@ -110,6 +110,20 @@ pub struct NetworkSettings {
     pub peers: Vec<Address>,
     /// Whether blocks that were only read are served too.
     pub serve_cached: bool,
+    /// Addresses that lead here although no test finds them.
+    pub announce: Vec<Address>,
+    /// Whether nodes of the local network are looked for and told of this one.
+    pub mdns: bool,
+    /// Whether others are asked which addresses lead here, and are answered.
+    pub autonat: bool,
+    /// Whether relays are used, by this node and to reach others.
+    pub relay_client: bool,
+    /// Whether this node is a relay to others.
+    pub relay_server: bool,
+    /// Whether connections over relays are turned into direct ones.
+    pub dcutr: bool,
+    /// Whether the router is asked to forward the ports that are listened on.
+    pub upnp: bool,
 }
 
 /// Section `[http]`.
@@ -224,6 +238,7 @@ impl Default for StoreSettings {
 
 impl Default for NetworkSettings {
     fn default() -> Self {
+        let reach = ReachOptions::default();
         Self {
             offline: false,
             private: false,
@@ -231,6 +246,13 @@ impl Default for NetworkSettings {
             bootstrap: addresses(&PUBLIC_BOOTSTRAP),
             peers: Vec::new(),
             serve_cached: true,
+            announce: Vec::new(),
+            mdns: reach.mdns,
+            autonat: reach.autonat,
+            relay_client: reach.relay_client,
+            relay_server: reach.relay_server,
+            dcutr: reach.dcutr,
+            upnp: reach.upnp,
         }
     }
 }
@@ -323,6 +345,25 @@ impl Settings {
             peers: plain(&self.network.peers),
             offline: self.network.offline,
             serve_cached: self.network.serve_cached,
+            reach: self.network.reach(),
+        }
+    }
+}
+
+impl NetworkSettings {
+    fn reach(&self) -> ReachOptions {
+        ReachOptions {
+            // Nobody is spoken to whom the user did not name: whoever is on the same local network, or finds this node,
+            // need not belong to a private one.
+            mdns: self.mdns && !self.private,
+            upnp: self.upnp && !self.private,
+            autonat: self.autonat && !self.private,
+            named_relays_only: self.private,
+            relay_client: self.relay_client,
+            relay_server: self.relay_server,
+            dcutr: self.dcutr,
+            announce: self.announce.iter().map(|address| address.0.clone()).collect(),
+            ..ReachOptions::default()
         }
     }
 }
@@ -452,6 +493,34 @@ mod tests {
         assert_eq!(settings.node_options().net.bootstrap.len(), PUBLIC_BOOTSTRAP.len() + 1);
         settings.network.private = true;
         assert_eq!(settings.node_options().net.bootstrap, [own.0]);
+    }
+
+    #[test]
+    fn each_way_to_be_found_can_be_switched_off_and_private_asks_nobody_for_any() {
+        let ways = |reach: &ReachOptions| {
+            [
+                ("mdns", reach.mdns),
+                ("autonat", reach.autonat),
+                ("relay_client", reach.relay_client),
+                ("relay_server", reach.relay_server),
+                ("dcutr", reach.dcutr),
+                ("upnp", reach.upnp),
+            ]
+        };
+        let usual = ways(&Settings::default().node_options().net.reach);
+        assert_eq!(usual.map(|(_, on)| on), [true, true, true, false, true, true]);
+        for (name, on) in usual {
+            let text = format!("[network]\n{name} = {}\n", !on);
+            let settings: Settings = toml::from_str(&text).unwrap();
+            let changed = ways(&settings.node_options().net.reach);
+            let expected = usual.map(|(way, on)| (way, if way == name { !on } else { on }));
+            assert_eq!(changed, expected);
+        }
+        assert!(!Settings::default().node_options().net.reach.named_relays_only);
+        let mut private = Settings::default();
+        private.network.private = true;
+        let reach = private.node_options().net.reach;
+        assert!(!reach.mdns && !reach.upnp && !reach.autonat && reach.named_relays_only);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod lanes;
 mod node;
 mod pb;
 mod range;
+mod range_header;
 mod unixfs;
 
 pub(crate) use block::sha2_256_of;
@@ -34,6 +35,7 @@ pub use import::{
 pub use lanes::{HASHED_AT_ONCE, HASHED_TOGETHER, sha2_256_each};
 pub use node::{DagError, Metadata, Node, NodeKind, links_of};
 pub use range::{ByteRange, RangeSet};
+pub use range_header::Selected;
 
 #[cfg(test)]
 mod tests;

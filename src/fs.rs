@@ -5,6 +5,7 @@
 //! network or for hashing; what has to wait is answered from a task.
 
 mod adapter;
+mod ahead;
 mod answer;
 mod attr;
 mod backing;

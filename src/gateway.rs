@@ -28,7 +28,6 @@ mod headers;
 mod host;
 mod kind;
 mod listing;
-mod range;
 mod refusal;
 mod resolver;
 mod routes;

@@ -4,18 +4,28 @@ mod address;
 mod announce;
 mod behaviour;
 mod bitswap;
+mod candidates;
 mod driver;
 mod gather;
+mod guard;
 mod identity;
 mod keep;
 mod limits;
+mod nearby;
+mod pong;
+mod rank;
+mod reach;
 mod records;
 mod redial;
+mod relayed;
+mod relays;
 mod rows;
 mod scoped_kad;
 mod security;
 mod shared;
+mod split;
 mod start;
+mod tell;
 mod tls;
 mod transport;
 mod udp;
@@ -25,6 +35,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 pub use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use self::reach::ReachOptions;
 use self::{announce::Announcer, driver::Command, shared::Shared};
 use crate::{
     content::{Block, ContentId},
@@ -32,7 +43,7 @@ use crate::{
     tasks::Tasks,
 };
 
-/// How long [`Net::connect`] and [`Net::dial`] wait: a silent address costs the transport 10 s, and a peer may have
+/// How long [`Net::connect`] and [`Net::dial`] wait: a silent address costs the transport 8 s, and a peer may have
 /// addresses of several kinds, which are tried one kind after the other.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -51,6 +62,8 @@ pub struct NetOptions {
     pub offline: bool,
     /// Serve blocks that were only read, not published.
     pub serve_cached: bool,
+    /// How the node is found and reached.
+    pub reach: ReachOptions,
 }
 
 /// Why the network could not do something.
@@ -220,13 +233,25 @@ impl Net {
         self.inner.own
     }
 
-    /// Addresses that are listened on, with the peer id at their end.
+    /// Addresses that are listened on, then others that lead here, with the peer id at their end.
     pub fn addresses(&self) -> Vec<Multiaddr> {
-        let listening = self.inner.shared.addresses();
-        listening.iter().map(|at| address::with_peer(at, self.inner.own)).collect()
+        let mut addresses = Vec::new();
+        for at in self.inner.shared.addresses().into_iter().chain(self.inner.shared.external()) {
+            let at = address::with_peer(&at, self.inner.own);
+            if !addresses.contains(&at) {
+                addresses.push(at);
+            }
+        }
+        addresses
     }
 
-    /// Dials and waits until the peer is identified. Its connection stays open from then on.
+    /// Addresses that others reach this node at, as far as that is known: private ones that are listened on, public ones
+    /// once somebody did, and those over relays.
+    pub fn external_addresses(&self) -> Vec<Multiaddr> {
+        self.inner.shared.external()
+    }
+
+    /// Dials and waits until the peer is identified, be it over a relay. Its direct connection stays open from then on.
     ///
     /// # Errors
     /// [`NetError::Connect`] with the reason, [`NetError::Offline`], [`NetError::Closed`].
@@ -237,8 +262,9 @@ impl Net {
         wait_for(address, answer).await
     }
 
-    /// Dials a provider and waits until it is connected; addresses may be empty when the swarm knows some. What is
-    /// known besides is tried as well: nearby TCP first, then nearby QUIC, distant QUIC, distant TCP.
+    /// Dials a provider and waits until it is connected without a relay, over which no blocks go; addresses may be empty
+    /// when the swarm knows some. What is known besides is tried as well: nearby TCP first, then nearby QUIC, distant
+    /// QUIC, distant TCP, and last the relays that bring about a direct connection.
     ///
     /// # Errors
     /// As [`Net::connect`].

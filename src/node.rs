@@ -45,7 +45,7 @@ pub use crate::{
     download::{
         DownloadError, DownloadOptions, Engine, Event, FileHandle, ReaderId, Strategy, Transfer,
     },
-    net::{Multiaddr, Net, NetError, NetOptions, PeerId, PeerInfo},
+    net::{Multiaddr, Net, NetError, NetOptions, PeerId, PeerInfo, ReachOptions},
     publish::{
         Backing, OpenFlags, PublishError, PublishOptions, RenameMode, SetAttr, UploadAttr,
         UploadEntry, UploadHandle, UploadIno, UploadKind, UploadState, Uploads,

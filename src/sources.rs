@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::content::{Block, ByteRange, ContentId};
 
@@ -11,6 +11,7 @@ mod bitswap;
 mod finders;
 mod hearsay;
 mod http;
+mod per_root;
 
 pub use bitswap::BitswapFinder;
 pub use finders::Finders;
@@ -37,6 +38,9 @@ pub enum SourceKind {
     /// An HTTP gateway: gives many blocks for one request where they follow each other in a file.
     Gateway,
 }
+
+/// Told when somebody wants a root to be searched for once more.
+type Again = watch::Sender<()>;
 
 /// One block that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

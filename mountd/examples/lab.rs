@@ -1,5 +1,5 @@
-//! Tools that `scripts/bench` measures with: a raw TCP transfer to compare with, a proxy that adds delay, and a store
-//! full of blocks.
+//! Tools that `scripts/bench` measures with: a raw TCP transfer to compare with, a proxy that adds delay, a store full of
+//! blocks, and peers that are connected and idle.
 #![allow(clippy::print_stdout, reason = "a program of the command line")]
 
 use std::{
@@ -15,6 +15,12 @@ use chiral::{
     content::{ByteRange, ContentId, sha2_256},
     store::{Batch, FileStamp, Seal, Store, StoreOptions},
     tasks::Tasks,
+};
+use futures::{StreamExt, future::select_all};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, SwarmBuilder, identify, kad, noise, ping,
+    swarm::{NetworkBehaviour, SwarmEvent},
+    tcp, tls, yamux,
 };
 
 /// What one read or write moves.
@@ -121,6 +127,73 @@ fn fill(dir: &str, blocks: u64) -> Result<()> {
     Ok(())
 }
 
+/// What an idle peer of the local network speaks.
+#[derive(NetworkBehaviour)]
+struct Idle {
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    kad: kad::Behaviour<kad::store::MemoryStore>,
+}
+
+fn idle_peer() -> Result<Swarm<Idle>> {
+    let swarm = SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(
+            tcp::Config::default().nodelay(true),
+            (tls::Config::new, noise::Config::new),
+            yamux::Config::default,
+        )?
+        .with_behaviour(|key| {
+            let own = PeerId::from(key.public());
+            let kad = kad::Config::new(libp2p::StreamProtocol::new("/ipfs/lan/kad/1.0.0"));
+            let store = kad::store::MemoryStore::new(own);
+            let mut kad = kad::Behaviour::with_config(own, store, kad);
+            kad.set_mode(Some(kad::Mode::Server));
+            Idle {
+                identify: identify::Behaviour::new(identify::Config::new(
+                    "ipfs/0.1.0".to_owned(),
+                    key.public(),
+                )),
+                // It answers pings and sends none of its own within the time of a measurement.
+                ping: ping::Behaviour::new(
+                    ping::Config::new().with_interval(Duration::from_secs(3_600)),
+                ),
+                kad,
+            }
+        })
+        .map_err(|error| anyhow::anyhow!("{error}"))?
+        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(3_600)))
+        .build();
+    Ok(swarm)
+}
+
+/// Connects `count` peers to `address`, says so, and keeps them connected until it is killed.
+async fn peers(address: Multiaddr, count: usize) -> Result<()> {
+    let mut swarms = Vec::new();
+    for _ in 0..count {
+        let mut swarm = idle_peer()?;
+        swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
+        swarm.dial(address.clone())?;
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::Behaviour(IdleEvent::Identify(identify::Event::Received {
+                    ..
+                })) => break,
+                SwarmEvent::OutgoingConnectionError { error, .. } => bail!("{error}"),
+                _ => {}
+            }
+        }
+        swarms.push(swarm);
+    }
+    println!("connected {count}");
+    loop {
+        let (event, ..) = select_all(swarms.iter_mut().map(StreamExt::select_next_some)).await;
+        if let SwarmEvent::ConnectionClosed { cause, .. } = event {
+            eprintln!("a connection closed: {cause:?}");
+        }
+    }
+}
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -129,8 +202,13 @@ fn main() -> Result<()> {
             proxy(target, Duration::from_millis(delay_ms.parse()?))?;
         }
         ["fill", dir, blocks] => fill(dir, blocks.parse()?)?,
+        ["peers", address, count] => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(peers(address.parse()?, count.parse()?))?;
+        }
         _ => bail!(
-            "usage: lab rawtcp BYTES | lab proxy HOST:PORT DELAY_MS | lab fill DATA_DIR BLOCKS"
+            "usage: lab rawtcp BYTES | lab proxy HOST:PORT DELAY_MS | lab fill DATA_DIR BLOCKS | \
+             lab peers MULTIADDR COUNT"
         ),
     }
     Ok(())

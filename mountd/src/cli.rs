@@ -132,7 +132,7 @@ pub(crate) struct MountArgs {
     /// Address to listen on; may be given several times
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
-    /// Ask nothing public: no built-in bootstrap nodes, gateways and routers
+    /// Ask nobody whom you did not name: no built-in bootstrap nodes, gateways and routers, no mDNS, no UPnP
     #[arg(long)]
     pub private: bool,
     /// No network at all

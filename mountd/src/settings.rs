@@ -11,8 +11,10 @@ use crate::{
     exit::Usage,
 };
 
-/// What is logged unless somebody asks for more.
-const LOG: &str = "warn";
+/// What is logged unless somebody asks for more. The libraries named here warn of what a stranger did wrong, of routers
+/// that forward nothing, of interfaces without multicast and, every minute, of networks that are not there, none of which
+/// is anybody's fault here.
+const LOG: &str = "warn,libp2p_autonat=error,libp2p_relay=error,libp2p_dcutr=error,libp2p_upnp=error,libp2p_mdns=off,quinn_udp=error";
 
 /// Starts logging to stderr.
 pub(crate) fn start_log(flag: Option<&str>) -> anyhow::Result<()> {

@@ -22,12 +22,22 @@ const MEANINGS: &[(&str, &str)] = &[
     ("network.offline", "no network at all"),
     (
         "network.private",
-        "ask nothing public: none of the built-in bootstrap nodes, gateways and routers, and no HTTP server that only a stranger named",
+        "ask nobody whom you did not name: none of the built-in bootstrap nodes, gateways and routers, no HTTP server that only a stranger named, no mDNS, UPnP and AutoNAT, no relay but your peers",
     ),
     ("network.listen", "addresses to listen on; port 0 takes a free one"),
     ("network.bootstrap", "peers to ask first for the DHT"),
     ("network.peers", "peers that stay connected"),
     ("network.serve_cached", "serve also what was only read, not published"),
+    ("network.announce", "addresses that lead here, where others need not test that"),
+    ("network.mdns", "find nodes of the local network, and be found by them"),
+    ("network.autonat", "have others test which addresses lead here, and test theirs"),
+    (
+        "network.relay_client",
+        "have up to two relays introduce others while nobody can reach this node; no content goes over them",
+    ),
+    ("network.relay_server", "introduce others to each other, within narrow limits"),
+    ("network.dcutr", "turn connections over relays into direct ones"),
+    ("network.upnp", "have the router of a local network forward the ports that are listened on"),
     ("http.gateways", "trustless gateways that are asked for everything"),
     ("http.routers", "delegated routers that are asked who provides a content"),
     (

@@ -16,6 +16,7 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -245,16 +246,13 @@ impl Client {
     }
 }
 
+/// What a query has as it is: the unreserved characters, and the slashes of a path.
+const PLAIN: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
 /// Appends `bytes` as a query has them.
 fn escape(bytes: &[u8], to: &mut String) {
-    for byte in bytes {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                to.push(char::from(*byte));
-            }
-            other => to.push_str(&format!("%{other:02X}")),
-        }
-    }
+    to.extend(percent_encode(bytes, PLAIN));
 }
 
 /// An answer that is one, or the reason why not.

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
 use nix::errno::Errno;
 
 use super::{
@@ -19,7 +18,7 @@ use super::{
     semantics::{Fs, known},
     tree::{self, Content, Ino, Shape, What},
 };
-use crate::node::{Child, Children, Node, Place, UploadIno, UploadKind};
+use crate::node::{Child, Children, Place, UploadIno, UploadKind};
 
 /// Longest wait for what the children of a listed directory are. The FUSE library cannot say "unknown" of an entry,
 /// so one whose block does not come in time is listed as what a lookup of it would give, a directory. A wrong guess
@@ -29,12 +28,6 @@ use crate::node::{Child, Children, Node, Place, UploadIno, UploadKind};
 const KINDS_WAIT: Duration = Duration::from_millis(250);
 /// Children whose root blocks one listing asks for ahead; programs that list do go on to look at them.
 const PREFETCH: usize = 1024;
-/// Listings that do so at once; more than that just list.
-pub(super) const PREFETCHES: usize = 8;
-/// How many children of one listing at once.
-const PREFETCH_AT_ONCE: usize = 32;
-/// Longest time that a listing goes on asking in the background.
-const PREFETCH_TIME: Duration = Duration::from_secs(30);
 /// Entries between which a long listing lets other work of the thread run.
 const YIELD_EVERY: usize = 64;
 
@@ -193,15 +186,7 @@ impl Fs {
         let Ok(permit) = self.prefetches.clone().try_acquire_owned() else { return };
         let missing = each(children).zip(shapes).filter(|(_, shape)| shape.is_none());
         let missing: Vec<Place> = missing.take(PREFETCH).map(|(child, _)| child.place).collect();
-        let fetched = fetch_all(self.node.clone(), missing);
-        let cancelled = self.node.tasks().cancelled();
-        let task = self.node.tasks().spawn("prefetch of a listing", async move {
-            let _permit = permit;
-            tokio::select! {
-                _ = tokio::time::timeout(PREFETCH_TIME, fetched) => {}
-                () = cancelled => {}
-            }
-        });
+        let task = self.fetch_ahead(permit, missing);
         // What is late is listed as a directory; nothing is lost by not knowing.
         let _ = tokio::time::timeout(KINDS_WAIT, task).await;
     }
@@ -209,19 +194,6 @@ impl Fs {
 
 fn each(children: &dyn Children) -> impl Iterator<Item = Child<'_>> {
     (0..children.count()).filter_map(|at| children.child(at))
-}
-
-async fn fetch_all(node: Node, places: Vec<Place>) {
-    futures::stream::iter(places)
-        .for_each_concurrent(PREFETCH_AT_ONCE, |place| {
-            let node = &node;
-            async move {
-                if let Err(error) = node.protocol(&place).resolve(&place).await {
-                    tracing::debug!(?place, %error, "a listed child is not here yet");
-                }
-            }
-        })
-        .await;
 }
 
 fn list_control() -> Listing {

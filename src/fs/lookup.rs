@@ -111,7 +111,13 @@ impl Fs {
         child: Result<Option<Place>, NodeError>,
     ) -> Outcome<Found> {
         match child.map_err(|error| of_directory(&error, &dir.place))? {
-            Some(place) => self.enter(parent, place, name),
+            Some(place) => {
+                let found = self.enter(parent, place, name)?;
+                // What is not here is shown as a placeholder.
+                let is_here = !matches!(&found, Found::Entry { ttl, .. } if ttl.is_zero());
+                self.look_ahead(dir, name, is_here);
+                Ok(found)
+            }
             None => Ok(Found::Absent(FOREVER)),
         }
     }

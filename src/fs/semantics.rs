@@ -6,9 +6,10 @@ use nix::errno::Errno;
 use tokio::sync::Semaphore;
 
 use super::{
+    ahead::{self, Walks},
     answer::{Answer, Outcome},
     attr::{Attr, Owner, upload},
-    control, dir,
+    control,
     errno::{During, of_known, of_node, of_publish},
     handles::Handles,
     tree::{Content, Ino, Shape, Tree, What},
@@ -35,14 +36,23 @@ pub(super) struct Fs {
     pub(super) tree: Tree,
     pub(super) handles: Handles,
     pub(super) owner: Owner,
-    /// Listings that may fetch ahead at once.
+    /// What may fetch ahead at once: listings and walks.
     pub(super) prefetches: Arc<Semaphore>,
+    /// Who goes through which directory.
+    pub(super) walks: Walks,
 }
 
 impl Fs {
     pub(super) fn new(node: Node, owner: Owner) -> Self {
-        let prefetches = Arc::new(Semaphore::new(dir::PREFETCHES));
-        Self { node, tree: Tree::default(), handles: Handles::default(), owner, prefetches }
+        let prefetches = Arc::new(Semaphore::new(ahead::AT_ONCE));
+        Self {
+            node,
+            tree: Tree::default(),
+            handles: Handles::default(),
+            owner,
+            prefetches,
+            walks: Walks::default(),
+        }
     }
 
     pub(super) fn what(&self, ino: Ino) -> Outcome<What> {

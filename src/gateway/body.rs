@@ -10,13 +10,9 @@ use axum::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 
-use super::{
-    headers,
-    range::{self, Selected},
-    refusal::Refusal,
-};
+use super::{headers, refusal::Refusal};
 use crate::{
-    content::{ByteRange, ContentId},
+    content::{ByteRange, ContentId, Selected},
     node::{FileHandle, Reading},
 };
 
@@ -128,7 +124,7 @@ impl Asked<'_> {
         let get = |name| self.headers.get(name).and_then(|value| value.to_str().ok());
         match get(header::IF_RANGE) {
             Some(condition) if condition != etag => Selected::Whole,
-            _ => range::select(get(header::RANGE), size),
+            _ => Selected::by(get(header::RANGE), size),
         }
     }
 }
@@ -153,7 +149,7 @@ pub(super) async fn answer(
             parts.push_back(Part::Range(ByteRange::new(0, size)));
         }
         Selected::One(range) => {
-            headers::put(&mut told, header::CONTENT_RANGE, &content_range(range, size));
+            headers::put(&mut told, header::CONTENT_RANGE, &range.content_range(size));
             parts.push_back(Part::Range(range));
         }
         Selected::Many(ranges) => {
@@ -195,15 +191,11 @@ pub(super) fn streamed(
     Body::from_stream(stream::iter(first.map(Ok)).chain(rest))
 }
 
-fn content_range(range: ByteRange, size: u64) -> String {
-    format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1))
-}
-
 fn multipart(ranges: &[ByteRange], boundary: &str, media_type: &str, size: u64) -> VecDeque<Part> {
     let mut parts = VecDeque::new();
     for range in ranges {
         let lead = if parts.is_empty() { "" } else { "\r\n" };
-        let shown = content_range(*range, size);
+        let shown = range.content_range(size);
         let text = format!(
             "{lead}--{boundary}\r\nContent-Type: {media_type}\r\nContent-Range: {shown}\r\n\r\n"
         );

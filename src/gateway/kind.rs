@@ -1,5 +1,7 @@
 //! The media type of a file: by its name, else by its first bytes.
 
+use serde::de::IgnoredAny;
+
 /// As many first bytes as decide.
 pub(super) const SNIFFED: u64 = 512;
 
@@ -63,6 +65,9 @@ pub(super) fn by_bytes(first: &[u8]) -> &'static str {
     if let Some((_, kind)) = MARKUP.iter().find(markup) {
         return kind;
     }
+    if is_json(from) {
+        return "application/json";
+    }
     // The root of a drawing may come behind a declaration and remarks.
     let is_xml = from.starts_with(b"<?xml");
     match is_xml && from.windows(4).any(|four| four == b"<svg") {
@@ -70,6 +75,15 @@ pub(super) fn by_bytes(first: &[u8]) -> &'static str {
         false if is_xml => "text/xml; charset=utf-8",
         false => TEXT,
     }
+}
+
+/// Whether the bytes are an object or an array of JSON, or the beginning of one that is longer.
+fn is_json(text: &[u8]) -> bool {
+    matches!(text.first(), Some(b'{' | b'['))
+        && match serde_json::from_slice::<IgnoredAny>(text) {
+            Ok(IgnoredAny) => true,
+            Err(error) => error.is_eof(),
+        }
 }
 
 /// Whether the bytes are UTF-8, cut off anywhere, without control characters that no text has.
@@ -103,6 +117,10 @@ mod tests {
             (b"  \n<!DOCTYPE HTML><p>", "text/html; charset=utf-8"),
             (b"<?xml version=\"1.0\"?><!-- x --><svg xmlns=\"\">", "image/svg+xml"),
             (b"<?xml version=\"1.0\"?><feed>", "text/xml; charset=utf-8"),
+            (b" {\"a\": [1, null]}\n", "application/json"),
+            (b"[\"cut in the mid", "application/json"),
+            (b"{ braces } of a text", TEXT),
+            (b"[1] a footnote", TEXT),
             (b"\x89PNG\r\n\x1a\n\0\0", "image/png"),
             (b"\0\0\0\x20ftypisom", "video/mp4"),
             (b"%PDF-1.7", "application/pdf"),

@@ -1,4 +1,4 @@
-//! What an address tells: whose network it belongs to, and in which order to try several.
+//! What an address tells: whose network it belongs to, and whether it leads over a relay.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -78,6 +78,43 @@ pub(super) fn is_quic(address: &Multiaddr) -> bool {
     address.iter().any(|part| part == Protocol::QuicV1)
 }
 
+/// Whether the address leads over a relay.
+pub(super) fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// Whether the address says "any": one can listen there, and not be found there.
+pub(super) fn is_unspecified(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_unspecified(),
+        Some(Protocol::Ip6(ip)) => ip.is_unspecified(),
+        _ => false,
+    }
+}
+
+/// The relay of an address that leads over one.
+pub(super) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
+    let mut before = address.iter().take_while(|part| *part != Protocol::P2pCircuit);
+    match before.by_ref().last() {
+        Some(Protocol::P2p(relay)) if is_relayed(address) => Some(relay),
+        _ => None,
+    }
+}
+
+/// Where the relay of an address is that leads over one.
+pub(super) fn relay_address(address: &Multiaddr) -> Multiaddr {
+    address.iter().take_while(|part| *part != Protocol::P2pCircuit).collect()
+}
+
+/// The address without the peer id at its end.
+pub(super) fn without_peer(address: &Multiaddr) -> Multiaddr {
+    let mut bare = address.clone();
+    if peer_of(address).is_some() {
+        bare.pop();
+    }
+    bare
+}
+
 /// The peer id at the end of an address.
 pub(super) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
     match address.iter().last() {
@@ -112,33 +149,23 @@ const MAX_ADDRESSES: usize = 16;
 /// private ones only from a private address, loopback ones only from this machine, and names never, which may lead
 /// anywhere. Otherwise a stranger could have this node knock at doors inside its own network.
 pub(super) fn trusted(claimed: &[Multiaddr], via: &Multiaddr) -> Vec<Multiaddr> {
-    let may = |address: &&Multiaddr| match Scope::of(address) {
-        _ if is_name(address) => false,
-        Some(Scope::Wan) => true,
-        Some(Scope::Lan) => Scope::Lan.covers(via) && (!is_loopback(address) || is_loopback(via)),
-        None => false,
-    };
-    claimed.iter().filter(may).take(MAX_ADDRESSES).cloned().collect()
+    claimed.iter().filter(|at| may_claim(at, via)).take(MAX_ADDRESSES).cloned().collect()
 }
 
-/// Addresses of one peer in groups that are dialled one after the other, each group at once.
+/// Whether a peer that is connected through `via` may say that it is to be found at `address`.
 ///
-/// On a local network TCP moves blocks at nearly twice the rate of QUIC for two thirds of the processor time; over
-/// distance QUIC keeps several blocks moving where TCP waits, and passes translators more often.
-pub(super) fn dial_order(addresses: impl IntoIterator<Item = Multiaddr>) -> Vec<Vec<Multiaddr>> {
-    let mut groups = [const { Vec::new() }; 4];
-    for address in addresses {
-        let group: &mut Vec<Multiaddr> = match (Scope::of(&address), is_quic(&address)) {
-            (Some(Scope::Lan), false) => &mut groups[0],
-            (Some(Scope::Lan), true) => &mut groups[1],
-            (_, true) => &mut groups[2],
-            (_, false) => &mut groups[3],
-        };
-        if !group.contains(&address) {
-            group.push(address);
+/// Whoever comes over a relay may be anywhere, also where the relay itself is near.
+pub(super) fn may_claim(address: &Multiaddr, via: &Multiaddr) -> bool {
+    match Scope::of(address) {
+        _ if is_name(address) || is_unspecified(address) => false,
+        Some(Scope::Wan) => true,
+        Some(Scope::Lan) => {
+            !is_relayed(via)
+                && Scope::Lan.covers(via)
+                && (!is_loopback(address) || is_loopback(via))
         }
+        None => false,
     }
-    groups.into_iter().filter(|group| !group.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -188,20 +215,5 @@ mod tests {
             assert_eq!(trusted(&claimed, &via.parse().unwrap()), claimed[kept..], "{via}");
             assert_eq!(trusted(&names, &via.parse().unwrap()), [], "{via}");
         }
-    }
-
-    #[test]
-    fn tcp_is_tried_first_nearby_and_quic_first_far_away() {
-        let addresses = [
-            "/ip4/1.1.1.1/tcp/1",
-            "/ip4/1.1.1.1/udp/1/quic-v1",
-            "/ip4/127.0.0.1/udp/1/quic-v1",
-            "/ip4/127.0.0.1/tcp/1",
-            "/ip4/127.0.0.1/tcp/1",
-        ];
-        let order = dial_order(addresses.iter().map(|a| a.parse().unwrap()));
-        let flat: Vec<String> = order.iter().flatten().map(ToString::to_string).collect();
-        assert_eq!(flat, [addresses[3], addresses[2], addresses[1], addresses[0]]);
-        assert_eq!(order.len(), 4);
     }
 }

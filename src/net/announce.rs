@@ -3,29 +3,30 @@
 //! Every root has one entry per DHT, so that one that has no peers yet holds nothing back in the other. Entries are
 //! kept on disk with their roots and due times: a restart announces what has fallen due meanwhile and nothing else.
 
+mod keyspace;
+mod map;
+mod outbox;
+mod sweep;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use libp2p::PeerId;
 use tokio::sync::{Notify, broadcast};
 
+use self::sweep::Sweep;
+pub(super) use self::{outbox::Contact, sweep::Order};
 use super::{address::Scope, rows::Rows};
 use crate::{content::ContentId, store::StoreError};
 
-/// Announcements on their way in one DHT. One takes seconds on the public DHT, so they overlap; many more slow each
-/// other down, because a lookup's cost grows with the number of lookups.
-const MAX_IN_FLIGHT: usize = 16;
-/// Seconds until a root is announced again: nodes forget a provider after 48 hours, some after 24.
-const INTERVAL: u64 = 22 * 3_600;
-/// Seconds until a failed announcement is tried again; doubles each time.
-const FIRST_RETRY: u64 = 30;
-/// Longest such time.
-const MAX_RETRY: u64 = 3_600;
-
 /// Announced roots that a slow listener may be behind; it misses the oldest beyond that.
 const TOLD: usize = 1024;
+/// Longest key that other implementations take. Only a root that carries its content in itself is longer, which nobody
+/// looks for.
+const MAX_KEY: usize = 80;
 
 /// The key of a root in a DHT: the bytes of its multihash.
 pub(super) type Key = Vec<u8>;
@@ -33,9 +34,9 @@ pub(super) type Key = Vec<u8>;
 /// How an announcement ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Somebody was told.
+    /// Enough peers were told.
     Announced,
-    /// Nobody was reached.
+    /// Too few were reached.
     Failed,
 }
 
@@ -68,85 +69,6 @@ impl Entry {
     }
 }
 
-/// The entries of one DHT. Every function depends on its arguments and the state alone; times are seconds since the
-/// epoch.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    entries: BTreeMap<Key, Entry>,
-    /// Those that are not in flight, by due time.
-    waiting: BTreeSet<(u64, Key)>,
-    in_flight: HashSet<Key>,
-}
-
-impl Queue {
-    /// Puts an entry of an earlier process back. A due time further away than it could have been written means that
-    /// the clock was set back since; such an entry waits one interval at most.
-    pub(super) fn restore(&mut self, key: Key, entry: Entry, now: u64) {
-        let due = entry.due.min(now + INTERVAL);
-        self.waiting.insert((due, key.clone()));
-        self.entries.insert(key, Entry { due, ..entry });
-    }
-
-    /// Makes `key` due now, whether it was on the queue or not; one in flight stays as it is.
-    pub(super) fn add(&mut self, key: Key, now: u64) -> Entry {
-        let entry = Entry { due: now, failures: 0 };
-        if self.in_flight.contains(&key) {
-            self.entries.insert(key, entry);
-            return entry;
-        }
-        if let Some(old) = self.entries.insert(key.clone(), entry) {
-            self.waiting.remove(&(old.due, key.clone()));
-        }
-        self.waiting.insert((now, key));
-        entry
-    }
-
-    /// Forgets `key`; the outcome of one in flight changes nothing any more.
-    pub(super) fn remove(&mut self, key: &[u8]) {
-        if let Some(entry) = self.entries.remove(key) {
-            self.waiting.remove(&(entry.due, key.to_vec()));
-        }
-    }
-
-    /// The next key to announce, which is in flight from then on.
-    pub(super) fn take_due(&mut self, now: u64) -> Option<Key> {
-        if self.in_flight.len() >= MAX_IN_FLIGHT || self.waiting.first()?.0 > now {
-            return None;
-        }
-        let (_, key) = self.waiting.pop_first()?;
-        self.in_flight.insert(key.clone());
-        Some(key)
-    }
-
-    /// Notes how the announcement of `key` ended; gives its entry, unless it was removed meanwhile.
-    pub(super) fn finished(&mut self, key: &[u8], outcome: Outcome, now: u64) -> Option<Entry> {
-        self.in_flight.remove(key);
-        let entry = self.entries.get_mut(key)?;
-        *entry = match outcome {
-            Outcome::Announced => Entry { due: now + INTERVAL, failures: 0 },
-            Outcome::Failed => {
-                let wait = FIRST_RETRY.saturating_mul(1 << entry.failures.min(16)).min(MAX_RETRY);
-                Entry { due: now + wait, failures: entry.failures.saturating_add(1) }
-            }
-        };
-        self.waiting.insert((entry.due, key.to_vec()));
-        Some(*entry)
-    }
-
-    /// When [`Queue::take_due`] has something to give next; none while nothing waits or too much is in flight.
-    pub(super) fn wake_at(&self) -> Option<u64> {
-        if self.in_flight.len() >= MAX_IN_FLIGHT {
-            return None;
-        }
-        self.waiting.first().map(|(due, _)| *due)
-    }
-
-    /// Everything on it.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.entries.keys()
-    }
-}
-
 /// Both queues with the rows that keep them. A row is written under the lock of the queues, so that rows and queues
 /// change in the same order.
 #[derive(Debug)]
@@ -158,19 +80,22 @@ pub(super) struct Announcer {
 }
 
 /// The queues of both DHTs, and which root each of their keys stands for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queues {
-    of: [Queue; 2],
+    of: [Sweep; 2],
     roots: HashMap<Key, ContentId>,
+    /// Keys that were added since they were last asked for.
+    added: HashSet<Key>,
 }
 
 impl Announcer {
-    /// Reads the queues back; rows that are broken are dropped.
-    pub(super) fn open(rows: Arc<dyn Rows>) -> Result<Self, StoreError> {
-        let mut queues = Queues::default();
+    /// Reads the queues of the node `own` back; rows that are broken are dropped.
+    pub(super) fn open(rows: Arc<dyn Rows>, own: PeerId) -> Result<Self, StoreError> {
+        let of = Scope::ALL.map(|_| Sweep::new(own));
+        let mut queues = Queues { of, roots: HashMap::new(), added: HashSet::new() };
         for (row, value) in rows.all()? {
             match (read_key(&row), Entry::read_row(&value)) {
-                (Some((scope, key)), Some((entry, root))) => {
+                (Some((scope, key)), Some((entry, root))) if key.len() <= MAX_KEY => {
                     queues.of[scope as usize].restore(key.to_vec(), entry, now());
                     queues.roots.insert(key.to_vec(), root);
                 }
@@ -184,12 +109,16 @@ impl Announcer {
     /// Puts `root` on both queues, due now.
     pub(super) fn add(&self, root: &ContentId) -> Result<(), StoreError> {
         let key = key_of(root);
+        if key.len() > MAX_KEY {
+            return Ok(());
+        }
         let mut queues = self.lock();
         // A row that cannot be written must not keep the root from being announced now.
         let written = Scope::ALL.map(|scope| {
             let entry = queues.of[scope as usize].add(key.clone(), now());
             self.rows.insert(&row_key(scope, &key), &entry.row(root))
         });
+        queues.added.insert(key.clone());
         queues.roots.insert(key, *root);
         self.changed.notify_one();
         written.into_iter().collect()
@@ -203,26 +132,48 @@ impl Announcer {
             queues.of[scope as usize].remove(&key);
             self.rows.remove(&row_key(scope, &key))
         });
+        queues.added.remove(&key);
         queues.roots.remove(&key);
         removed.into_iter().collect()
     }
 
-    /// As [`Queue::take_due`].
-    pub(super) fn take_due(&self, scope: Scope) -> Option<Key> {
-        self.lock().of[scope as usize].take_due(now())
+    /// The keys that were added since the last call and are still there.
+    pub(super) fn take_added(&self) -> HashSet<Key> {
+        std::mem::take(&mut self.lock().added)
     }
 
-    /// As [`Queue::finished`]. A row that cannot be written costs one announcement too many after a restart.
-    pub(super) fn finished(&self, scope: Scope, key: &[u8], outcome: Outcome) {
+    /// As [`Sweep::next`].
+    pub(super) fn next(&self, scope: Scope) -> Option<Order> {
+        self.lock().of[scope as usize].next(now())
+    }
+
+    /// As [`Sweep::looked_up`].
+    pub(super) fn looked_up(&self, scope: Scope, lookup: u32, found: Vec<Contact>, complete: bool) {
         let mut queues = self.lock();
-        let Some(entry) = queues.of[scope as usize].finished(key, outcome, now()) else { return };
-        let Some(root) = queues.roots.get(key) else { return };
-        if let Err(error) = self.rows.insert(&row_key(scope, key), &entry.row(root)) {
-            tracing::warn!(%error, "the announce queue cannot be written");
-        }
-        if outcome == Outcome::Announced {
-            // Nobody listens: nothing is lost.
-            let _ = self.told.send(*root);
+        queues.of[scope as usize].looked_up(lookup, found, complete, now());
+        self.write_finished(scope, &mut queues);
+    }
+
+    /// As [`Sweep::told`].
+    pub(super) fn told_to(&self, scope: Scope, send: u32, told: bool) {
+        let mut queues = self.lock();
+        queues.of[scope as usize].told(send, told, now());
+        self.write_finished(scope, &mut queues);
+    }
+
+    /// A row that cannot be written costs one announcement too many after a restart.
+    fn write_finished(&self, scope: Scope, queues: &mut Queues) {
+        for done in queues.of[scope as usize].take_finished() {
+            let Some(root) = queues.roots.get(&done.key) else { continue };
+            if let Err(error) = self.rows.insert(&row_key(scope, &done.key), &done.entry.row(root))
+            {
+                tracing::warn!(%error, "the announce queue cannot be written");
+            }
+            tracing::debug!(?scope, %root, outcome = ?done.outcome, "announcement");
+            if done.outcome == Outcome::Announced {
+                // Nobody listens: nothing is lost.
+                let _ = self.told.send(*root);
+            }
         }
     }
 
@@ -231,7 +182,7 @@ impl Announcer {
         self.told.subscribe()
     }
 
-    /// Seconds until [`Announcer::take_due`] has something to give.
+    /// Seconds until [`Announcer::next`] has something to give although nothing ends before.
     pub(super) fn wake_in(&self, scope: Scope) -> Option<u64> {
         self.lock().of[scope as usize].wake_at().map(|due| due.saturating_sub(now()))
     }

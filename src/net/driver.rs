@@ -1,7 +1,9 @@
 //! The task that owns the swarm: commands come in, events are turned into answers and shared state.
 
+mod announcing;
 mod dials;
 mod events;
+mod reach;
 mod searches;
 
 use std::{
@@ -14,8 +16,11 @@ use std::{
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
-    kad::{ProviderRecord, QueryId, RecordKey, store::RecordStore as _},
-    swarm::dial_opts::{DialOpts, PeerCondition},
+    kad::{QueryId, RecordKey},
+    swarm::{
+        ConnectionId,
+        dial_opts::{DialOpts, PeerCondition},
+    },
 };
 use lru::LruCache;
 use tokio::{
@@ -31,11 +36,14 @@ use self::{
 };
 use super::{
     NetError, Provider,
-    address::{Scope, dial_order, peer_of},
-    announce::{Announcer, Key, Outcome},
+    address::{Scope, peer_of},
+    announce::{Announcer, Key},
     behaviour::Behaviour,
     bitswap,
+    rank::{Group, rank},
+    reach::ReachOptions,
     redial::Redial,
+    relays::Relays,
     shared::Shared,
 };
 use crate::content::ContentId;
@@ -70,10 +78,15 @@ pub(super) struct Driver {
     commands: mpsc::UnboundedReceiver<Command>,
     shared: Arc<Shared>,
     announcer: Arc<Announcer>,
-    announcing: HashMap<(Scope, QueryId), Key>,
+    /// Lookups for announcements.
+    announcing: HashMap<(Scope, QueryId), u32>,
     dials: Dials,
+    /// Dials to relays, and what is dialled over them once they are connected.
+    to_relays: HashMap<ConnectionId, Step>,
     searches: Searches,
     redial: Redial,
+    relays: Relays,
+    reach: ReachOptions,
     bitswap: bitswap::Handle,
     bans: HashMap<PeerId, Instant>,
     book: LruCache<PeerId, Vec<Multiaddr>>,
@@ -96,11 +109,12 @@ impl Driver {
     pub(super) fn new(
         swarm: Swarm<Behaviour>,
         commands: mpsc::UnboundedReceiver<Command>,
-        shared: Arc<Shared>,
-        announcer: Arc<Announcer>,
+        (shared, announcer): (Arc<Shared>, Arc<Announcer>),
         redial: Redial,
+        reach: ReachOptions,
         bitswap: bitswap::Handle,
     ) -> Self {
+        let relays = Relays::new(reach.relay_client, reach.relay_after, Instant::now());
         Self {
             swarm,
             commands,
@@ -108,8 +122,11 @@ impl Driver {
             announcer,
             announcing: HashMap::new(),
             dials: Dials::default(),
+            to_relays: HashMap::new(),
             searches: Searches::default(),
             redial,
+            relays,
+            reach,
             bitswap,
             bans: HashMap::new(),
             book: LruCache::new(ADDRESS_BOOK),
@@ -121,6 +138,7 @@ impl Driver {
     /// Runs until `token` is cancelled, then closes connections and answers everybody who waits.
     pub(super) async fn run(mut self, token: CancellationToken) {
         self.restore_provided();
+        self.announce_configured();
         let announcer = self.announcer.clone();
         loop {
             let wake = self.advance(Instant::now());
@@ -151,7 +169,7 @@ impl Driver {
                 Woken::Command(None) | Woken::Cancelled => break,
             }
         }
-        self.close().await;
+        Box::pin(self.close()).await;
     }
 
     /// Does what is due; says when the next thing is.
@@ -160,6 +178,7 @@ impl Driver {
             self.dial(step);
         }
         self.redial(now);
+        self.reserve(now);
         self.search();
         self.announce();
         self.lift_bans(now);
@@ -173,9 +192,10 @@ impl Driver {
         let mut times = vec![self.next_sweep];
         times.extend(self.dials.wake_at());
         times.extend(self.redial.wake_at());
+        times.extend(self.relays.wake_at());
         times.extend(self.bans.values().min());
         for scope in Scope::ALL {
-            if self.swarm.behaviour_mut().dht(scope).has_peers()
+            if self.can_announce(scope)
                 && let Some(seconds) = self.announcer.wake_in(scope)
             {
                 times.push(now + Duration::from_secs(seconds));
@@ -216,7 +236,7 @@ impl Driver {
             return;
         }
         let connected = peer.is_some_and(|peer| self.swarm.is_connected(&peer));
-        let groups = vec![vec![address.clone()]];
+        let groups = vec![Group::first(vec![address.clone()])];
         self.dials.add(peer, address, groups, connected, Waiter::Identified(reply), now);
     }
 
@@ -227,30 +247,43 @@ impl Driver {
         now: Instant,
     ) {
         let Provider { peer, addresses } = provider;
-        if self.swarm.is_connected(&peer) {
+        if self.shared.is_direct(&peer) {
             // Whoever gave up waiting does not care.
             let _ = reply.send(Ok(()));
             return;
         }
-        let known = self.addresses_of(peer);
-        let mut groups = dial_order(addresses.into_iter().chain(known));
-        if groups.is_empty() {
-            groups.push(Vec::new());
+        self.dial_all(peer, addresses, Waiter::Connected(reply), now);
+        if self.swarm.is_connected(&peer) {
+            self.dials.relayed(None, peer, now);
         }
-        let address = groups.iter().flatten().next().cloned().unwrap_or_else(Multiaddr::empty);
-        self.dials.add(Some(peer), address, groups, false, Waiter::Connected(reply), now);
+    }
+
+    /// Dials `peer` at `addresses` and at what is known besides, the best first.
+    fn dial_all(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, waiter: Waiter, now: Instant) {
+        let known = self.addresses_of(peer);
+        let own = *self.swarm.local_peer_id();
+        let mut groups = rank(addresses.into_iter().chain(known), own, &self.shared.addresses());
+        if groups.is_empty() {
+            groups.push(Group::first(Vec::new()));
+        }
+        let mut all = groups.iter().flat_map(|group| &group.addresses);
+        let address = all.next().cloned().unwrap_or_else(Multiaddr::empty);
+        self.dials.add(Some(peer), address, groups, false, waiter, now);
     }
 
     fn dial(&mut self, step: Step) {
+        let Some(step) = self.over_connected_relays(step) else { return };
+        // A dial to the peer that the DHT began may take another address, and a connection over a relay is no direct
+        // one: this dial goes on beside them.
+        let direct = step.peer.is_some_and(|peer| self.shared.is_direct(&peer));
+        let condition = if direct { PeerCondition::Disconnected } else { PeerCondition::Always };
         let options = match step.peer {
-            // A dial to the peer that the DHT began may take another address; this one goes on beside it.
             Some(peer) if step.addresses.is_empty() => {
-                DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).build()
+                DialOpts::peer_id(peer).condition(condition).build()
             }
-            Some(peer) => DialOpts::peer_id(peer)
-                .condition(PeerCondition::Disconnected)
-                .addresses(step.addresses)
-                .build(),
+            Some(peer) => {
+                DialOpts::peer_id(peer).condition(condition).addresses(step.addresses).build()
+            }
             None => match step.addresses.into_iter().next() {
                 Some(address) => DialOpts::unknown_peer_id().address(address).build(),
                 None => return,
@@ -313,38 +346,6 @@ impl Driver {
         for (scope, query) in queries {
             if let Some(mut query) = self.swarm.behaviour_mut().dht(scope).kad().query_mut(&query) {
                 query.finish();
-            }
-        }
-    }
-
-    fn announce(&mut self) {
-        for scope in Scope::ALL {
-            let dht = self.swarm.behaviour_mut().dht(scope);
-            if !dht.has_peers() {
-                continue;
-            }
-            while let Some(key) = self.announcer.take_due(scope) {
-                match dht.kad().start_providing(RecordKey::from(key.clone())) {
-                    Ok(query) => drop(self.announcing.insert((scope, query), key)),
-                    Err(error) => {
-                        tracing::warn!(%error, ?scope, "a root is not announced");
-                        self.announcer.finished(scope, &key, Outcome::Failed);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Answers for itself from the start, also for what is not due to be announced for hours.
-    fn restore_provided(&mut self) {
-        let own = *self.swarm.local_peer_id();
-        for scope in Scope::ALL {
-            for key in self.announcer.keys(scope) {
-                let record = ProviderRecord::new(RecordKey::from(key), own, Vec::new());
-                let records = self.swarm.behaviour_mut().dht(scope).kad().store_mut();
-                if let Err(error) = records.add_provider(record) {
-                    tracing::warn!(%error, "an own provider record is refused");
-                }
             }
         }
     }

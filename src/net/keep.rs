@@ -16,7 +16,9 @@ use libp2p::{
     },
 };
 
-/// A set of peers whose connections do not count as idle. It speaks no protocol.
+use super::address::is_relayed;
+
+/// A set of peers whose direct connections do not count as idle. It speaks no protocol.
 #[derive(Default)]
 pub(super) struct Keep {
     peers: HashSet<PeerId>,
@@ -67,26 +69,26 @@ impl NetworkBehaviour for Keep {
         &mut self,
         _: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler { keep: self.contains(&peer) })
+        Ok(Handler { keep: self.contains(&peer) && !is_relayed(local) })
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         _: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        address: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler { keep: self.contains(&peer) })
+        Ok(Handler { keep: self.contains(&peer) && !is_relayed(address) })
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            FromSwarm::ConnectionEstablished(e) => {
+            FromSwarm::ConnectionEstablished(e) if !e.endpoint.is_relayed() => {
                 self.connections.insert(e.connection_id, e.peer_id);
             }
             FromSwarm::ConnectionClosed(e) => {

@@ -1,6 +1,6 @@
 //! How many connections this node bears.
 
-use libp2p::{connection_limits, memory_connection_limits};
+use libp2p::{connection_limits, memory_connection_limits, relay};
 
 /// Connections to one peer: both sides dialling at once over two transports make four, and a fifth gains nothing.
 const PER_PEER: u32 = 4;
@@ -8,7 +8,7 @@ const PER_PEER: u32 = 4;
 const INBOUND: u32 = 512;
 /// Connections that we opened: DHT lookups touch some hundred peers a minute and idle ones close after a minute.
 const OUTBOUND: u32 = 512;
-/// Handshakes that others began. A stranger can begin them for nothing, and each ends after ten seconds.
+/// Handshakes that others began. A stranger can begin them for nothing, and each ends after eight seconds.
 const PENDING_INBOUND: u32 = 64;
 /// Handshakes that we began: two lookups with their dials of a handful of peers each, several times over.
 const PENDING_OUTBOUND: u32 = 128;
@@ -30,4 +30,10 @@ pub(super) fn connections() -> connection_limits::Behaviour {
 /// Watches the memory of the process.
 pub(super) fn memory() -> memory_connection_limits::Behaviour {
     memory_connection_limits::Behaviour::with_max_percentage(MEMORY_SHARE)
+}
+
+/// What this node does for others as a relay: 128 slots for an hour, 16 connections at once, each for two minutes and
+/// 128 KiB, which is enough to agree on a direct one and of no use for anything else.
+pub(super) fn relay() -> relay::Config {
+    relay::Config::default()
 }

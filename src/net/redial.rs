@@ -68,6 +68,11 @@ impl Redial {
         self.targets.iter().any(|target| target.stays && target.peer.as_ref() == Some(peer))
     }
 
+    /// Whether `peer` is a configured one of either kind.
+    pub(super) fn names(&self, peer: &PeerId) -> bool {
+        self.targets.iter().any(|target| target.peer.as_ref() == Some(peer))
+    }
+
     /// An address that is due. The caller says with [`Redial::dialling`] or [`Redial::failed_to_start`] what became of it.
     pub(super) fn due(&self, now: Instant) -> Option<(usize, &Multiaddr)> {
         let due = |target: &Target| matches!(target.state, State::Waiting(at) if at <= now);

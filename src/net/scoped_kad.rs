@@ -4,6 +4,7 @@
 //! address would make a server of the public one, and both would hand private addresses to strangers.
 
 use std::{
+    collections::HashSet,
     num::NonZeroUsize,
     task::{Context, Poll},
     time::Duration,
@@ -22,7 +23,7 @@ use libp2p::{
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{
-    address::{Scope, is_name, is_quic},
+    address::{Scope, is_name, is_quic, is_relayed},
     records::Records,
 };
 
@@ -45,10 +46,13 @@ impl Scope {
 
 /// Kademlia on the addresses of one [`Scope`].
 ///
-/// It is a client until it has an external address of its kind, then a server.
+/// It is a client until it has an external address of its kind, then a server. An address over a relay is told to
+/// those who look for what this node provides, but makes no server of it: relays carry no lookups.
 pub(super) struct ScopedKad {
     scope: Scope,
     kad: kad::Behaviour<Records>,
+    /// External addresses of its kind.
+    external: HashSet<Multiaddr>,
     /// When the table is refreshed next; made by the first poll, inside the runtime.
     refresh: Option<Interval>,
 }
@@ -70,7 +74,9 @@ impl ScopedKad {
             .set_caching(kad::Caching::Disabled)
             // Its own timer complains whenever there is nobody to ask, which is no fault of a small network.
             .set_periodic_bootstrap_interval(None);
-        Self { scope, kad: kad::Behaviour::with_config(own, records, config), refresh: None }
+        let mut kad = kad::Behaviour::with_config(own, records, config);
+        kad.set_mode(Some(kad::Mode::Client));
+        Self { scope, kad, external: HashSet::new(), refresh: None }
     }
 
     /// The behaviour inside, for its queries.
@@ -80,7 +86,8 @@ impl ScopedKad {
 
     /// Puts the addresses of a peer that serves this DHT into the table; those of the other kind are left out.
     pub(super) fn add_peer(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
-        for address in addresses.iter().filter(|address| self.scope.covers(address)) {
+        let usable = |at: &&Multiaddr| self.scope.covers(at) && !is_relayed(at);
+        for address in addresses.iter().filter(usable) {
             self.kad.add_address(&peer, address.clone());
         }
     }
@@ -95,8 +102,38 @@ impl ScopedKad {
     pub(super) fn addresses_of(&mut self, peer: PeerId) -> Vec<Multiaddr> {
         // kad looks at the peer alone, neither at the number of the connection nor at the role.
         let number = ConnectionId::new_unchecked(0);
-        self.handle_pending_outbound_connection(number, Some(peer), &[], Endpoint::Dialer)
-            .unwrap_or_default()
+        let known =
+            self.kad.handle_pending_outbound_connection(number, Some(peer), &[], Endpoint::Dialer);
+        self.of_its_kind(known.unwrap_or_default())
+    }
+
+    /// What strangers answer may name addresses inside this network; the public DHT has no business there, and a name
+    /// may lead there.
+    pub(super) fn of_its_kind(&self, mut addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+        addresses.retain(|address| self.scope.covers(address) && !is_name(address));
+        // All addresses are dialled at once, and nearby QUIC would often win although TCP carries more.
+        let direct_tcp = |address: &Multiaddr| !is_quic(address) && !is_relayed(address);
+        if self.scope == Scope::Lan && addresses.iter().any(direct_tcp) {
+            addresses.retain(|address| !is_quic(address));
+        }
+        addresses
+    }
+
+    /// Keeps the external addresses, and the mode that follows from them.
+    fn on_external(&mut self, event: &FromSwarm<'_>) {
+        let changed = match event {
+            FromSwarm::ExternalAddrConfirmed(e) => self.external.insert(e.addr.clone()),
+            FromSwarm::ExternalAddrExpired(e) => self.external.remove(e.addr),
+            _ => false,
+        };
+        if changed {
+            let reached = self.external.iter().any(|at| !is_relayed(at));
+            let mode = if reached { kad::Mode::Server } else { kad::Mode::Client };
+            if self.kad.mode() != mode {
+                tracing::debug!(scope = ?self.scope, %mode, "DHT");
+                self.kad.set_mode(Some(mode));
+            }
+        }
     }
 
     fn concerns(&mut self, event: &FromSwarm<'_>) -> bool {
@@ -144,15 +181,11 @@ impl NetworkBehaviour for ScopedKad {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        let mut known =
+        let known =
             self.kad.handle_pending_outbound_connection(connection, peer, addresses, role)?;
-        // What strangers answer may name addresses inside this network; the public DHT has no business there, and a
-        // name may lead there.
-        known.retain(|address| self.scope.covers(address) && !is_name(address));
-        // All addresses are dialled at once, and nearby QUIC would often win although TCP carries more.
-        if self.scope == Scope::Lan && known.iter().any(|address| !is_quic(address)) {
-            known.retain(|address| !is_quic(address));
-        }
+        let mut known = self.of_its_kind(known);
+        // Whoever serves a DHT can be reached without.
+        known.retain(|address| !is_relayed(address));
         Ok(known)
     }
 
@@ -169,6 +202,7 @@ impl NetworkBehaviour for ScopedKad {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         if self.concerns(&event) {
+            self.on_external(&event);
             self.kad.on_swarm_event(event);
         }
     }
@@ -203,7 +237,7 @@ impl NetworkBehaviour for ScopedKad {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use libp2p::swarm::behaviour::ExternalAddrConfirmed;
+    use libp2p::swarm::behaviour::{ExternalAddrConfirmed, ExternalAddrExpired};
 
     use super::*;
 
@@ -226,6 +260,21 @@ mod tests {
         assert_eq!(modes(&[]), (Client, Client));
         assert_eq!(modes(&["/ip4/127.0.0.1/tcp/4001"]), (Server, Client));
         assert_eq!(modes(&["/ip4/127.0.0.1/tcp/4001", "/ip4/1.1.1.1/tcp/4001"]), (Server, Server));
+    }
+
+    #[test]
+    fn an_address_over_a_relay_makes_no_server_and_an_address_that_is_lost_a_client() {
+        use kad::Mode::{Client, Server};
+        let relay = PeerId::random();
+        let over = format!("/ip4/1.1.1.1/tcp/4001/p2p/{relay}/p2p-circuit");
+        assert_eq!(modes(&[&over]), (Client, Client));
+        let own = PeerId::random();
+        let mut kad = ScopedKad::new(Scope::Wan, own, Records::in_memory(own));
+        let addr = &"/ip4/1.1.1.1/tcp/4001".parse().unwrap();
+        kad.on_swarm_event(FromSwarm::ExternalAddrConfirmed(ExternalAddrConfirmed { addr }));
+        assert_eq!(kad.kad.mode(), Server);
+        kad.on_swarm_event(FromSwarm::ExternalAddrExpired(ExternalAddrExpired { addr }));
+        assert_eq!(kad.kad.mode(), Client);
     }
 
     #[test]

@@ -1,14 +1,22 @@
 //! Puts the parts together.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::transport::ListenerId,
     identity::Keypair,
+    multiaddr::Protocol,
+    relay,
     swarm::{self, SwarmEvent},
 };
+use socket2::{Domain, Socket, Type};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -18,7 +26,7 @@ use super::{
     Inner, Net, NetError, NetOptions, Online,
     address::{Scope, peer_of},
     announce::Announcer,
-    behaviour::{Behaviour, BehaviourEvent},
+    behaviour::{Behaviour, BehaviourEvent, Parts},
     bitswap::{self, BlockStore},
     driver::Driver,
     identity,
@@ -75,7 +83,7 @@ pub(super) async fn start(
     let key = identity::load_or_create(&options.key_file)?;
     let own = PeerId::from(key.public());
     let shared = Arc::new(Shared::default());
-    let announcer = Arc::new(Announcer::open(rows.announce.clone())?);
+    let announcer = Arc::new(Announcer::open(rows.announce.clone(), own)?);
     if options.offline {
         return Ok(Net { inner: Arc::new(Inner { own, shared, announcer, online: None }) });
     }
@@ -83,8 +91,11 @@ pub(super) async fn start(
         Scope::ALL.map(|scope| records(own, rows.providers[scope as usize].clone(), tasks));
     let config = bitswap::Config { serve_cached: options.serve_cached, ..Default::default() };
     let (exchange, bitswap) = bitswap::new(config, blocks, tasks);
-    let behaviour = Behaviour::new(&key, exchange, lan?, wan?);
-    let mut swarm = build(&key, behaviour, tasks).map_err(|error| NetError::Key {
+    let (relays, relay_client) =
+        options.reach.relay_client.then(|| relay::client::new(own)).unzip();
+    let parts = Parts { bitswap: exchange, records: [lan?, wan?], relay_client };
+    let behaviour = Behaviour::new(&key, &options.reach, parts);
+    let mut swarm = build(&key, behaviour, relays, tasks).map_err(|error| NetError::Key {
         path: options.key_file.clone(),
         reason: error.to_string(),
     })?;
@@ -97,8 +108,8 @@ pub(super) async fn start(
         others.cloned().collect::<Vec<_>>()
     });
     let redial = Redial::new(&peers, &bootstrap, Instant::now());
-    let mut driver =
-        Driver::new(swarm, commands, shared.clone(), announcer.clone(), redial, bitswap.clone());
+    let state = (shared.clone(), announcer.clone());
+    let mut driver = Driver::new(swarm, commands, state, redial, options.reach, bitswap.clone());
     for event in early {
         driver.on_swarm_event(event);
     }
@@ -130,9 +141,10 @@ fn records(own: PeerId, rows: Arc<dyn Rows>, tasks: &Tasks) -> Result<Records, S
 fn build(
     key: &Keypair,
     behaviour: Behaviour,
+    relays: Option<relay::client::Transport>,
     tasks: &Tasks,
 ) -> Result<Swarm<Behaviour>, SecurityError> {
-    let transport = transport::build(key)?;
+    let transport = transport::build(key, relays)?;
     let connections = tasks.clone();
     let executor = move |task| drop(connections.spawn("connection", task));
     let config = swarm::Config::with_executor(executor)
@@ -149,6 +161,9 @@ async fn listen(
 ) -> Result<Vec<SwarmEvent<BehaviourEvent>>, NetError> {
     let fail =
         |address: &Multiaddr, reason: String| NetError::Listen { address: address.clone(), reason };
+    for address in addresses {
+        taken(address).map_err(|error| fail(address, error.to_string()))?;
+    }
     let mut pending: Vec<(ListenerId, &Multiaddr)> = Vec::new();
     for address in addresses {
         let listener = swarm
@@ -178,4 +193,24 @@ async fn listen(
         events.push(event);
     }
     Ok(events)
+}
+
+/// Fails when somebody listens on a TCP address already. The transport shares its port with its own outgoing connections
+/// (SO_REUSEPORT), and would share it with another daemon too: each would get every other call.
+fn taken(address: &Multiaddr) -> io::Result<()> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
+    };
+    let Some(Protocol::Tcp(port)) = parts.next() else { return Ok(()) };
+    let address = SocketAddr::new(ip, port);
+    let probe = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // As the transport does it; connections of before that linger are no obstacle.
+    probe.set_reuse_address(true)?;
+    if ip.is_ipv6() {
+        probe.set_only_v6(true)?;
+    }
+    probe.bind(&address.into())
 }

@@ -1,8 +1,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../../tests/support/raw_streams.rs"]
+pub(super) mod raw_streams;
+mod reach;
+
 use std::net::TcpListener;
 
-use tokio::time::timeout;
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p::{StreamProtocol, SwarmBuilder, noise, tcp, yamux};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{bitswap::BlockStore, rows::memory::MemoryRows, start::NetRows, *};
 use crate::{content::Block, store::StoreOptions};
@@ -51,6 +57,7 @@ fn options(dir: &std::path::Path, listen: &[&str]) -> NetOptions {
         peers: Vec::new(),
         offline: false,
         serve_cached: true,
+        reach: ReachOptions::default(),
     }
 }
 
@@ -312,12 +319,66 @@ async fn connecting_to_nobody_to_oneself_and_to_somebody_else_fails_with_a_reaso
 }
 
 #[tokio::test]
+async fn who_does_not_answer_pings_is_answered() {
+    let node = Node::start(&[TCP], |_| {}).await;
+    let ping = StreamProtocol::new("/ipfs/ping/1.0.0");
+    let (mut silent, (_inbound, requests)) = raw_streams::Raw::new(vec![ping]);
+    silent.takes = false;
+    let mut swarm = SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(|_| silent)
+        .unwrap()
+        .build();
+    swarm.dial(node.address()).unwrap();
+    let pings = async {
+        // After some of them the node has pinged too, and was told that there is no answer.
+        for n in 0..20 {
+            let (answer, stream) = oneshot::channel();
+            requests.send(answer).unwrap();
+            let mut stream = stream.await.unwrap();
+            stream.write_all(&[n; 32]).await.unwrap();
+            stream.flush().await.unwrap();
+            let mut back = [0; 32];
+            stream.read_exact(&mut back).await.unwrap();
+            assert_eq!(back, [n; 32]);
+        }
+    };
+    tokio::select! {
+        () = async { while swarm.next().await.is_some() {} } => unreachable!(),
+        done = timeout(PATIENCE, pings) => done.unwrap(),
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_calls_and_says_nothing_is_hung_up_on() {
+    use tokio::io::AsyncReadExt as _;
+    for relay_client in [true, false] {
+        let node = Node::start(&[TCP], |o| o.reach.relay_client = relay_client).await;
+        let at = node.address().to_string();
+        let port: u16 = at.split('/').nth(4).unwrap().parse().unwrap();
+        let mut silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        // Its end, in whatever way.
+        let _ = timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await.unwrap();
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_taken_port_and_a_foreign_address_are_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
+    let other = Node::start(&[TCP, QUIC], |_| {}).await;
+    let others = other.net.addresses();
+    let mut refused: Vec<String> =
+        others.iter().map(|at| address::without_peer(at).to_string()).collect();
+    refused.extend([format!("/ip4/127.0.0.1/tcp/{port}"), "/ip4/192.0.2.1/tcp/0".to_owned()]);
+    assert_eq!(refused.len(), 4, "{refused:?}");
     let dir = tempfile::tempdir().unwrap();
     let tasks = Tasks::new();
-    for address in [format!("/ip4/127.0.0.1/tcp/{port}"), "/ip4/192.0.2.1/tcp/0".to_owned()] {
+    for address in refused {
         let error =
             start::start(options(dir.path(), &[&address]), rows(), Arc::new(NoBlocks), &tasks)
                 .await
@@ -328,6 +389,7 @@ async fn a_taken_port_and_a_foreign_address_are_named() {
     }
     let left = tasks.shutdown(PATIENCE).await;
     assert!(left.is_empty(), "a failed start leaves nothing behind: {left:?}");
+    other.stop().await;
 }
 
 #[tokio::test]
@@ -428,3 +490,5 @@ async fn blocks_go_from_one_store_to_another_node_over_tcp_and_over_quic() {
         client.stop().await;
     }
 }
+
+mod dht;

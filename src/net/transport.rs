@@ -6,6 +6,7 @@ use std::{
     io, iter,
     pin::Pin,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use futures::{AsyncRead, AsyncWrite, future::Either, io::BufReader};
@@ -14,15 +15,16 @@ use libp2p::{
     core::{
         UpgradeInfo,
         muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent},
-        transport::Boxed,
+        transport::{Boxed, timeout::TransportTimeout},
         upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, Version},
     },
-    dns, identity, quic, tcp,
+    dns, identity, quic, relay, tcp,
 };
 
 use super::{
     gather::Gather,
     security::{Security, SecurityError},
+    split::Split,
 };
 
 /// Largest payload of a yamux frame. A Noise frame carries 64,511 bytes, so one yamux frame and its header of 12
@@ -45,10 +47,32 @@ const INBOUND_BACKLOG: usize = 256;
 const QUIC_CONNECTION_WINDOW: u32 = 64 << 20;
 const QUIC_STREAM_WINDOW: u32 = 48 << 20;
 
-/// The transport of the swarm: names resolved, QUIC or TCP, authenticated, multiplexed.
+/// How long it may take from a dial, or from a call, to a connection that streams can be opened on. Whoever calls and then
+/// says nothing would hold one of the few places for handshakes for ever, and a silent address a dial for two minutes.
+/// Less than the ten seconds within which an AutoNAT server has to answer what became of its dial.
+const HANDSHAKE: Duration = Duration::from_secs(8);
+
+/// The transport of the swarm: direct, or over a relay where there is a client of relays.
 pub(super) fn build(
     key: &identity::Keypair,
+    relay: Option<relay::client::Transport>,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, SecurityError> {
+    let direct = direct(key)?;
+    let Some(relay) = relay else { return Ok(TransportTimeout::new(direct, HANDSHAKE).boxed()) };
+    let relayed = relay
+        .upgrade(Version::V1Lazy)
+        .authenticate(Security::new(key)?)
+        .multiplex(Yamux)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    // The relayed one first: it refuses what leads over no relay, which the others do not do the other way round.
+    let both = relayed.or_transport(direct).map(|either, _| match either {
+        Either::Left(output) | Either::Right(output) => output,
+    });
+    Ok(TransportTimeout::new(both, HANDSHAKE).boxed())
+}
+
+/// Names resolved, QUIC or TCP, authenticated, multiplexed.
+fn direct(key: &identity::Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, SecurityError> {
     let both = |key: &identity::Keypair| -> Result<_, SecurityError> {
         let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
             .map(|socket, _| BufReader::with_capacity(READ_BUFFER, Gather::new(socket)))
@@ -119,7 +143,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
 /// yamux makes progress, reads included, only while it is polled for inbound streams, and libp2p promises to call
 /// [`StreamMuxer::poll`] alone at all times: streams that arrive there wait in a queue.
 struct Muxer<C> {
-    connection: yamux::Connection<C>,
+    connection: yamux::Connection<Split<C>>,
     inbound: VecDeque<yamux::Stream>,
     /// Whoever asked for an inbound stream when there was none.
     waiting: Option<Waker>,
@@ -127,7 +151,7 @@ struct Muxer<C> {
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     fn new(socket: C, mode: yamux::Mode) -> Self {
-        let connection = yamux::Connection::new(socket, config(), mode);
+        let connection = yamux::Connection::new(Split::new(socket), config(), mode);
         Self { connection, inbound: VecDeque::new(), waiting: None }
     }
 

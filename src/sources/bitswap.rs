@@ -3,18 +3,18 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc};
 
 use super::{
-    Finder, Found, Hearsay, Permanent, Reply, Source, SourceError, SourceId, SourceKind, Transient,
-    Want,
+    Again, Finder, Found, Hearsay, Permanent, Reply, Source, SourceError, SourceId, SourceKind,
+    Transient, Want, per_root::PerRoot,
 };
 use crate::{
     content::ContentId,
@@ -30,38 +30,26 @@ use search::{Given, Network, Search};
 /// Longest wait for the answer to "do you have": a silent peer counts as having nothing.
 const HAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Told when somebody wants a root to be searched for once more.
-type Again = watch::Sender<()>;
-
 /// Finds Bitswap peers: those that are connected, and those that the DHT names.
 #[derive(Clone, Debug)]
 pub struct BitswapFinder {
     net: Net,
     hearsay: Hearsay,
     tasks: Tasks,
-    /// The searches that run; all searches for one root share a sender.
-    running: Arc<Mutex<HashMap<ContentId, Weak<Again>>>>,
+    running: PerRoot<Again>,
 }
 
 impl BitswapFinder {
     /// A finder over the peers of `net`. `hearsay` is shared with the finder of gateways.
     pub fn new(net: Net, hearsay: &Hearsay, tasks: &Tasks) -> Self {
         let (hearsay, tasks) = (hearsay.clone(), tasks.clone());
-        Self { net, hearsay, tasks, running: Arc::default() }
-    }
-
-    fn running(&self) -> MutexGuard<'_, HashMap<ContentId, Weak<Again>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { net, hearsay, tasks, running: PerRoot::default() }
     }
 }
 
 impl Finder for BitswapFinder {
     fn find(&self, root: &ContentId) -> mpsc::Receiver<Found> {
-        let mut running = self.running();
-        running.retain(|_, again| again.strong_count() > 0);
-        let again = running.get(root).and_then(Weak::upgrade).unwrap_or_default();
-        running.insert(*root, Arc::downgrade(&again));
-        drop(running);
+        let again = self.running.share(root, Again::default);
         let (search, receiver) = Search::new(self.net.clone(), *root, again, self.hearsay.of(root));
         let cancelled = self.tasks.cancelled();
         self.tasks.spawn("find-sources", async move {
@@ -75,7 +63,7 @@ impl Finder for BitswapFinder {
     }
 
     fn ask_again(&self, root: &ContentId) {
-        if let Some(again) = self.running().get(root).and_then(Weak::upgrade) {
+        if let Some(again) = self.running.get(root) {
             again.send_replace(());
         }
     }

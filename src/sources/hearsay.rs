@@ -1,13 +1,11 @@
 //! What one search for a root hears that another can use: peers for Bitswap that an HTTP router names, and HTTP
 //! addresses of providers that the DHT names.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
+use super::per_root::PerRoot;
 use crate::{content::ContentId, net::Provider};
 
 /// News that a search may lag behind before it loses the oldest: as many as a router names at most.
@@ -24,23 +22,14 @@ pub(super) struct Channel {
 
 /// The channels between finders that were built with clones of it.
 #[derive(Clone, Debug, Default)]
-pub struct Hearsay {
-    by_root: Arc<Mutex<HashMap<ContentId, Weak<Channel>>>>,
-}
+pub struct Hearsay(PerRoot<Channel>);
 
 impl Hearsay {
     /// The channel of a root; all searches that run for it share one.
     pub(super) fn of(&self, root: &ContentId) -> Arc<Channel> {
-        let mut by_root = self.by_root.lock().unwrap_or_else(PoisonError::into_inner);
-        by_root.retain(|_, channel| channel.strong_count() > 0);
-        if let Some(channel) = by_root.get(root).and_then(Weak::upgrade) {
-            return channel;
-        }
-        let channel = Arc::new(Channel {
+        self.0.share(root, || Channel {
             peers: broadcast::Sender::new(BACKLOG),
             servers: broadcast::Sender::new(BACKLOG),
-        });
-        by_root.insert(*root, Arc::downgrade(&channel));
-        channel
+        })
     }
 }

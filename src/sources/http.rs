@@ -19,12 +19,12 @@ mod window;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use reqwest::Url;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 pub use self::address::{GatewayUrl, ProxyUrl, UrlError};
 use self::{
@@ -33,7 +33,7 @@ use self::{
     gateway::Gateway,
     search::Search,
 };
-use super::{Finder, Found, Hearsay};
+use super::{Again, Finder, Found, Hearsay, per_root::PerRoot};
 use crate::{content::ContentId, net::Multiaddr, tasks::Tasks};
 
 /// Options of [`HttpFinder::new`].
@@ -70,9 +70,6 @@ impl Default for HttpOptions {
     }
 }
 
-/// Told when somebody wants a root to be searched for once more.
-type Again = watch::Sender<()>;
-
 /// Finds gateways.
 #[derive(Clone, Debug)]
 pub struct HttpFinder {
@@ -83,16 +80,12 @@ pub struct HttpFinder {
     allow_private: bool,
     hearsay: Hearsay,
     tasks: Tasks,
-    shared: Arc<Mutex<Shared>>,
+    running: PerRoot<Again>,
+    strangers: Strangers,
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    /// The searches that run; all searches for one root share a sender.
-    running: HashMap<ContentId, Weak<Again>>,
-    /// Gateways of strangers that are asked for something at the moment: what is known of them is known to all searches.
-    strangers: HashMap<String, Arc<Gateway>>,
-}
+/// Gateways of strangers that are asked for something at the moment: what is known of them is known to all searches.
+type Strangers = Arc<Mutex<HashMap<String, Arc<Gateway>>>>;
 
 /// Gateways of strangers that are remembered; those in use are, whatever their number.
 const MOST_STRANGERS: usize = 256;
@@ -116,13 +109,10 @@ impl HttpFinder {
             allow_private: options.allow_private_addresses,
             hearsay: hearsay.clone(),
             tasks: tasks.clone(),
-            shared: Arc::default(),
+            running: PerRoot::default(),
+            strangers: Strangers::default(),
             http,
         }
-    }
-
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The gateway at a URL that a stranger named.
@@ -131,13 +121,13 @@ impl HttpFinder {
         if let Some(known) = self.configured.iter().find(|known| known.id() == fresh.id()) {
             return known.clone();
         }
-        let mut shared = self.shared();
-        if shared.strangers.len() >= MOST_STRANGERS {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if strangers.len() >= MOST_STRANGERS {
             // A ban is worth remembering longer than a gateway that behaves.
-            shared.strangers.retain(|_, known| Arc::strong_count(known) > 1 || known.is_banned());
+            strangers.retain(|_, known| Arc::strong_count(known) > 1 || known.is_banned());
         }
         let name = fresh.id().0.to_string();
-        shared.strangers.entry(name).or_insert_with(|| Arc::new(fresh)).clone()
+        strangers.entry(name).or_insert_with(|| Arc::new(fresh)).clone()
     }
 
     /// Whether an address that a router told may be dialled.
@@ -155,11 +145,7 @@ impl HttpFinder {
 
 impl Finder for HttpFinder {
     fn find(&self, root: &ContentId) -> mpsc::Receiver<Found> {
-        let mut shared = self.shared();
-        shared.running.retain(|_, again| again.strong_count() > 0);
-        let again = shared.running.get(root).and_then(Weak::upgrade).unwrap_or_default();
-        shared.running.insert(*root, Arc::downgrade(&again));
-        drop(shared);
+        let again = self.running.share(root, Again::default);
         let (search, receiver) = Search::new(self.clone(), *root, again);
         let cancelled = self.tasks.cancelled();
         self.tasks.spawn("find-gateways", async move {
@@ -173,8 +159,7 @@ impl Finder for HttpFinder {
     }
 
     fn ask_again(&self, root: &ContentId) {
-        let again = self.shared().running.get(root).and_then(Weak::upgrade);
-        if let Some(again) = again {
+        if let Some(again) = self.running.get(root) {
             again.send_replace(());
         }
     }

@@ -1,8 +1,15 @@
 //! Content from HTTP gateways: good ones, and such that lie, break off, never end or send requests elsewhere.
 
-use std::{fs, io::Read, os::unix::fs::FileExt, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
+    sync::{Condvar, Mutex},
+    time::Instant,
+};
 
-use chiral::content::{self, ImportParams};
+use chiral::content::{self, Block, DirectoryBuilder, ImportParams, Metadata};
 
 use self::server::{Content, Piece, Response, Server, car, socks5};
 use crate::harness::{Daemon, Setup, eventually, noise};
@@ -59,6 +66,42 @@ fn a_file_is_read_from_a_gateway_in_windows() {
     // 382 leaves and three nodes.
     assert!(cars + raw < 200, "{cars} windows and {raw} single blocks");
     assert!(daemon.chiral(&["store", "verify"]).status.success());
+}
+
+#[test]
+fn what_is_looked_at_one_after_the_other_is_fetched_ahead() {
+    const FILES: usize = 200;
+    let mut builder = DirectoryBuilder::new(ImportParams::DEFAULT);
+    let files: Vec<Block> = (0..FILES).map(|n| Block::raw(vec![7; n + 1].into())).collect();
+    for (n, file) in files.iter().enumerate() {
+        builder.add(&format!("{n:03}"), *file.cid(), n as u64 + 1);
+    }
+    let built = builder.finish(Metadata::default());
+    let blocks = built.nodes.into_iter().chain(files.iter().cloned());
+    let blocks = blocks.map(|block| (*block.cid().hash(), block)).collect::<HashMap<_, _>>();
+    let content = Content { root: built.root, blocks: blocks.into() };
+    let ids: HashSet<_> = files.iter().map(|file| *file.cid().hash()).collect();
+    // Asked for, and answered; whether several were under way at once.
+    let (state, changed) = (Mutex::new((HashSet::new(), 0, false)), Condvar::new());
+    let server = Server::start(move |request| {
+        let file = request.cid().map(|id| *id.hash()).filter(|hash| ids.contains(hash));
+        if let Some(file) = file {
+            let mut state = state.lock().unwrap();
+            state.0.insert(file);
+            state.2 |= state.0.len() >= state.1 + 3;
+            changed.notify_all();
+            // Beyond the first ones none is given to who asks for one after the other.
+            state = changed.wait_while(state, |state| state.1 >= 4 && !state.2).unwrap();
+            state.1 += 1;
+        }
+        content.raw(request)
+    });
+    let daemon = daemon(&[&server], "");
+    let dir = daemon.path(&built.root.to_string());
+    for (n, entry) in fs::read_dir(&dir).unwrap().enumerate() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().size(), n as u64 + 1, "{:?}", entry.file_name());
+    }
 }
 
 #[test]

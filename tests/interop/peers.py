@@ -64,7 +64,7 @@ class Lines:
 class Kubo:
     """A Kubo daemon with the `test` profile: loopback only, its LAN DHT takes loopback addresses."""
 
-    def __init__(self, program, home, listen, settings=()):
+    def __init__(self, program, home, listen, settings=(), args=()):
         self.program, self.home = program, pathlib.Path(home)
         self.env = {"IPFS_PATH": str(self.home), "GOLOG_LOG_LEVEL": "error"}
         self.cli("init", "--profile=test")
@@ -73,7 +73,7 @@ class Kubo:
                            ("Routing.DelegatedRouters", []), ("Ipns.DelegatedPublishers", []), ("AutoTLS.Enabled", False), *settings]:
             self.cli("config", "--json", key, json.dumps(value))
         self.log = open(self.home / "daemon.log", "ab")
-        self.process = subprocess.Popen([program, "daemon"], env={**os.environ, **self.env}, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = subprocess.Popen([program, "daemon", *args], env={**os.environ, **self.env}, stdout=subprocess.PIPE, stderr=self.log, text=True)
         for line in self.process.stdout:
             if "Daemon is ready" in line:
                 break

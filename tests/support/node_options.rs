@@ -19,6 +19,7 @@ pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeO
             peers,
             offline,
             serve_cached: true,
+            reach: Default::default(),
         },
         download: DownloadOptions {
             lookup_timeout: Duration::from_secs(60),

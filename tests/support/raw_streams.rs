@@ -30,6 +30,8 @@ type Requests = Arc<Mutex<mpsc::UnboundedReceiver<oneshot::Sender<Stream>>>>;
 #[derive(Clone)]
 pub(crate) struct Raw {
     protocols: Vec<StreamProtocol>,
+    /// Whether it takes streams of these, or opens them only.
+    pub(crate) takes: bool,
     inbound: mpsc::UnboundedSender<Stream>,
     requests: Requests,
 }
@@ -44,7 +46,7 @@ impl Raw {
         let (inbound, accepted) = mpsc::unbounded_channel();
         let (requests, receiver) = mpsc::unbounded_channel();
         let requested = Arc::new(Mutex::new(receiver));
-        (Self { protocols, inbound, requests: requested }, (accepted, requests))
+        (Self { protocols, takes: true, inbound, requests: requested }, (accepted, requests))
     }
 
     fn offer(&self) -> Any {
@@ -97,7 +99,8 @@ impl ConnectionHandler for Raw {
     type OutboundOpenInfo = oneshot::Sender<Stream>;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Any> {
-        SubstreamProtocol::new(self.offer(), ())
+        let offer = if self.takes { self.offer() } else { Any(Vec::new()) };
+        SubstreamProtocol::new(offer, ())
     }
 
     fn connection_keep_alive(&self) -> bool {

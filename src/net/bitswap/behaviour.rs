@@ -1,4 +1,7 @@
 //! What the swarm sees: a handler for each connection, and an event when a peer misbehaves. No payload comes here.
+//!
+//! Nothing is exchanged over a relay, as other implementations have it: its bandwidth belongs to somebody else, who
+//! lends it for the agreement on a direct connection. Wants wait for that.
 
 use std::{
     convert::Infallible,
@@ -17,6 +20,7 @@ use libp2p::{
 use tokio::sync::mpsc;
 
 use super::{Event, handler::Handler, shared::Shared};
+use crate::net::address::is_relayed;
 
 /// Bitswap in a swarm.
 pub(crate) struct Behaviour {
@@ -27,6 +31,14 @@ pub(crate) struct Behaviour {
 impl Behaviour {
     pub(super) fn new(shared: Arc<Shared>, events: mpsc::UnboundedReceiver<Event>) -> Self {
         Self { shared, events }
+    }
+
+    /// `address`: the end of the connection that says whether it leads over a relay.
+    fn handler(&self, peer: PeerId, connection: ConnectionId, address: &Multiaddr) -> Handler {
+        if is_relayed(address) {
+            return Handler::relayed();
+        }
+        Handler::new(self.shared.clone(), peer, connection)
     }
 }
 
@@ -44,21 +56,21 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         connection: ConnectionId,
         peer: PeerId,
-        _local: &Multiaddr,
+        local: &Multiaddr,
         _remote: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
-        Ok(Handler::new(self.shared.clone(), peer, connection))
+        Ok(self.handler(peer, connection, local))
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         connection: ConnectionId,
         peer: PeerId,
-        _address: &Multiaddr,
+        address: &Multiaddr,
         _role: Endpoint,
         _port_use: PortUse,
     ) -> Result<Handler, ConnectionDenied> {
-        Ok(Handler::new(self.shared.clone(), peer, connection))
+        Ok(self.handler(peer, connection, address))
     }
 
     /// Handlers register their connections themselves and sign off when they are dropped.

@@ -29,8 +29,11 @@ use super::{
     writer,
 };
 
-/// The handler of one connection.
-pub(crate) struct Handler {
+/// The handler of one connection; none of a connection over a relay, which offers no Bitswap and is asked for none.
+pub(crate) struct Handler(Option<Active>);
+
+/// The handler of a connection that Bitswap is spoken on.
+struct Active {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
     link: Arc<Link>,
@@ -44,6 +47,17 @@ pub(crate) struct Handler {
 impl Handler {
     /// Of a new connection.
     pub(super) fn new(shared: Arc<Shared>, peer: PeerId, connection: ConnectionId) -> Self {
+        Self(Some(Active::new(shared, peer, connection)))
+    }
+
+    /// Of a new connection over a relay.
+    pub(super) fn relayed() -> Self {
+        Self(None)
+    }
+}
+
+impl Active {
+    fn new(shared: Arc<Shared>, peer: PeerId, connection: ConnectionId) -> Self {
         let link = Arc::new(Link::new(connection));
         let peer = shared.connected(peer, link.clone());
         Self {
@@ -90,7 +104,7 @@ impl Handler {
     }
 }
 
-impl Drop for Handler {
+impl Drop for Active {
     fn drop(&mut self) {
         self.shared.disconnected(&self.peer, self.link.connection);
     }
@@ -105,19 +119,22 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = ();
 
     fn listen_protocol(&self) -> SubstreamProtocol<Offer> {
-        SubstreamProtocol::new(Offer(Version::ALL.to_vec()), ())
+        let versions = if self.0.is_some() { Version::ALL.to_vec() } else { Vec::new() };
+        SubstreamProtocol::new(Offer(versions), ())
     }
 
     fn connection_keep_alive(&self) -> bool {
-        self.link.is_busy() || self.peer.needs_connection()
+        self.0.as_ref().is_some_and(|it| it.link.is_busy() || it.peer.needs_connection())
     }
 
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<ConnectionHandlerEvent<Offer, (), Self::ToBehaviour>> {
-        if self.link.poll_request(cx.waker()) {
-            let protocol = SubstreamProtocol::new(Offer(self.offer.clone()), ());
+        if let Some(active) = &self.0
+            && active.link.poll_request(cx.waker())
+        {
+            let protocol = SubstreamProtocol::new(Offer(active.offer.clone()), ());
             return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
         }
         Poll::Pending
@@ -128,22 +145,23 @@ impl ConnectionHandler for Handler {
     }
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Offer, Offer>) {
+        let Some(active) = &mut self.0 else { return };
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: (stream, _),
                 ..
-            }) => self.on_inbound(stream),
+            }) => active.on_inbound(stream),
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: (stream, version),
                 ..
-            }) => self.on_outbound(stream, version),
+            }) => active.on_outbound(stream, version),
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => {
-                self.on_dial_error(&error);
+                active.on_dial_error(&error);
             }
             ConnectionEvent::RemoteProtocolsChange(ProtocolsChange::Added(protocols)) => {
                 if let Some(best) = protocols.filter_map(Version::of).max() {
-                    self.offer = vec![best];
-                    self.shared.speaks(&self.peer);
+                    active.offer = vec![best];
+                    active.shared.speaks(&active.peer);
                 }
             }
             _ => {}

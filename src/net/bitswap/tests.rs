@@ -4,8 +4,6 @@
 mod exchange;
 mod fake;
 mod node;
-#[path = "../../../tests/support/raw_streams.rs"]
-mod raw_streams;
 mod strangers;
 
 use node::{Node, asker, block, blocks, collect, ids};

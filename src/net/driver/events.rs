@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use libp2p::{
-    Multiaddr, PeerId,
+    PeerId,
     core::ConnectedPoint,
-    identify, kad, ping,
+    identify, kad, ping, relay,
     swarm::{ConnectionId, SwarmEvent},
 };
 use tokio::time::Instant;
@@ -13,10 +13,11 @@ use tokio::time::Instant;
 use super::{Driver, dials};
 use crate::net::{
     Provider,
-    address::{Scope, is_quic, trusted},
-    announce::Outcome,
+    address::{Scope, is_quic, trusted, with_peer, without_peer},
     behaviour::{BehaviourEvent, is_chiral},
-    bitswap, udp,
+    bitswap,
+    shared::Connection,
+    udp,
 };
 
 /// Chiral peers whose connections stay open although nothing happens on them: they serve at full rate at once, but a
@@ -44,10 +45,12 @@ impl Driver {
                     }
                     let alone = self.swarm.connected_peers().next().is_none();
                     self.redial.closed(peer_id, alone, Instant::now());
+                    self.relays.gone(&peer_id);
                     self.dials.lost(peer_id, "the connection closed");
                 }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error } => {
+                self.on_relay_dialled(connection_id);
                 self.dials.failed(connection_id, &error);
                 if self.redial.failed(connection_id, Instant::now()) {
                     let reason = dials::reason(&error);
@@ -56,15 +59,21 @@ impl Driver {
             }
             SwarmEvent::NewListenAddr { address, .. } => self.on_listening(address),
             SwarmEvent::ExpiredListenAddr { address, .. } => self.on_expired(&address),
-            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
-                if let Err(error) = reason {
-                    tracing::warn!(%error, ?addresses, "no longer listening");
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                let relay = self.relays.closed(listener_id, Instant::now());
+                match reason {
+                    Err(error) if relay => tracing::debug!(%error, "a slot at a relay is lost"),
+                    Err(error) => tracing::warn!(%error, ?addresses, "no longer listening"),
+                    Ok(()) => {}
                 }
                 for address in addresses {
                     self.on_expired(&address);
                 }
             }
             SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener"),
+            SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => {
+                self.on_external_change();
+            }
             _ => {}
         }
     }
@@ -90,24 +99,42 @@ impl Driver {
             }
             BehaviourEvent::Lan(event) => self.on_dht_event(Scope::Lan, event),
             BehaviourEvent::Wan(event) => self.on_dht_event(Scope::Wan, event),
-            _ => {}
+            BehaviourEvent::Tell(told) => self.on_told(told),
+            other => self.on_reach_event(other),
         }
     }
 
     fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
-        let address = endpoint.get_remote_address().clone();
+        self.on_relay_dialled(connection);
+        let relayed = endpoint.is_relayed();
+        let address = match endpoint {
+            // Over a relay the remote end has no address of its own.
+            ConnectedPoint::Listener { local_addr, .. } if relayed => {
+                with_peer(&without_peer(local_addr), peer)
+            }
+            _ => endpoint.get_remote_address().clone(),
+        };
         if endpoint.is_dialer() && is_quic(&address) {
             let v6 = address.to_string().starts_with("/ip6");
             if !std::mem::replace(&mut self.quic_dialled[usize::from(v6)], true) {
                 udp::raise_and_report();
             }
         }
-        self.shared.connected(peer, connection, address);
+        if let ConnectedPoint::Listener { local_addr, send_back_addr } = endpoint {
+            self.on_called(local_addr, send_back_addr);
+        }
+        let dialled = endpoint.is_dialer();
+        self.shared.connected(peer, Connection { id: connection, address, dialled });
         self.redial.connected(connection, peer);
         if self.redial.keeps(&peer) {
             self.swarm.behaviour_mut().keep.insert(peer);
         }
-        self.dials.connected(connection, peer);
+        if relayed {
+            self.dials.relayed(Some(connection), peer, Instant::now());
+        } else {
+            self.dials.connected(connection, peer);
+            self.leave_relays(&peer);
+        }
         // A further connection to one that is known already brings no news of its own that anyone waits for.
         if self.shared.is_identified(&peer) {
             self.redial.identified(peer);
@@ -116,10 +143,14 @@ impl Driver {
     }
 
     fn on_identified(&mut self, peer: PeerId, connection: ConnectionId, info: &identify::Info) {
-        let Some(via) = self.shared.address_of(&peer, connection) else {
+        let Some(connection) = self.shared.connection(&peer, connection) else {
             return;
         };
+        let via = connection.address;
         let addresses = trusted(&info.listen_addrs, &via);
+        if info.protocols.contains(&relay::HOP_PROTOCOL_NAME) {
+            self.on_relay(peer, &via, connection.dialled, &info.listen_addrs);
+        }
         for scope in Scope::ALL {
             if info.protocols.contains(&scope.protocol()) {
                 self.swarm.behaviour_mut().dht(scope).add_peer(peer, &addresses);
@@ -141,7 +172,7 @@ impl Driver {
 
     fn on_dht_event(&mut self, scope: Scope, event: kad::Event) {
         match event {
-            kad::Event::OutboundQueryProgressed { id, result, stats, step } => match result {
+            kad::Event::OutboundQueryProgressed { id, result, step, .. } => match result {
                 kad::QueryResult::GetProviders(result) => {
                     if let Ok(kad::GetProvidersOk::FoundProviders { providers, .. }) = result {
                         self.on_providers(scope, id, providers);
@@ -150,13 +181,7 @@ impl Driver {
                         self.searches.finished(scope, id);
                     }
                 }
-                kad::QueryResult::StartProviding(result) => {
-                    let Some(key) = self.announcing.remove(&(scope, id)) else { return };
-                    let told = result.is_ok() && stats.num_successes() > 0;
-                    let outcome = if told { Outcome::Announced } else { Outcome::Failed };
-                    tracing::debug!(?scope, ?outcome, "announcement");
-                    self.announcer.finished(scope, &key, outcome);
-                }
+                kad::QueryResult::GetClosestPeers(result) => self.on_looked_up(scope, id, result),
                 kad::QueryResult::Bootstrap(Err(error)) => {
                     tracing::info!(?scope, %error, "DHT bootstrap failed and is tried again");
                 }
@@ -197,20 +222,5 @@ impl Driver {
             let addresses = self.addresses_of(peer);
             self.searches.found(scope, query, Provider { peer, addresses });
         }
-    }
-
-    fn on_listening(&mut self, address: Multiaddr) {
-        // Whether others can really reach it is not known yet; without any external address nobody would take a
-        // provider record from here.
-        self.swarm.add_external_address(address.clone());
-        if is_quic(&address) {
-            udp::raise_and_report();
-        }
-        self.shared.listening(address);
-    }
-
-    fn on_expired(&mut self, address: &Multiaddr) {
-        self.swarm.remove_external_address(address);
-        self.shared.expired(address);
     }
 }

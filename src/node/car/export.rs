@@ -139,7 +139,7 @@ struct Step {
     id: ContentId,
     below: Below,
     /// The file that it is a part of, unless it is its root.
-    file: Option<Arc<Reading>>,
+    file: Option<Arc<FileBlocks>>,
     /// Bytes of that file that it holds.
     range: ByteRange,
 }
@@ -151,7 +151,7 @@ impl Step {
 }
 
 /// A file whose blocks are written. What has to be fetched of it comes in order, through a window, as for any reader.
-struct Reading {
+struct FileBlocks {
     id: ContentId,
     /// The bytes that are wanted; none: all blocks, also those without bytes.
     window: Option<ByteRange>,
@@ -160,7 +160,7 @@ struct Reading {
     handle: OnceCell<FileHandle>,
 }
 
-impl Reading {
+impl FileBlocks {
     fn wants(&self, range: ByteRange) -> bool {
         self.window.is_none_or(|window| !window.intersect(range).is_empty())
     }
@@ -171,7 +171,7 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
+impl Drop for FileBlocks {
     fn drop(&mut self) {
         if let Some(handle) = self.handle.get() {
             handle.close_reader(self.reader);
@@ -229,7 +229,7 @@ impl Export {
 
     /// Writes a leaf and those that follow it in the file, read as one where they are here: neither looked up nor hashed
     /// one by one.
-    async fn run(&mut self, first: Step, file: &Arc<Reading>) -> Result<(), CarFailure> {
+    async fn run(&mut self, first: Step, file: &Arc<FileBlocks>) -> Result<(), CarFailure> {
         let mut run = first.range;
         let mut leaves = Vec::new();
         let mut next = Some(first);
@@ -268,7 +268,7 @@ impl Export {
     }
 
     /// Bytes of a file, when all of them are here in its own object.
-    fn read_here(&self, file: &Reading, range: ByteRange) -> Result<Option<Bytes>, StoreError> {
+    fn read_here(&self, file: &FileBlocks, range: ByteRange) -> Result<Option<Bytes>, StoreError> {
         let object = match file.object.get() {
             Some(object) => object,
             None => match self.node.store().object(&file.id)? {
@@ -327,7 +327,7 @@ impl Export {
     /// Whether links of the block lead to blocks that are wanted and not on their way yet. What is only followed in part,
     /// at the ends of a range, may be linked to again where more of it is wanted.
     fn is_followed(&mut self, step: &Step) -> bool {
-        let is_cut = |file: &Arc<Reading>| !file.wants_all(step.range);
+        let is_cut = |file: &Arc<FileBlocks>| !file.wants_all(step.range);
         step.below != Below::Nothing
             && step.id.codec() == Codec::DagPb
             && (self.plan.duplicates
@@ -360,7 +360,7 @@ impl Export {
                 CarScope::Block | CarScope::All => None,
             };
             let (object, handle) = (OnceLock::new(), OnceCell::new());
-            Arc::new(Reading { id: step.id, window, reader: next_reader(), object, handle })
+            Arc::new(FileBlocks { id: step.id, window, reader: next_reader(), object, handle })
         });
         for (id, range) in children.into_iter().rev() {
             let range = ByteRange::at(step.range.start + range.start, range.len());

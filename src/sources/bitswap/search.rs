@@ -11,7 +11,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
-    sync::{broadcast, mpsc, watch},
+    sync::{broadcast, mpsc},
     time::Instant,
 };
 
@@ -19,7 +19,7 @@ use super::{name, redial::Providers};
 use crate::{
     content::ContentId,
     net::{NetError, PeerEvent, PeerId, Provider},
-    sources::{Found, Source, hearsay::Channel},
+    sources::{Again, Found, Source, hearsay::Channel},
 };
 
 /// Connected peers that are asked for blocks at once. On the public network there may be hundreds, and each that does
@@ -71,7 +71,7 @@ pub(super) struct Search<N> {
     net: N,
     root: ContentId,
     found: mpsc::Sender<Found>,
-    again: Arc<watch::Sender<()>>,
+    again: Arc<Again>,
     heard: Arc<Channel>,
     /// Peers that were given as sources.
     sources: HashMap<PeerId, Given>,
@@ -150,7 +150,7 @@ impl<N: Network> Search<N> {
     pub(super) fn new(
         net: N,
         root: ContentId,
-        again: Arc<watch::Sender<()>>,
+        again: Arc<Again>,
         heard: Arc<Channel>,
     ) -> (Self, mpsc::Receiver<Found>) {
         let (found, receiver) = mpsc::channel(BACKLOG);

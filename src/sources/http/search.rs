@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use reqwest::Url;
 use tokio::{
-    sync::{broadcast, mpsc, watch},
+    sync::{broadcast, mpsc},
     time::Instant,
 };
 
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     content::ContentId,
     net::Provider,
-    sources::{Found, SourceId, hearsay::Channel},
+    sources::{Again, Found, SourceId, hearsay::Channel},
 };
 
 /// Gateways of strangers that are asked for one root.
@@ -39,7 +39,7 @@ pub(super) struct Search {
     finder: HttpFinder,
     root: ContentId,
     found: mpsc::Sender<Found>,
-    again: Arc<watch::Sender<()>>,
+    again: Arc<Again>,
     heard: Arc<Channel>,
     given: HashSet<SourceId>,
     strangers: usize,
@@ -49,7 +49,7 @@ impl Search {
     pub(super) fn new(
         finder: HttpFinder,
         root: ContentId,
-        again: Arc<watch::Sender<()>>,
+        again: Arc<Again>,
     ) -> (Self, mpsc::Receiver<Found>) {
         let (found, receiver) = mpsc::channel(FOUND);
         let heard = finder.hearsay.of(&root);

@@ -37,6 +37,7 @@ type order struct {
 	Path  string `json:"path"`
 	Addr  string `json:"addr"`
 	Cid   string `json:"cid"`
+	Id    string `json:"id"`
 	Shape shape  `json:"shape"`
 }
 
@@ -47,7 +48,9 @@ type answer struct {
 	Addrs   []string `json:"addrs,omitempty"`
 	Gateway string   `json:"gateway,omitempty"`
 	Found   []string `json:"found,omitempty"`
-	Seconds float64  `json:"seconds"`
+	// First is when the first provider came.
+	First   float64 `json:"first,omitempty"`
+	Seconds float64 `json:"seconds"`
 }
 
 type node struct {
@@ -154,11 +157,35 @@ func (n *node) find(ctx context.Context, o order) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	var found []string
+	var a answer
+	began := time.Now()
 	for info := range n.dht.FindProvidersAsync(ctx, id, 20) {
-		found = append(found, info.ID.String())
+		if len(a.Found) == 0 {
+			a.First = time.Since(began).Seconds()
+		}
+		a.Found = append(a.Found, info.ID.String())
 	}
-	return answer{Found: found}, nil
+	return a, nil
+}
+
+// disconnect closes all connections to a peer and forgets where it is.
+func (n *node) disconnect(o order) (answer, error) {
+	id, err := corepeer.Decode(o.Id)
+	if err != nil {
+		return answer{}, err
+	}
+	err = n.host.Network().ClosePeer(id)
+	n.host.Peerstore().ClearAddrs(id)
+	return answer{}, err
+}
+
+// table answers with the peers of the routing table.
+func (n *node) table() answer {
+	var found []string
+	for _, id := range n.dht.RoutingTable().ListPeers() {
+		found = append(found, id.String())
+	}
+	return answer{Found: found}
 }
 
 // Everything is done within this time or is an error, so that no test waits for ever.
@@ -183,6 +210,10 @@ func (n *node) obey(ctx context.Context, o order) answer {
 		a, err = n.provide(ctx, o)
 	case "find":
 		a, err = n.find(ctx, o)
+	case "disconnect":
+		a, err = n.disconnect(o)
+	case "table":
+		a = n.table()
 	default:
 		err = fmt.Errorf("unknown order %q", o.Do)
 	}

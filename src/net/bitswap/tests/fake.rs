@@ -15,10 +15,10 @@ use super::{
         wire::{Version, proto},
     },
     node::swarm,
-    raw_streams::Raw,
 };
 use crate::{
     content::{Block, ContentId},
+    net::tests::raw_streams::Raw,
     tasks::Tasks,
 };
 

@@ -57,8 +57,8 @@ impl Played {
     }
 
     /// Starts a search; it ends with the receiver.
-    fn search(&self) -> (Arc<watch::Sender<()>>, mpsc::Receiver<Found>) {
-        let again: Arc<watch::Sender<()>> = Arc::default();
+    fn search(&self) -> (Arc<Again>, mpsc::Receiver<Found>) {
+        let again: Arc<Again> = Arc::default();
         let root = *Block::raw(vec![1].into()).cid();
         let (search, found) =
             Search::new(self.clone(), root, again.clone(), Hearsay::default().of(&root));

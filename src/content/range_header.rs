@@ -1,6 +1,7 @@
-//! Which bytes a `Range` header asks for.
+//! Which bytes of a content a `Range` header of HTTP asks for.
+//! <https://www.rfc-editor.org/rfc/rfc9110#name-range-requests>
 
-use crate::content::ByteRange;
+use super::ByteRange;
 
 /// Ranges that are answered one by one: a viewer asks for a few. More are an old way to make servers work, and are
 /// answered with the whole, as a server may.
@@ -8,8 +9,10 @@ const MAX_RANGES: usize = 16;
 
 /// What is sent of a content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Selected {
+pub enum Selected {
+    /// All of it.
     Whole,
+    /// One part.
     One(ByteRange),
     /// In the order in which they were asked for.
     Many(Vec<ByteRange>),
@@ -17,21 +20,30 @@ pub(super) enum Selected {
     None,
 }
 
-/// Reads the header. One that is not understood is to be passed over, as the protocol has it.
-pub(super) fn select(header: Option<&str>, size: u64) -> Selected {
-    let Some(asked) = header.and_then(parse) else { return Selected::Whole };
-    if asked.len() > MAX_RANGES {
-        return Selected::Whole;
+impl Selected {
+    /// Reads the header. One that is not understood is to be passed over, as the protocol has it.
+    pub fn by(header: Option<&str>, size: u64) -> Self {
+        let Some(asked) = header.and_then(parse) else { return Self::Whole };
+        if asked.len() > MAX_RANGES {
+            return Self::Whole;
+        }
+        let mut ranges: Vec<_> = asked.into_iter().filter_map(|range| range.within(size)).collect();
+        // Ranges over one another would send the same bytes many times.
+        if ranges.iter().map(ByteRange::len).sum::<u64>() > size {
+            return Self::Whole;
+        }
+        match ranges.len() {
+            0 => Self::None,
+            1 => Self::One(ranges.remove(0)),
+            _ => Self::Many(ranges),
+        }
     }
-    let mut ranges: Vec<_> = asked.into_iter().filter_map(|range| range.within(size)).collect();
-    // Ranges over one another would send the same bytes many times.
-    if ranges.iter().map(ByteRange::len).sum::<u64>() > size {
-        return Selected::Whole;
-    }
-    match ranges.len() {
-        0 => Selected::None,
-        1 => Selected::One(ranges.remove(0)),
-        _ => Selected::Many(ranges),
+}
+
+impl ByteRange {
+    /// The `Content-Range` header of an answer with these bytes, of which there is at least one, out of `size`.
+    pub fn content_range(&self, size: u64) -> String {
+        format!("bytes {}-{}/{size}", self.start, self.end.saturating_sub(1))
     }
 }
 
@@ -85,7 +97,7 @@ mod tests {
     use super::*;
 
     fn of(header: &str) -> Selected {
-        select(Some(header), 31)
+        Selected::by(Some(header), 31)
     }
 
     #[test]
@@ -109,7 +121,7 @@ mod tests {
         for header in ["bytes=31-", "bytes=40-50", "bytes=-0", "bytes=40-50,60-70"] {
             assert_eq!(of(header), Selected::None, "{header}");
         }
-        assert_eq!(select(Some("bytes=0-"), 0), Selected::None);
+        assert_eq!(Selected::by(Some("bytes=0-"), 0), Selected::None);
     }
 
     #[test]
@@ -126,7 +138,7 @@ mod tests {
         ] {
             assert_eq!(of(header), Selected::Whole, "{header}");
         }
-        assert_eq!(select(None, 31), Selected::Whole);
+        assert_eq!(Selected::by(None, 31), Selected::Whole);
     }
 
     #[test]
