@@ -2,6 +2,7 @@
 
 mod layers;
 mod show;
+mod torrent;
 mod units;
 
 use std::{
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     layers::{ConfigError, Layers, default_file},
+    torrent::{TorrentProxy, TorrentSettings, Tracker},
     units::{Address, CacheLimit, Factor, OptionalProxy, Server, Size, Span, Timeout, UnitError},
 };
 use crate::node::{
@@ -66,6 +68,8 @@ pub struct Settings {
     pub download: DownloadSettings,
     /// What is published.
     pub upload: UploadSettings,
+    /// Torrents.
+    pub torrent: TorrentSettings,
     /// The HTTP gateway.
     pub gateway: GatewaySettings,
 }
@@ -214,6 +218,7 @@ impl Default for Settings {
             http: HttpSettings::default(),
             download: DownloadSettings::default(),
             upload: UploadSettings::default(),
+            torrent: TorrentSettings::default(),
             gateway: GatewaySettings::default(),
         }
     }
@@ -308,7 +313,9 @@ impl Default for DownloadSettings {
 impl Settings {
     /// What the node is told.
     pub fn node_options(&self) -> NodeOptions {
+        let download = self.download.options();
         NodeOptions {
+            torrent: self.torrent.options(&self.network, download.lookup_timeout),
             store: StoreOptions {
                 dir: self.data_dir.clone(),
                 cache_limit: self.store.cache_limit.bytes(),
@@ -316,7 +323,7 @@ impl Settings {
             },
             net: self.net_options(),
             http: self.http_options(),
-            download: self.download.options(),
+            download,
             publish: PublishOptions {
                 import: self.upload.profile.params(),
                 read_only: self.upload.read_only,

@@ -13,3 +13,4 @@ pub mod sources;
 pub mod store;
 pub mod sys;
 pub mod tasks;
+pub mod torrent;

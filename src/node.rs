@@ -4,13 +4,17 @@
 
 mod cache;
 mod car;
+mod contents;
 mod here;
 mod listener;
 mod paths;
 mod pins;
+mod protocol;
 mod reading;
 mod resolve;
+mod root;
 mod status;
+mod swarms;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -31,7 +35,9 @@ pub use self::{
     here::Here,
     paths::{default_data_dir, refuse_nested},
     pins::PinState,
+    protocol::{Child, Children, Described, Known, OpenFile, Passage, Place, Protocol},
     reading::Reading,
+    root::{Root, RootError},
     status::{Peer, Status, StoreStatus},
 };
 pub use crate::{
@@ -49,6 +55,7 @@ pub use crate::{
         GcReport, KnownRoot, Object, ObjectId, Pin, Store, StoreError, StoreOptions, StoreStats,
         VerifyReport,
     },
+    torrent::{Cached, Magnet, MagnetError, TorrentError, TorrentOptions, Torrents},
 };
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
@@ -66,6 +73,7 @@ pub struct NodeOptions {
     pub http: HttpOptions,
     pub download: DownloadOptions,
     pub publish: PublishOptions,
+    pub torrent: TorrentOptions,
 }
 
 /// Why the node could not start or resolve something.
@@ -80,6 +88,12 @@ pub enum NodeError {
     Download(#[from] DownloadError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(transparent)]
+    Torrent(#[from] TorrentError),
+    #[error("nothing here can open {0}")]
+    NoProtocol(String),
+    #[error("{name}: no such entry in {root}")]
+    NoName { root: String, name: String },
     #[error("{path}: no such entry in {dir}")]
     NoEntry { dir: ContentId, path: String },
     #[error("{0} is not a directory")]
@@ -128,6 +142,7 @@ struct Inner {
     net: Net,
     engine: Engine,
     uploads: Uploads,
+    torrents: Torrents,
     tasks: Tasks,
     cache: Cache,
     mountpoint: Mutex<Option<PathBuf>>,
@@ -136,6 +151,9 @@ struct Inner {
     pins_to_fetch: Notify,
     read_only: bool,
 }
+
+/// The folder of the torrents in the data folder.
+const TORRENTS: &str = "torrents";
 
 /// Nobody can give what is not here while the daemon is offline: long enough to bring together what lies in several files.
 const OFFLINE_PATIENCE: Duration = Duration::from_secs(1);
@@ -160,11 +178,13 @@ impl Node {
         let told = announcer.clone().tell_announced(tasks.cancelled());
         tasks.spawn("announced", told);
         let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
+        let torrents = open_torrents(options.torrent, &store, &tasks).await?;
         let inner = Inner {
             store,
             net,
             engine,
             uploads,
+            torrents,
             tasks,
             cache: Cache::default(),
             mountpoint: Mutex::new(None),
@@ -216,6 +236,11 @@ impl Node {
     /// The upload tree.
     pub fn uploads(&self) -> &Uploads {
         &self.inner.uploads
+    }
+
+    /// The torrents.
+    pub fn torrents(&self) -> &Torrents {
+        &self.inner.torrents
     }
 
     /// Whether nothing may be published.
@@ -286,6 +311,17 @@ async fn open_uploads(
     let open = move || Uploads::open(options, open, announcer, &inside);
     let opened = tasks.blocking("open uploads", open).await;
     Ok(opened.map_err(|e| blocked("opening", store.dir(), e))??)
+}
+
+/// Looks which torrents are known.
+async fn open_torrents(
+    options: TorrentOptions,
+    store: &Store,
+    tasks: &Tasks,
+) -> Result<Torrents, NodeError> {
+    let (inside, dir) = (tasks.clone(), store.dir().join(TORRENTS));
+    let opened = tasks.blocking("open torrents", move || Torrents::open(options, &dir, &inside));
+    Ok(opened.await.map_err(|e| blocked("opening", store.dir(), e))??)
 }
 
 /// A thread for the disk did not come to its end.

@@ -5,5 +5,7 @@
 mod harness;
 #[path = "mount/reading.rs"]
 mod reading;
+#[path = "mount/torrents.rs"]
+mod torrents;
 #[path = "mount/uploading.rs"]
 mod uploading;

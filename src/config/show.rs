@@ -67,6 +67,35 @@ const MEANINGS: &[(&str, &str)] = &[
         "download.lookup_timeout",
         "longest time without progress before a lookup or a read gives up; 0: no limit",
     ),
+    ("torrent.enabled", "fetch torrents; what is here of them can be read in any case"),
+    (
+        "torrent.listen",
+        "address on which peers are accepted once a torrent was asked for; port 0 takes a free one",
+    ),
+    ("torrent.upnp", "ask the router to let peers in"),
+    ("torrent.dht", "join the public DHT of BitTorrent, unless network.private"),
+    (
+        "torrent.local_discovery",
+        "look for peers in the own network by multicast, unless network.private",
+    ),
+    ("torrent.trackers", "trackers that are asked for every torrent"),
+    ("torrent.peers", "peers that are asked for every torrent, such as \"192.168.1.5:6881\""),
+    (
+        "torrent.allow_private_addresses",
+        "let links name trackers and peers at private and loopback addresses; with network.private they always may",
+    ),
+    ("torrent.max_peers", "peers of one torrent at a time"),
+    (
+        "torrent.upload_limit",
+        "bytes per second that are sent, of all torrents together; \"0 B\": no limit",
+    ),
+    ("torrent.download_limit", "bytes per second that are received; \"0 B\": no limit"),
+    (
+        "torrent.proxy",
+        "SOCKS5 proxy for everything that goes out, such as \"socks5h://127.0.0.1:9050\"; no DHT then; empty: none",
+    ),
+    ("torrent.connect_timeout", "longest wait for a connection to a peer"),
+    ("torrent.peer_timeout", "longest silence of a peer"),
     ("upload.read_only", "publish nothing"),
     ("gateway.enabled", "serve content over HTTP"),
     (

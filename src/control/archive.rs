@@ -105,7 +105,8 @@ pub(super) async fn export(
     Query(query): Query<Exported>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let Reference { root, path } = query.id.parse()?;
+    let reference: Reference = query.id.parse()?;
+    let (root, path) = (reference.content()?, reference.path);
     let id = match (path.is_empty(), query.offline) {
         (true, _) => root,
         (false, true) => app.node.walk_now(&root, &path)?,

@@ -15,8 +15,8 @@ use percent_encoding::percent_decode;
 
 use super::{ErrorCode, Failure, Kind, Listed, Reference, Stat, server::App, wire::FAILURE};
 use crate::{
-    content::{ByteRange, Entry, EntryKind, NodeKind, Selected},
-    node::{DownloadError, Node, Reading},
+    content::{ByteRange, NodeKind, Selected},
+    node::{Child, Node, NodeError, Passage},
 };
 
 /// `?id=ID[/path]`, whose names need not be text.
@@ -41,8 +41,8 @@ pub(super) async fn stat(
     State(app): State<App>,
     Target(reference): Target,
 ) -> Result<Json<Stat>, Failure> {
-    let resolved = app.node.walk(&reference.root, &reference.path).await?;
-    Ok(Json(Stat::from(&*resolved)))
+    let (place, described) = app.node.walk_to(&reference.root, &reference.path).await?;
+    Ok(Json(Stat::of(&place, &described)))
 }
 
 /// Entries of a directory; a file or symlink is its own only entry.
@@ -50,27 +50,28 @@ pub(super) async fn list(
     State(app): State<App>,
     Target(reference): Target,
 ) -> Result<Json<Vec<Listed>>, Failure> {
-    let resolved = app.node.walk(&reference.root, &reference.path).await?;
-    if resolved.kind != NodeKind::Directory {
+    let (place, described) = app.node.walk_to(&reference.root, &reference.path).await?;
+    if described.kind != NodeKind::Directory {
         return Ok(Json(vec![Listed {
             name: reference.name(),
-            cid: resolved.id,
-            kind: Some(resolved.kind.into()),
-            size: Some(resolved.size),
+            cid: place.content().copied(),
+            kind: Some(described.kind.into()),
+            size: Some(described.size),
         }]));
     }
-    let entries = app.node.list(&reference.root, &resolved.id).await?;
-    Ok(Json(entries.iter().map(|entry| listed(&app.node, entry)).collect()))
+    let children = app.node.protocol(&place).list(&place).await?;
+    let children = (0..children.count()).filter_map(|at| children.child(at));
+    Ok(Json(children.map(|child| listed(&app.node, &child)).collect()))
 }
 
 /// A listing asks nobody about the children: what is not known is left out.
-fn listed(node: &Node, entry: &Entry) -> Listed {
-    let known = node.resolve_now(&entry.cid).and_then(Result::ok);
-    let kind = known.as_ref().map(|known| Kind::from(known.kind));
+fn listed(node: &Node, child: &Child<'_>) -> Listed {
+    let known = node.protocol(&child.place).resolve_now(&child.place).and_then(Result::ok);
+    let kind = known.as_ref().map(|known| known.kind).or(child.kind);
     Listed {
-        name: entry.name.clone(),
-        cid: entry.cid,
-        kind: kind.or_else(|| (entry.kind() == EntryKind::File).then_some(Kind::File)),
+        name: child.name.to_owned(),
+        cid: child.place.content().copied(),
+        kind: kind.map(Kind::from),
         size: known.map(|known| known.size),
     }
 }
@@ -80,9 +81,9 @@ pub(super) async fn cat(
     Target(reference): Target,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let resolved = app.node.walk(&reference.root, &reference.path).await?;
-    let handle = app.node.open(&reference.root, &resolved.id).await?;
-    let size = handle.size();
+    let (place, _) = app.node.walk_to(&reference.root, &reference.path).await?;
+    let file = app.node.protocol(&place).open(&place).await?;
+    let size = file.size();
     let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let range = match Selected::by(asked, size) {
         // Several at once are for browsers: a server may answer them with the whole.
@@ -91,11 +92,11 @@ pub(super) async fn cat(
         Selected::None => return Ok(unsatisfiable(asked.unwrap_or_default(), size)),
     };
     let wanted = range.unwrap_or(ByteRange::new(0, size));
-    let mut reading = Reading::new(handle, wanted);
+    let mut reading = Passage::new(file, wanted);
     // The first bytes decide: a failure after them comes behind the bytes, for those who read what comes there.
     let first = reading.next().await?;
     let rest = stream::try_unfold(reading, |mut reading| async move {
-        Ok::<_, DownloadError>(reading.next().await?.map(|bytes| (bytes, reading)))
+        Ok::<_, NodeError>(reading.next().await?.map(|bytes| (bytes, reading)))
     });
     let trailing = Trailing::asked_for(&headers);
     let body = body_of(first, rest, trailing);

@@ -7,7 +7,7 @@ use axum::{
 };
 
 use super::{ErrorCode, Failure, ReferenceError};
-use crate::node::{DownloadError, NetError, NodeError, PublishError, StoreError};
+use crate::node::{DownloadError, NetError, NodeError, PublishError, StoreError, TorrentError};
 
 impl Failure {
     pub(super) fn invalid(message: impl ToString) -> Self {
@@ -43,7 +43,9 @@ impl From<NodeError> for Failure {
             NodeError::Net(error) => net_code(error),
             NodeError::Download(error) => download_code(error),
             NodeError::Publish(error) => publish_code(error),
-            NodeError::NoEntry { .. } => ErrorCode::NoEntry,
+            NodeError::Torrent(error) => torrent_code(error),
+            NodeError::NoProtocol(_) => ErrorCode::Unsupported,
+            NodeError::NoEntry { .. } | NodeError::NoName { .. } => ErrorCode::NoEntry,
             NodeError::NotADirectory(_)
             | NodeError::IsADirectory(_)
             | NodeError::IsASymlink(_)
@@ -70,6 +72,22 @@ fn download_code(error: &DownloadError) -> ErrorCode {
         DownloadError::Dag(_) => ErrorCode::Invalid,
         DownloadError::Store(_) => ErrorCode::Internal,
         DownloadError::Closed => ErrorCode::Refused,
+    }
+}
+
+fn torrent_code(error: &TorrentError) -> ErrorCode {
+    match error {
+        TorrentError::NoMetadata { .. }
+        | TorrentError::Stalled { .. }
+        | TorrentError::Offline(_) => ErrorCode::NotFoundInTime,
+        TorrentError::NoSuchFile { .. } => ErrorCode::NoEntry,
+        TorrentError::Magnet(_)
+        | TorrentError::Metainfo(_)
+        | TorrentError::Tracker(_)
+        | TorrentError::NotADirectory(_)
+        | TorrentError::IsADirectory(_) => ErrorCode::Invalid,
+        TorrentError::Disk { .. } | TorrentError::Session(_) => ErrorCode::Internal,
+        TorrentError::Closed => ErrorCode::Refused,
     }
 }
 
@@ -108,7 +126,9 @@ through_node_error!(StoreError, NetError, DownloadError, PublishError);
 impl From<ReferenceError> for Failure {
     fn from(error: ReferenceError) -> Self {
         let code = match &error {
-            ReferenceError::Id(_) | ReferenceError::Empty => ErrorCode::Invalid,
+            ReferenceError::Id(_) | ReferenceError::Empty | ReferenceError::NotContent(_) => {
+                ErrorCode::Invalid
+            }
             ReferenceError::Unsupported(_) => ErrorCode::Unsupported,
         };
         Self { code, message: error.to_string() }

@@ -7,13 +7,16 @@ use std::{
     str::FromStr,
 };
 
-use crate::content::{ContentId, IdError};
+use crate::{
+    content::ContentId,
+    node::{Root, RootError},
+};
 
-/// A content, and a path below it.
+/// What an id leads to, and a path below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
     /// The id whose providers are asked.
-    pub root: ContentId,
+    pub root: Root,
     /// Names below it, without slashes at the ends; empty for the content itself. They need not be text.
     pub path: OsString,
 }
@@ -22,11 +25,14 @@ pub struct Reference {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
     /// There is nothing to look for.
-    #[error("no id: give a CID, with or without a path behind it")]
+    #[error("no id: give a CID, a magnet link or an info hash, with or without a path behind it")]
     Empty,
     /// The first part is not an id.
     #[error(transparent)]
-    Id(#[from] IdError),
+    Id(#[from] RootError),
+    /// It is an id, but not a CID, and only that would do.
+    #[error("{0} is not a CID")]
+    NotContent(String),
     /// An id of a network that this build does not speak.
     #[error("{0} cannot be opened by this version")]
     Unsupported(&'static str),
@@ -41,38 +47,60 @@ impl FromStr for Reference {
 }
 
 impl Reference {
-    /// Takes `CID`, `CID/path`, `/ipfs/CID/path` and `ipfs://CID/path`; names of the path need not be text.
+    /// Takes `CID`, `CID/path`, `/ipfs/CID/path`, `ipfs://CID/path`, the same of an info hash, and `magnet:?…` with a
+    /// path behind it; names of the path need not be text. A link ends at its first slash: where one is in a tracker, it
+    /// has to be written as `%2F`, unless no path follows.
     ///
     /// # Errors
     /// [`ReferenceError`] says what is missing.
     pub fn of(text: &[u8]) -> Result<Self, ReferenceError> {
-        if text.starts_with(b"magnet:") {
-            return Err(ReferenceError::Unsupported("a magnet link"));
-        }
         if text.starts_with(b"/ipns/") || text.starts_with(b"ipns://") {
             return Err(ReferenceError::Unsupported("an IPNS name"));
         }
         let rest = text.strip_prefix(b"ipfs://").or_else(|| text.strip_prefix(b"/ipfs/"));
         let rest = without_slashes(rest.unwrap_or(text));
-        let mut parts = rest.splitn(2, |byte| *byte == b'/');
-        let id = String::from_utf8_lossy(parts.next().unwrap_or_default());
-        let path = OsStr::from_bytes(without_slashes(parts.next().unwrap_or_default()));
+        let (id, path) = split(rest);
+        let id = String::from_utf8_lossy(id);
+        let path = OsStr::from_bytes(without_slashes(path));
         if id.is_empty() {
             return Err(ReferenceError::Empty);
         }
-        if id.len() == 40 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(ReferenceError::Unsupported("a torrent"));
-        }
         Ok(Self { root: id.parse()?, path: path.to_owned() })
+    }
+
+    /// The id, where it is a CID.
+    ///
+    /// # Errors
+    /// [`ReferenceError::NotContent`].
+    pub fn content(&self) -> Result<ContentId, ReferenceError> {
+        match &self.root {
+            Root::Content(id) => Ok(*id),
+            Root::Torrent(magnet) => Err(ReferenceError::NotContent(magnet.hash.to_string())),
+        }
     }
 
     /// The last name of the path, else the id.
     pub fn name(&self) -> OsString {
         let last = self.path.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         if last.is_empty() {
-            return self.root.to_string().into();
+            return match &self.root {
+                Root::Content(id) => id.to_string().into(),
+                Root::Torrent(magnet) => magnet.hash.to_string().into(),
+            };
         }
         OsStr::from_bytes(last).to_owned()
+    }
+}
+
+/// The id and the path behind it. A link as people copy it has slashes in its trackers (`tr=udp://…`); where its first
+/// one stands behind a colon, all of the text is the link.
+fn split(text: &[u8]) -> (&[u8], &[u8]) {
+    let magnet = text.get(..7).is_some_and(|head| head.eq_ignore_ascii_case(b"magnet:"));
+    let slash = text.iter().position(|byte| *byte == b'/');
+    match slash {
+        Some(at) if magnet && text[..at].ends_with(b":") => (text, b""),
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => (text, b""),
     }
 }
 
@@ -94,7 +122,7 @@ impl fmt::Display for Reference {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
     use super::*;
 
@@ -123,12 +151,40 @@ mod tests {
     }
 
     #[test]
+    fn torrents_are_taken_by_hash_and_by_link_whose_trackers_may_have_slashes() {
+        let hash = "cab507494d02ebb1178b38f2e9d7be299c86b862";
+        let escaped = format!("magnet:?xt=urn:btih:{hash}&tr=http%3A%2F%2Fa%2Fb");
+        let plain = format!("magnet:?xt=urn:btih:{hash}&tr=http://a/b");
+        for (text, path) in [
+            (hash.to_owned(), ""),
+            (format!("{hash}/a/b"), "a/b"),
+            (format!("{escaped}/a b"), "a b"),
+            (escaped.clone(), ""),
+            (plain, ""),
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            let Root::Torrent(magnet) = &reference.root else { panic!("{text}") };
+            assert_eq!(
+                (magnet.hash.to_string().as_str(), &*reference.path),
+                (hash, OsStr::new(path))
+            );
+            if text.contains("tr=") {
+                assert_eq!(magnet.trackers, ["http://a/b"], "{text}");
+            }
+            assert!(matches!(reference.content(), Err(ReferenceError::NotContent(_))));
+            // What is shown leads to the same place.
+            assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
+        }
+    }
+
+    #[test]
     fn what_is_no_id_is_refused_with_its_reason() {
         assert_eq!("".parse::<Reference>(), Err(ReferenceError::Empty));
         assert_eq!("/ipfs/".parse::<Reference>(), Err(ReferenceError::Empty));
         assert!(matches!("hello".parse::<Reference>(), Err(ReferenceError::Id(_))));
-        for later in ["magnet:?xt=urn:btih:x", "/ipns/example.org", &"a".repeat(40)] {
-            assert!(matches!(later.parse::<Reference>(), Err(ReferenceError::Unsupported(_))));
-        }
+        let link = "magnet:?xt=urn:btih:x".parse::<Reference>();
+        assert!(matches!(link, Err(ReferenceError::Id(RootError::Magnet(_)))));
+        let later = "/ipns/example.org".parse::<Reference>();
+        assert!(matches!(later, Err(ReferenceError::Unsupported(_))));
     }
 }

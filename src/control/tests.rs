@@ -186,7 +186,8 @@ async fn failures_say_what_sort_they_are() {
     let daemon = Daemon::start().await;
     let absent = "bafybeidhkumeonuwkebh2i4fc7o7lguehauradvlk57gzake6ggjsy372a";
     assert_eq!(daemon.refused(&Client::target("stat", "no-id")).await, ErrorCode::Invalid);
-    assert_eq!(daemon.refused(&Client::target("ls", "magnet:?xt=x")).await, ErrorCode::Unsupported);
+    assert_eq!(daemon.refused(&Client::target("ls", "/ipns/x")).await, ErrorCode::Unsupported);
+    assert_eq!(daemon.refused(&Client::target("ls", "magnet:?xt=x")).await, ErrorCode::Invalid);
     assert_eq!(daemon.refused(&Client::target("stat", absent)).await, ErrorCode::NotFoundInTime);
     let provide = ProvideRequest { id: absent.to_owned() };
     let refused = daemon.client.post::<()>("/v1/provide", &provide).await;

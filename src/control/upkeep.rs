@@ -121,10 +121,11 @@ pub(super) async fn verify(State(app): State<App>) -> Response {
 
 /// The id that a reference leads to; without a path nobody is asked.
 async fn target(node: &Node, reference: &Reference) -> Result<ContentId, Failure> {
+    let root = reference.content()?;
     if reference.path.is_empty() {
-        return Ok(reference.root);
+        return Ok(root);
     }
-    let resolved = node.walk(&reference.root, &reference.path).await;
+    let resolved = node.walk(&root, &reference.path).await;
     Ok(resolved.map_err(|error: NodeError| Failure::from(error))?.id)
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     content::{ContentId, NodeKind},
-    node::{Imported, ImportedRoot, PinState, Resolved},
+    node::{Described, Imported, ImportedRoot, PinState, Place},
 };
 
 /// Trailer behind bytes that broke off: the [`Failure`] as JSON.
@@ -151,8 +151,8 @@ pub struct LinkTarget(#[serde(with = "path")] pub OsString);
 /// Answer to `stat`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
-    /// The id that the path leads to.
-    pub cid: ContentId,
+    /// The id that the path leads to, where it leads to a CID.
+    pub cid: Option<ContentId>,
     /// What it is.
     pub kind: Kind,
     /// Bytes of a file, length of a symlink's target, 0 of a directory.
@@ -165,15 +165,15 @@ pub struct Stat {
     pub mtime: Option<(i64, u32)>,
 }
 
-impl From<&Resolved> for Stat {
-    fn from(resolved: &Resolved) -> Self {
+impl Stat {
+    pub(super) fn of(place: &Place, described: &Described) -> Self {
         Self {
-            cid: resolved.id,
-            kind: resolved.kind.into(),
-            size: resolved.size,
-            target: resolved.target.clone().map(LinkTarget),
-            mode: resolved.meta.mode,
-            mtime: resolved.meta.mtime,
+            cid: place.content().copied(),
+            kind: described.kind.into(),
+            size: described.size,
+            target: described.target.clone().map(LinkTarget),
+            mode: described.meta.mode,
+            mtime: described.meta.mtime,
         }
     }
 }
@@ -184,8 +184,8 @@ pub struct Listed {
     /// The name; one that is no text as a list of its bytes.
     #[serde(with = "path")]
     pub name: OsString,
-    /// Its id.
-    pub cid: ContentId,
+    /// Its id, where it has one of its own: a file of a torrent has none.
+    pub cid: Option<ContentId>,
     /// What it is, when its own block is here or the id tells.
     pub kind: Option<Kind>,
     /// Bytes of a file, when its own block is here.

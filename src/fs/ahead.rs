@@ -15,7 +15,10 @@ use futures::StreamExt;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{semantics::Fs, tree::Content};
-use crate::content::{Codec, ContentId, Entry, MAX_BLOCK_LEN};
+use crate::{
+    content::{Codec, ContentId, Entry, MAX_BLOCK_LEN},
+    node::Place,
+};
 
 /// What fetches ahead at once; beside it programs wait for one child after the other.
 pub(super) const AT_ONCE: usize = 8;
@@ -127,20 +130,20 @@ impl Fs {
     pub(super) fn fetch_ahead(
         &self,
         permit: OwnedSemaphorePermit,
-        root: ContentId,
-        ids: Vec<ContentId>,
+        places: Vec<Place>,
     ) -> impl Future + use<> {
         let (node, cancelled) = (self.node.clone(), self.node.tasks().cancelled());
         self.node.tasks().spawn("fetch ahead", async move {
             let _permit = permit;
-            let fetched = futures::stream::iter(ids).for_each_concurrent(CHILDREN_AT_ONCE, |id| {
-                let node = &node;
-                async move {
-                    if let Err(error) = node.resolve(&root, &id).await {
-                        tracing::debug!(%id, %error, "a listed child is not here yet");
+            let fetched =
+                futures::stream::iter(places).for_each_concurrent(CHILDREN_AT_ONCE, |place| {
+                    let node = &node;
+                    async move {
+                        if let Err(error) = node.protocol(&place).resolve(&place).await {
+                            tracing::debug!(?place, %error, "a listed child is not here yet");
+                        }
                     }
-                }
-            });
+                });
             tokio::select! {
                 _ = tokio::time::timeout(LONGEST, fetched) => {}
                 () = cancelled => {}
@@ -150,15 +153,17 @@ impl Fs {
 
     /// Notes that a name was looked up in a directory, and fetches what is likely to be looked up next.
     pub(super) fn look_ahead(&self, dir: &Content, name: &OsStr, is_here: bool) {
+        // A torrent's description tells all of its files.
+        let Place::Content { root, id: dir } = dir.place else { return };
         let Ok(permit) = self.prefetches.clone().try_acquire_owned() else { return };
         let mut walks = self.walks.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = walks.iter().position(|walk| walk.dir == dir.id);
+        let found = walks.iter().position(|walk| walk.dir == dir);
         let walk = match found.and_then(|at| walks.remove(at)) {
             Some(walk) => Some(walk),
             None if is_here => None,
             // Who has not listed it does not go through it.
-            None => match self.node.list_now(&dir.id) {
-                Some(Ok(entries)) => Some(Walk::new(dir.id, entries)),
+            None => match self.node.list_now(&dir) {
+                Some(Ok(entries)) => Some(Walk::new(dir, entries)),
                 Some(Err(_)) | None => None,
             },
         };
@@ -170,8 +175,9 @@ impl Fs {
         walks.push_back(walk);
         drop(walks);
         if !ids.is_empty() {
+            let places = ids.into_iter().map(|id| Place::Content { root, id }).collect();
             // The task goes on by itself.
-            drop(self.fetch_ahead(permit, dir.root, ids));
+            drop(self.fetch_ahead(permit, places));
         }
     }
 }

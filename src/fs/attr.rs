@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::tree::{Ino, Shape, of_upload};
 use crate::{
     content::Metadata,
-    node::{Resolved, UploadAttr, UploadIno, UploadKind},
+    node::{Described, UploadAttr, UploadIno, UploadKind},
 };
 
 /// Content never changes under its id.
@@ -71,7 +71,7 @@ impl Owner {
     pub(super) fn content(
         self,
         ino: Ino,
-        resolved: &Resolved,
+        resolved: &Described,
         allocated: u64,
         complete: bool,
     ) -> Attr {
@@ -167,8 +167,8 @@ mod tests {
 
     const OWNER: Owner = Owner { uid: 7, gid: 8 };
 
-    fn resolved(kind: NodeKind, size: u64, meta: Metadata) -> Resolved {
-        Resolved { id: "bafkqaaa".parse().unwrap(), kind, size, meta, target: None }
+    fn resolved(kind: NodeKind, size: u64, meta: Metadata) -> Described {
+        Described { kind, size, meta, target: None }
     }
 
     #[test]

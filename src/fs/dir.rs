@@ -18,10 +18,7 @@ use super::{
     semantics::{Fs, known},
     tree::{self, Content, Ino, Shape, What},
 };
-use crate::{
-    content::{ContentId, Entry, EntryKind},
-    node::{UploadIno, UploadKind},
-};
+use crate::node::{Child, Children, Place, UploadIno, UploadKind};
 
 /// Longest wait for what the children of a listed directory are. The FUSE library cannot say "unknown" of an entry,
 /// so one whose block does not come in time is listed as what a lookup of it would give, a directory. A wrong guess
@@ -120,6 +117,12 @@ impl Fs {
             };
             listing.add(tree::of_content(ino, &name, shape), shape, name);
         }
+        if ino == tree::ROOT {
+            for hash in self.node.torrents().known_torrents() {
+                let (name, shape) = (hash.to_string(), Shape::Directory);
+                listing.add(tree::of_content(ino, &name, shape), shape, name);
+            }
+        }
         Ok(listing)
     }
 
@@ -142,37 +145,35 @@ impl Fs {
     }
 
     async fn list_content(&self, ino: Ino, dir: &Content) -> Outcome<Listing> {
-        let entries = self
-            .node
-            .list(&dir.root, &dir.id)
-            .await
-            .map_err(|error| of_directory(&error, &dir.id))?;
-        let mut shapes = self.shapes(&entries).await;
+        let protocol = self.node.protocol(&dir.place);
+        let listed = protocol.list(&dir.place).await;
+        let children = listed.map_err(|error| of_directory(&error, &dir.place))?;
+        let mut shapes = self.shapes(&*children).await;
         if shapes.contains(&None) {
-            self.prefetch(&dir.root, &entries, &shapes).await;
-            shapes = self.shapes(&entries).await;
+            self.prefetch(&*children, &shapes).await;
+            shapes = self.shapes(&*children).await;
         }
         let mut listing = Listing::new(ino, dir.parent);
         listing.lasting = !shapes.contains(&None);
-        for (entry, shape) in entries.iter().zip(shapes) {
-            let shape = shape.unwrap_or(Shape::unknown(&entry.cid));
-            listing.add(tree::of_content(ino, &entry.name, shape), shape, entry.name.clone());
+        for (child, shape) in each(&*children).zip(shapes) {
+            let shape = shape.unwrap_or(Shape::unknown(&child.place));
+            listing.add(tree::of_content(ino, child.name, shape), shape, child.name);
         }
         Ok(listing)
     }
 
     /// What is known of the children; a broken one is listed like one that is not here, and fails when it is used.
-    async fn shapes(&self, entries: &[Entry]) -> Vec<Option<Shape>> {
-        let mut shapes = Vec::with_capacity(entries.len());
-        for (at, entry) in entries.iter().enumerate() {
+    async fn shapes(&self, children: &dyn Children) -> Vec<Option<Shape>> {
+        let mut shapes = Vec::with_capacity(children.count());
+        for (at, child) in each(children).enumerate() {
             if at % YIELD_EVERY == 0 {
                 tokio::task::yield_now().await;
             }
-            shapes.push(match entry.kind() {
-                EntryKind::File => Some(Shape::File),
-                EntryKind::Unknown => match self.node.resolve_now(&entry.cid) {
+            shapes.push(match child.kind {
+                Some(kind) => Some(Shape::of(kind)),
+                None => match self.node.protocol(&child.place).resolve_now(&child.place) {
                     Some(Ok(resolved)) => Some(Shape::of(resolved.kind)),
-                    Some(Err(_)) => Some(Shape::unknown(&entry.cid)),
+                    Some(Err(_)) => Some(Shape::unknown(&child.place)),
                     None => None,
                 },
             });
@@ -181,14 +182,18 @@ impl Fs {
     }
 
     /// Fetches the root blocks of children of which nothing is known, in the background; waits a moment for them.
-    async fn prefetch(&self, root: &ContentId, entries: &[Entry], shapes: &[Option<Shape>]) {
+    async fn prefetch(&self, children: &dyn Children, shapes: &[Option<Shape>]) {
         let Ok(permit) = self.prefetches.clone().try_acquire_owned() else { return };
-        let missing = entries.iter().zip(shapes).filter(|(_, shape)| shape.is_none());
-        let missing = missing.take(PREFETCH).map(|(entry, _)| entry.cid).collect();
-        let task = self.fetch_ahead(permit, *root, missing);
+        let missing = each(children).zip(shapes).filter(|(_, shape)| shape.is_none());
+        let missing: Vec<Place> = missing.take(PREFETCH).map(|(child, _)| child.place).collect();
+        let task = self.fetch_ahead(permit, missing);
         // What is late is listed as a directory; nothing is lost by not knowing.
         let _ = tokio::time::timeout(KINDS_WAIT, task).await;
     }
+}
+
+fn each(children: &dyn Children) -> impl Iterator<Item = Child<'_>> {
+    (0..children.count()).filter_map(|at| children.child(at))
 }
 
 fn list_control() -> Listing {

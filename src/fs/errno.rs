@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use crate::{
     content::{BlockError, DagError},
-    node::{DownloadError, NetError, NodeError, PublishError, StoreError},
+    node::{DownloadError, NetError, NodeError, PublishError, StoreError, TorrentError},
 };
 
 /// Which call failed: nobody having the bytes is a timeout to those that look and an I/O error to those that read.
@@ -27,6 +27,8 @@ pub(super) fn of_node(error: &NodeError, during: During) -> Errno {
         NodeError::IsADirectory(_) => Errno::EISDIR,
         NodeError::IsASymlink(_) => Errno::ELOOP,
         NodeError::Nested(_) => Errno::EINVAL,
+        NodeError::Torrent(e) => of_torrent(e, during),
+        NodeError::NoName { .. } | NodeError::NoProtocol(_) => Errno::ENOENT,
     }
 }
 
@@ -39,6 +41,23 @@ pub(super) fn of_download(error: &DownloadError, during: During) -> Errno {
         DownloadError::Dag(e) => of_dag(e),
         DownloadError::Store(e) => of_store(e),
         DownloadError::Closed => Errno::EIO,
+    }
+}
+
+fn of_torrent(error: &TorrentError, during: During) -> Errno {
+    match error {
+        TorrentError::NoMetadata { .. }
+        | TorrentError::Stalled { .. }
+        | TorrentError::Offline(_) => match during {
+            During::Lookup => Errno::ETIMEDOUT,
+            During::Read => Errno::EIO,
+        },
+        TorrentError::Magnet(_) | TorrentError::Tracker(_) => Errno::EINVAL,
+        TorrentError::NoSuchFile { .. } => Errno::ENOENT,
+        TorrentError::NotADirectory(_) => Errno::ENOTDIR,
+        TorrentError::IsADirectory(_) => Errno::EISDIR,
+        TorrentError::Disk { what: _, source } => of_io(source),
+        TorrentError::Metainfo(_) | TorrentError::Session(_) | TorrentError::Closed => Errno::EIO,
     }
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 
 use super::{answer::Outcome, control::EventStream, dir::OpenDirectory, iomode::Mode, tree::Ino};
-use crate::node::{FileHandle, ReaderId, UploadHandle, UploadIno};
+use crate::node::{OpenFile, ReaderId, UploadHandle, UploadIno};
 
 /// An open file or directory.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) enum Handle {
     /// Content. The handle keeps it from being evicted.
     Content {
         ino: Ino,
-        file: FileHandle,
+        file: Arc<dyn OpenFile>,
         reader: ReaderId,
         mode: Mode,
     },

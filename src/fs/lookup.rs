@@ -19,10 +19,7 @@ use super::{
     semantics::{Fs, of_name},
     tree::{self, Content, Ino, Shape, What},
 };
-use crate::{
-    content::{ContentId, Entry},
-    node::{NodeError, UploadIno},
-};
+use crate::node::{NodeError, Place, UploadIno};
 
 /// What a name leads to.
 #[derive(Debug)]
@@ -39,7 +36,7 @@ impl Fs {
             Err(errno) => Answer::error(errno),
             Ok(What::Root) => Answer::Now(self.lookup_root(name)),
             Ok(What::Ipfs) => Answer::Now(match name.to_str().and_then(content_name) {
-                Some(id) => self.enter(parent, id, id, name),
+                Some(id) => self.enter(parent, Place::Content { root: id, id }, name),
                 None => Ok(Found::Absent(HOUR)),
             }),
             Ok(What::Control) => Answer::Now(self.lookup_control(name)),
@@ -59,7 +56,10 @@ impl Fs {
             }
             RootName::Ipfs => directory(tree::IPFS),
             RootName::Control => directory(tree::CONTROL),
-            RootName::Content(id) => self.enter(tree::ROOT, id, id, name),
+            RootName::Id(root) => {
+                let place = self.node.place(&root).map_err(|e| of_node(&e, During::Lookup))?;
+                self.enter(tree::ROOT, place, name)
+            }
             RootName::Nothing => Ok(Found::Absent(HOUR)),
         }
     }
@@ -91,12 +91,12 @@ impl Fs {
         dir: &Arc<Content>,
         name: &OsStr,
     ) -> Answer<Found> {
-        match self.node.child_now(&dir.id, name) {
+        match self.node.protocol(&dir.place).child_now(&dir.place, name) {
             Some(child) => Answer::Now(self.child(parent, dir, name, child)),
             None => {
                 let (fs, dir, name) = (self.clone(), dir.clone(), name.to_owned());
                 Answer::later(async move {
-                    let child = fs.node.child(&dir.root, &dir.id, &name).await;
+                    let child = fs.node.protocol(&dir.place).child(&dir.place, &name).await;
                     fs.child(parent, &dir, &name, child)
                 })
             }
@@ -108,11 +108,11 @@ impl Fs {
         parent: Ino,
         dir: &Content,
         name: &OsStr,
-        child: Result<Option<Entry>, NodeError>,
+        child: Result<Option<Place>, NodeError>,
     ) -> Outcome<Found> {
-        match child.map_err(|error| of_directory(&error, &dir.id))? {
-            Some(entry) => {
-                let found = self.enter(parent, dir.root, entry.cid, name)?;
+        match child.map_err(|error| of_directory(&error, &dir.place))? {
+            Some(place) => {
+                let found = self.enter(parent, place, name)?;
                 // What is not here is shown as a placeholder.
                 let is_here = !matches!(&found, Found::Entry { ttl, .. } if ttl.is_zero());
                 self.look_ahead(dir, name, is_here);
@@ -123,18 +123,18 @@ impl Fs {
     }
 
     /// Makes content known to the kernel under a name.
-    fn enter(&self, parent: Ino, root: ContentId, id: ContentId, name: &OsStr) -> Outcome<Found> {
-        let resolved =
-            self.node.resolve_now(&id).transpose().map_err(|e| of_node(&e, During::Lookup))?;
+    fn enter(&self, parent: Ino, place: Place, name: &OsStr) -> Outcome<Found> {
+        let known = self.node.protocol(&place).resolve_now(&place);
+        let resolved = known.transpose().map_err(|e| of_node(&e, During::Lookup))?;
         let shape =
-            resolved.as_ref().map_or(Shape::unknown(&id), |resolved| Shape::of(resolved.kind));
+            resolved.as_ref().map_or(Shape::unknown(&place), |resolved| Shape::of(resolved.kind));
         let ino = tree::of_content(parent, name, shape);
         let (attr, ttl) = match resolved {
-            Some(resolved) => (self.content_attr(ino, shape, &resolved)?, FOREVER),
+            Some(resolved) => (self.content_attr(ino, &place, &resolved)?, FOREVER),
             // Also a raw block's name is asked for again: with it the kernel would keep the file's size of 0.
             None => (self.owner.placeholder(ino, shape), Duration::ZERO),
         };
-        self.tree.enter(ino, Content { parent, root, id, shape });
+        self.tree.enter(ino, Content { parent, place, shape });
         Ok(Found::Entry { attr, ttl })
     }
 }
@@ -145,9 +145,9 @@ pub(super) fn upload_ttl(dir: UploadIno) -> Duration {
 }
 
 /// The errno of a directory operation on `dir`: one that is no directory after all was a placeholder.
-pub(super) fn of_directory(error: &NodeError, dir: &ContentId) -> Errno {
+pub(super) fn of_directory(error: &NodeError, dir: &Place) -> Errno {
     match error {
-        NodeError::NotADirectory(id) if id == dir => Errno::ESTALE,
+        NodeError::NotADirectory(id) if dir.content() == Some(id) => Errno::ESTALE,
         error => of_node(error, During::Lookup),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 
-use crate::content::ContentId;
+use crate::{content::ContentId, node::Root};
 
 pub(super) const UPLOAD: &str = "upload";
 pub(super) const IPFS: &str = "ipfs";
@@ -14,12 +14,13 @@ pub(super) const CONTROL: &str = ".chiral";
 const MAX_NAME: usize = 255;
 
 /// A name in the root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RootName {
     Upload,
     Ipfs,
     Control,
-    Content(ContentId),
+    /// A CID, a magnet link or an info hash.
+    Id(Root),
     /// Nothing, now and for ever.
     Nothing,
 }
@@ -29,12 +30,12 @@ pub(super) fn root_name(name: &OsStr) -> RootName {
         Some(UPLOAD) => RootName::Upload,
         Some(IPFS) => RootName::Ipfs,
         Some(CONTROL) => RootName::Control,
-        Some(text) => content_name(text).map_or(RootName::Nothing, RootName::Content),
+        Some(text) => text.parse().map_or(RootName::Nothing, RootName::Id),
         None => RootName::Nothing,
     }
 }
 
-/// The content that a name in the root or in `ipfs` stands for.
+/// The content that a name in `ipfs` stands for.
 pub(super) fn content_name(text: &str) -> Option<ContentId> {
     if text.len() > MAX_NAME {
         return None;
@@ -44,7 +45,7 @@ pub(super) fn content_name(text: &str) -> Option<ContentId> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
     use std::os::unix::ffi::OsStrExt;
 
@@ -57,12 +58,33 @@ mod tests {
     #[test]
     fn ids_of_both_versions_and_any_base_are_content() {
         let id: ContentId = V1.parse().unwrap();
-        assert_eq!(root_name(V1.as_ref()), RootName::Content(id));
+        let named = RootName::Id(Root::Content(id));
+        assert_eq!(root_name(V1.as_ref()), named);
         let hex =
             format!("f{}", id.to_bytes().iter().map(|b| format!("{b:02x}")).collect::<String>());
-        assert_eq!(root_name(hex.as_ref()), RootName::Content(id));
+        assert_eq!(root_name(hex.as_ref()), named);
         let v0 = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG";
-        assert!(matches!(root_name(v0.as_ref()), RootName::Content(_)));
+        assert!(matches!(root_name(v0.as_ref()), RootName::Id(Root::Content(_))));
+    }
+
+    #[test]
+    fn links_and_hashes_of_torrents_are_ids_and_malformed_ones_nothing() {
+        let hash = "cab507494d02ebb1178b38f2e9d7be299c86b862";
+        let tracker = "tr=udp%3A%2F%2Ftracker.example%3A80%2Fannounce";
+        for name in [
+            hash,
+            &hash.to_uppercase(),
+            "ZK2QOSKNALV3CF4LHDZOTV56FGOINODC",
+            &format!("magnet:?xt=urn:btih:{hash}&{tracker}&dn={}", "x".repeat(300)),
+        ] {
+            let RootName::Id(Root::Torrent(magnet)) = root_name(name.as_ref()) else {
+                panic!("{name}");
+            };
+            assert_eq!(magnet.hash.to_string(), hash);
+        }
+        for name in ["magnet:?dn=x", "magnet:?xt=urn:btih:12", &hash[1..], &format!("{hash}0")] {
+            assert_eq!(root_name(name.as_ref()), RootName::Nothing, "{name}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     answer::{Answer, Outcome},
     backing::{Candidate, Opener},
     control::{self, EventStream},
-    errno::{During, of_download, of_node},
+    errno::{During, of_node},
     handles::Handle,
     iomode::Mode,
     semantics::{Fs, known, published},
@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{
     content::ByteRange,
-    node::{FileHandle, OpenFlags, ReaderId, SetAttr, UploadHandle, UploadIno, UploadState},
+    node::{OpenFile, OpenFlags, ReaderId, SetAttr, UploadHandle, UploadIno, UploadState},
 };
 
 /// A file that was opened below and is waiting for the mode that the kernel is to use.
 #[derive(Debug)]
 pub(super) enum Opened {
-    Content(FileHandle),
+    Content(Arc<dyn OpenFile>),
     Upload(OpenedUpload),
     Text(Bytes),
     Events(EventStream),
@@ -119,14 +119,14 @@ impl Fs {
         if content.shape != Shape::File {
             return Answer::error(Errno::ESTALE);
         }
-        match self.node.open_now(&content.root, &content.id) {
+        match self.node.protocol(&content.place).open_now(&content.place) {
             Some(opened) => {
                 Answer::Now(opened.map(Opened::Content).map_err(|e| of_node(&e, During::Lookup)))
             }
             None => {
                 let (node, content) = (self.node.clone(), content.clone());
                 Answer::later(async move {
-                    let opened = node.open(&content.root, &content.id).await;
+                    let opened = node.protocol(&content.place).open(&content.place).await;
                     opened.map(Opened::Content).map_err(|e| of_node(&e, During::Lookup))
                 })
             }
@@ -154,12 +154,11 @@ impl Fs {
     pub(super) fn candidate(&self, opened: &Opened) -> Option<Candidate> {
         match opened {
             Opened::Content(file) => {
-                let object = file.object();
-                let backing = object.backing().unwrap_or_else(|error| {
-                    tracing::warn!(id = %file.id(), %error, "a complete file cannot be opened; it is copied");
+                let backing = file.backing().unwrap_or_else(|error| {
+                    tracing::warn!(%error, "a complete file cannot be opened; it is copied");
                     None
                 });
-                backing.map(|file| Candidate { file, version: object.id().0, whole: true })
+                backing.map(|(file, version)| Candidate { file, version, whole: true })
             }
             Opened::Upload(OpenedUpload { upload, wanted, .. }) if wanted.writes() => {
                 match self.node.uploads().backing(*upload) {
@@ -334,17 +333,22 @@ fn seek_content(size: u64, offset: i64, whence: i32) -> Outcome<i64> {
     }
 }
 
-fn read_content(file: &FileHandle, reader: ReaderId, offset: u64, size: u32) -> Answer<Bytes> {
+fn read_content(
+    file: &Arc<dyn OpenFile>,
+    reader: ReaderId,
+    offset: u64,
+    size: u32,
+) -> Answer<Bytes> {
     let range = ByteRange::at(offset, u64::from(size)).intersect(ByteRange::new(0, file.size()));
     if range.is_empty() {
         return Answer::ok(Bytes::new());
     }
     match file.read_now(reader, range) {
-        Some(bytes) => Answer::Now(bytes.map_err(|e| of_download(&e, During::Read))),
+        Some(bytes) => Answer::Now(bytes.map_err(|e| of_node(&e, During::Read))),
         None => {
             let file = file.clone();
             Answer::later(async move {
-                file.read(reader, range).await.map_err(|e| of_download(&e, During::Read))
+                file.read(reader, range).await.map_err(|e| of_node(&e, During::Read))
             })
         }
     }

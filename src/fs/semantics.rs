@@ -14,7 +14,7 @@ use super::{
     handles::Handles,
     tree::{Content, Ino, Shape, Tree, What},
 };
-use crate::node::{Node, PublishError, Resolved, SetAttr, UploadIno, Uploads};
+use crate::node::{Cached, Described, Node, Place, PublishError, SetAttr, UploadIno, Uploads};
 
 /// Figures of statfs(2), in blocks of [`STATFS_BLOCK`] bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Fs {
             Ok(What::Content(content)) => {
                 let fs = self.clone();
                 self.resolved(&content, move |content, resolved| {
-                    fs.content_attr(ino, content.shape, resolved)
+                    fs.content_attr(ino, &content.place, resolved)
                 })
             }
         }
@@ -133,23 +133,23 @@ impl Fs {
     pub(super) fn resolved<T: Send + 'static>(
         &self,
         content: &Arc<Content>,
-        answer: impl FnOnce(&Content, &Resolved) -> Outcome<T> + Send + 'static,
+        answer: impl FnOnce(&Content, &Described) -> Outcome<T> + Send + 'static,
     ) -> Answer<T> {
-        let answer = move |content: &Content, resolved: &Resolved| {
+        let answer = move |content: &Content, resolved: &Described| {
             if Shape::of(resolved.kind) == content.shape {
                 answer(content, resolved)
             } else {
                 Err(Errno::ESTALE)
             }
         };
-        match self.node.resolve_now(&content.id) {
+        match self.node.protocol(&content.place).resolve_now(&content.place) {
             Some(Ok(resolved)) => Answer::Now(answer(content, &resolved)),
             Some(Err(error)) => Answer::error(of_node(&error, During::Lookup)),
             None => {
                 let (node, content) = (self.node.clone(), content.clone());
                 Answer::later(async move {
-                    let resolved = node.resolve(&content.root, &content.id).await;
-                    answer(&content, &*resolved.map_err(|e| of_node(&e, During::Lookup))?)
+                    let resolved = node.protocol(&content.place).resolve(&content.place).await;
+                    answer(&content, &resolved.map_err(|e| of_node(&e, During::Lookup))?)
                 })
             }
         }
@@ -158,18 +158,20 @@ impl Fs {
     pub(super) fn content_attr(
         &self,
         ino: Ino,
-        shape: Shape,
-        resolved: &Resolved,
+        place: &Place,
+        resolved: &Described,
     ) -> Outcome<Attr> {
-        let (mut allocated, mut complete) = (0, resolved.id.inline_content().is_some());
-        if shape == Shape::File
-            && let Some(object) =
-                self.node.store().object(&resolved.id).map_err(|e| super::errno::of_store(&e))?
-        {
-            allocated = object.allocated();
-            complete = object.is_complete();
-        }
-        Ok(self.owner.content(ino, resolved, allocated, complete))
+        let cached = match Shape::of(resolved.kind) {
+            Shape::File => self.cached(place)?,
+            Shape::Directory | Shape::Symlink => Cached::default(),
+        };
+        Ok(self.owner.content(ino, resolved, cached.allocated, cached.complete))
+    }
+
+    /// How much of a file is here.
+    pub(super) fn cached(&self, place: &Place) -> Outcome<Cached> {
+        let cached = self.node.protocol(place).cached(place);
+        cached.map_err(|e| of_node(&e, During::Lookup))
     }
 
     fn control_attr(&self, file: Ino) -> Outcome<Attr> {

@@ -17,8 +17,8 @@ use std::{
 };
 
 use crate::{
-    content::{Codec, ContentId, NodeKind, sha2_256},
-    node::UploadIno,
+    content::{NodeKind, sha2_256},
+    node::{Place, UploadIno},
 };
 
 /// An inode number of the mount; it is the kernel's node id too.
@@ -53,23 +53,19 @@ impl Shape {
         }
     }
 
-    /// What is shown as long as the block is not here: a raw block can only be a file.
-    pub(super) fn unknown(id: &ContentId) -> Self {
-        match id.codec() {
-            Codec::Raw => Self::File,
-            Codec::DagPb | Codec::Other(_) => Self::Directory,
-        }
+    /// What is shown as long as nothing of it is here.
+    pub(super) fn unknown(place: &Place) -> Self {
+        place.sure_kind().map_or(Self::Directory, Self::of)
     }
 }
 
-/// One place in the tree where content is shown.
+/// One place in the tree where something that an id leads to is shown.
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     /// The inode that holds its name.
     pub(super) parent: Ino,
-    /// The id at the top of its path, whose providers are asked.
-    pub(super) root: ContentId,
-    pub(super) id: ContentId,
+    /// What it is.
+    pub(super) place: Place,
     pub(super) shape: Shape,
 }
 
@@ -130,7 +126,7 @@ impl Tree {
             hash_map::Entry::Occupied(mut known) => {
                 let (node, lookups) = known.get_mut();
                 *lookups += 1;
-                // The same name below a directory always has the same id; the root of the path can be another one.
+                // The same name below a directory always leads to the same; the root of the path can be another one.
                 node.clone()
             }
             hash_map::Entry::Vacant(free) => free.insert((Arc::new(content), 1)).0.clone(),
@@ -161,8 +157,9 @@ mod tests {
     use super::*;
 
     fn content() -> Content {
-        let id: ContentId = "bafkqaaa".parse().unwrap();
-        Content { parent: ROOT, root: id, id, shape: Shape::File }
+        let id = "bafkqaaa".parse().unwrap();
+        let place = Place::Content { root: id, id };
+        Content { parent: ROOT, place, shape: Shape::File }
     }
 
     #[test]

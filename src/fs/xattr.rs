@@ -12,13 +12,16 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    node::{Here, Node, UploadIno, UploadKind, UploadState},
+    node::{Here, UploadIno, UploadKind, UploadState},
 };
 
 /// One of chiral's own attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attribute {
     Cid,
+    InfoHash,
+    /// A link to a torrent with all that is known of it.
+    Magnet,
     Size,
     /// Bytes that are on disk.
     Cached,
@@ -31,16 +34,27 @@ enum Attribute {
 const NAMES: [&str; 4] =
     ["user.chiral.cid", "user.chiral.size", "user.chiral.cached", "user.chiral.state"];
 
+/// The same of torrents and what is in them.
+const OF_TORRENTS: [&str; 5] = [
+    "user.chiral.infohash",
+    "user.chiral.magnet",
+    "user.chiral.size",
+    "user.chiral.cached",
+    "user.chiral.state",
+];
+
 /// Whether an attribute is one of chiral's own that programs find listed. They also set it on copies, or remove it from
 /// them; both has no effect and is no failure.
 pub(super) fn is_listed(name: &str) -> bool {
-    NAMES.contains(&name)
+    NAMES.contains(&name) || OF_TORRENTS.contains(&name)
 }
 
 impl Attribute {
     fn named(name: &OsStr) -> Option<Self> {
         Some(match name.to_str()? {
             "user.chiral.cid" | "ipfs.cid" => Self::Cid,
+            "user.chiral.infohash" => Self::InfoHash,
+            "user.chiral.magnet" => Self::Magnet,
             "user.chiral.size" => Self::Size,
             "user.chiral.cached" => Self::Cached,
             "user.chiral.state" => Self::State,
@@ -85,6 +99,9 @@ impl Fs {
             }
             // The kernel gives no attribute of the user's namespace of a symbolic link.
             What::Content(content) if content.shape == Shape::Symlink => Vec::new(),
+            What::Content(content) if content.place.torrent().is_some() => {
+                OF_TORRENTS.map(str::to_owned).into()
+            }
             What::Content(_) => own.into(),
             What::Root | What::Ipfs | What::Control | What::ControlFile(_) => Vec::new(),
         };
@@ -97,19 +114,28 @@ impl Fs {
         attribute: Attribute,
     ) -> Answer<Vec<u8>> {
         match attribute {
-            Attribute::Cid => Answer::ok(text(&content.id)),
+            Attribute::Cid => Answer::Now(content.place.content().map(text).ok_or(Errno::ENODATA)),
+            Attribute::InfoHash => {
+                let hash = content.place.torrent().map(|hash| hash.to_string().into_bytes());
+                Answer::Now(hash.ok_or(Errno::ENODATA))
+            }
+            Attribute::Magnet => Answer::Now(match content.place.torrent() {
+                Some(hash) => Ok(self.node.torrents().magnet(hash).to_string().into_bytes()),
+                None => Err(Errno::ENODATA),
+            }),
             Attribute::Size => {
                 self.resolved(content, |_, resolved| Ok(resolved.size.to_string().into()))
             }
             Attribute::Cached => {
-                let cached = cached(&self.node, &content.id);
-                Answer::Now(cached.map(|cached| cached.to_string().into()))
+                let cached = self.cached(&content.place);
+                Answer::Now(cached.map(|cached| cached.bytes.to_string().into()))
             }
             Attribute::State => {
-                let (node, id) = (self.node.clone(), content.id);
+                let (node, place) = (self.node.clone(), content.place);
                 // A directory is as complete as all that is below it, which may be much to look at.
                 Answer::blocking(move || {
-                    let state = match node.here(&id).map_err(|e| of_node(&e, During::Lookup))? {
+                    let here = node.protocol(&place).here_at(&place);
+                    let state = match here.map_err(|e| of_node(&e, During::Lookup))? {
                         Here::Nothing => "remote",
                         Here::Part => "partial",
                         Here::All => "complete",
@@ -132,6 +158,7 @@ impl Fs {
                     })
                 }
             },
+            Attribute::InfoHash | Attribute::Magnet => Answer::error(Errno::ENODATA),
             Attribute::Size => {
                 Answer::Now(known(uploads.getattr(upload)).map(|a| a.size.to_string().into()))
             }
@@ -159,12 +186,4 @@ fn is_of_user(name: &OsStr) -> bool {
 
 fn text(id: &ContentId) -> Vec<u8> {
     id.to_v1().to_string().into_bytes()
-}
-
-fn cached(node: &Node, id: &ContentId) -> Outcome<u64> {
-    if let Some(content) = id.inline_content() {
-        return Ok(content.len() as u64);
-    }
-    let object = node.store().object(id).map_err(|e| super::errno::of_store(&e))?;
-    Ok(object.map_or(0, |object| object.present().bytes()))
 }

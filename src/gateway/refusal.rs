@@ -97,13 +97,17 @@ impl From<NodeError> for Refusal {
         match error {
             NodeError::Download(error) => error.into(),
             NodeError::NoEntry { .. }
+            | NodeError::NoName { .. }
             | NodeError::NotADirectory(_)
             | NodeError::IsADirectory(_)
             | NodeError::IsASymlink(_) => Self::NotFound(text),
             NodeError::Store(_)
             | NodeError::Net(_)
             | NodeError::Publish(_)
-            | NodeError::Nested(_) => Self::Internal(text),
+            | NodeError::Nested(_)
+            // It opens nothing but CIDs.
+            | NodeError::Torrent(_)
+            | NodeError::NoProtocol(_) => Self::Internal(text),
         }
     }
 }

@@ -6,7 +6,7 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::{
-    Node, NodeError, Resolved,
+    Known, Node, NodeError, Resolved,
     cache::{Directory, bytes_of},
 };
 use crate::{
@@ -21,9 +21,6 @@ use crate::{
 /// Shards whose blocks one look-up may go through. 64-bit name hashes give at most 21 levels of the narrowest
 /// shards; a DAG that asks for more goes round in a circle.
 const MAX_SHARD_DEPTH: usize = 64;
-
-/// A known directory without the network: none when a block is missing.
-type Known<T> = Option<Result<T, NodeError>>;
 
 impl Node {
     /// What an id is, as far as this node knows without the network.

@@ -92,7 +92,7 @@ impl Node {
             addresses: self.net().addresses().iter().map(ToString::to_string).collect(),
             mountpoint: self.mountpoint(),
             gateway: self.gateway(),
-            torrent_port: None,
+            torrent_port: self.torrents().address().map(|address| address.port()),
             store: StoreStatus {
                 bytes: stats.bytes,
                 objects: stats.objects,

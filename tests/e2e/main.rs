@@ -15,5 +15,6 @@ mod publish;
 mod read;
 mod shutdown;
 mod start;
+mod torrents;
 mod trouble;
 mod versions;

@@ -12,6 +12,7 @@ use chiral::{
     fs::{Mount, MountOptions, unmount_path},
     node::{
         DownloadOptions, Multiaddr, NetOptions, Node, NodeOptions, PublishOptions, StoreOptions,
+        TorrentOptions,
     },
     tasks::Tasks,
 };
@@ -94,6 +95,13 @@ pub(crate) fn mounted_in(
 }
 
 impl Mounted {
+    /// Detaches and ends the node, so that another one can be started in its folder.
+    pub(crate) fn end(self) {
+        let Self { guard, node, runtime, .. } = self;
+        drop(guard);
+        runtime.block_on(node.stop(Duration::from_secs(20))).unwrap();
+    }
+
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }

@@ -4,7 +4,8 @@
 use std::{path::Path, time::Duration};
 
 use super::{
-    DownloadOptions, ImportParams, Multiaddr, NetOptions, NodeOptions, PublishOptions, StoreOptions,
+    DownloadOptions, ImportParams, Multiaddr, NetOptions, NodeOptions, PublishOptions,
+    StoreOptions, TorrentOptions,
 };
 
 /// A node of its own network, with everything in `dir`. What nobody has it waits for until the test's patience ends.
@@ -25,6 +26,14 @@ pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeO
             ..DownloadOptions::default()
         },
         http: Default::default(),
+        torrent: TorrentOptions {
+            online: !offline,
+            listen: Some(([127, 0, 0, 1], 0).into()),
+            dht: false,
+            public_trackers: false,
+            allow_private_addresses: true,
+            ..TorrentOptions::default()
+        },
         publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
     }
 }

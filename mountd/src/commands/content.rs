@@ -93,7 +93,8 @@ pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Resul
     for entry in entries {
         let size = entry.size.map_or_else(|| "-".to_owned(), |size| size.to_string());
         let slash = if entry.kind == Some(Kind::Directory) { "/" } else { "" };
-        output::line(format_args!("{}  {size:>12}  {}{slash}", entry.cid, entry.name.display()))?;
+        let id = entry.cid.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        output::line(format_args!("{id}  {size:>12}  {}{slash}", entry.name.display()))?;
     }
     Ok(())
 }

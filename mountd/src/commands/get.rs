@@ -52,7 +52,8 @@ pub(crate) async fn get(
             &serde_json::json!({ "cid": stat.cid, "path": path, "bytes": written }),
         );
     }
-    Ok(output::line(format_args!("{}  {}  {}", stat.cid, bytes(written), to.display()))?)
+    let id = stat.cid.map_or_else(|| reference.name().display().to_string(), |id| id.to_string());
+    Ok(output::line(format_args!("{id}  {}  {}", bytes(written), to.display()))?)
 }
 
 /// Writes content to `to`, with all below it; gives the bytes of all files.
@@ -94,7 +95,7 @@ async fn fetch_directory(
     let mut written = 0;
     for entry in entries {
         let path = Path::new(&reference.path).join(&entry.name).into_os_string();
-        let below = Reference { root: reference.root, path };
+        let below = Reference { root: reference.root.clone(), path };
         let stat: Stat = client.get(&Client::target_of("stat", &below)).await?;
         written += Box::pin(fetch(client, &below, &stat, &to.join(&entry.name), depth + 1)).await?;
     }

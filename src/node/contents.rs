@@ -1,0 +1,184 @@
+//! Content of IPFS as a protocol: the node's own store, engine and network.
+
+use std::{ffi::OsStr, fs::File, sync::Arc};
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+
+use super::{
+    Child, Children, Described, Here, Known, Node, NodeError, OpenFile, Place, Protocol, Resolved,
+    Root,
+};
+use crate::{
+    content::{ByteRange, ContentId, Entry, EntryKind, NodeKind},
+    download::{FileHandle, ReaderId},
+    torrent::Cached,
+};
+
+impl From<&Resolved> for Described {
+    fn from(resolved: &Resolved) -> Self {
+        let Resolved { id: _, kind, size, meta, target } = resolved;
+        Self { kind: *kind, size: *size, meta: *meta, target: target.clone() }
+    }
+}
+
+/// The ids of a place, which is one of content.
+fn ids(place: &Place) -> Result<(&ContentId, &ContentId), NodeError> {
+    match place {
+        Place::Content { root, id } => Ok((root, id)),
+        Place::Torrent { hash, .. } => Err(NodeError::NoProtocol(hash.to_string())),
+    }
+}
+
+/// The entries of a directory with the root of its path.
+struct Entries {
+    root: ContentId,
+    entries: Arc<Vec<Entry>>,
+}
+
+impl Children for Entries {
+    fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn child(&self, at: usize) -> Option<Child<'_>> {
+        let entry = self.entries.get(at)?;
+        let kind = match entry.kind() {
+            EntryKind::File => Some(NodeKind::File),
+            EntryKind::Unknown => None,
+        };
+        let place = Place::Content { root: self.root, id: entry.cid };
+        Some(Child { name: &entry.name, place, kind })
+    }
+}
+
+impl Protocol for Node {
+    fn name(&self) -> &'static str {
+        "ipfs"
+    }
+
+    fn supports(&self, root: &Root) -> Option<Place> {
+        match root {
+            Root::Content(id) => Some(Place::Content { root: *id, id: *id }),
+            Root::Torrent(_) => None,
+        }
+    }
+
+    fn resolve_now(&self, place: &Place) -> Known<Described> {
+        let id = match ids(place) {
+            Ok((_, id)) => id,
+            Err(error) => return Some(Err(error)),
+        };
+        let known = Self::resolve_now(self, id)?;
+        Some(known.map(|resolved| Described::from(&*resolved)))
+    }
+
+    fn resolve<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Described, NodeError>> {
+        async move {
+            let (root, id) = ids(place)?;
+            Ok(Described::from(&*Self::resolve(self, root, id).await?))
+        }
+        .boxed()
+    }
+
+    fn list<'a>(&'a self, dir: &'a Place) -> BoxFuture<'a, Result<Arc<dyn Children>, NodeError>> {
+        async move {
+            let (root, id) = ids(dir)?;
+            let entries = Self::list(self, root, id).await?;
+            Ok(Arc::new(Entries { root: *root, entries }) as Arc<dyn Children>)
+        }
+        .boxed()
+    }
+
+    fn child_now(&self, dir: &Place, name: &OsStr) -> Known<Option<Place>> {
+        let (root, id) = match ids(dir) {
+            Ok(ids) => ids,
+            Err(error) => return Some(Err(error)),
+        };
+        let known = Self::child_now(self, id, name)?;
+        Some(known.map(|entry| below(root, entry)))
+    }
+
+    fn child<'a>(
+        &'a self,
+        dir: &'a Place,
+        name: &'a OsStr,
+    ) -> BoxFuture<'a, Result<Option<Place>, NodeError>> {
+        async move {
+            let (root, id) = ids(dir)?;
+            Ok(below(root, Self::child(self, root, id, name).await?))
+        }
+        .boxed()
+    }
+
+    fn open_now(&self, file: &Place) -> Known<Arc<dyn OpenFile>> {
+        let (root, id) = match ids(file) {
+            Ok(ids) => ids,
+            Err(error) => return Some(Err(error)),
+        };
+        let opened = Self::open_now(self, root, id)?;
+        Some(opened.map(|file| Arc::new(file) as Arc<dyn OpenFile>))
+    }
+
+    fn open<'a>(&'a self, file: &'a Place) -> BoxFuture<'a, Result<Arc<dyn OpenFile>, NodeError>> {
+        async move {
+            let (root, id) = ids(file)?;
+            Ok(Arc::new(Self::open(self, root, id).await?) as Arc<dyn OpenFile>)
+        }
+        .boxed()
+    }
+
+    fn cached(&self, file: &Place) -> Result<Cached, NodeError> {
+        let (_, id) = ids(file)?;
+        if let Some(content) = id.inline_content() {
+            return Ok(Cached { bytes: content.len() as u64, allocated: 0, complete: true });
+        }
+        Ok(self.store().object(id)?.map_or_else(Cached::default, |object| Cached {
+            bytes: object.present().bytes(),
+            allocated: object.allocated(),
+            complete: object.is_complete(),
+        }))
+    }
+
+    fn here_at(&self, place: &Place) -> Result<Here, NodeError> {
+        self.here(ids(place)?.1)
+    }
+
+    /// Blocks are given to whoever asks; this tells the DHT of them.
+    fn seed<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<String, NodeError>> {
+        async move {
+            let (root, id) = ids(place)?;
+            Self::resolve(self, root, id).await?;
+            self.net().announce(id)?;
+            Ok(id.to_v1().to_string())
+        }
+        .boxed()
+    }
+}
+
+fn below(root: &ContentId, entry: Option<Entry>) -> Option<Place> {
+    entry.map(|entry| Place::Content { root: *root, id: entry.cid })
+}
+
+impl OpenFile for FileHandle {
+    fn size(&self) -> u64 {
+        Self::size(self)
+    }
+
+    fn read_now(&self, reader: ReaderId, range: ByteRange) -> Known<Bytes> {
+        Some(Self::read_now(self, reader, range)?.map_err(NodeError::from))
+    }
+
+    fn read(&self, reader: ReaderId, range: ByteRange) -> BoxFuture<'_, Result<Bytes, NodeError>> {
+        async move { Ok(Self::read(self, reader, range).await?) }.boxed()
+    }
+
+    fn close_reader(&self, reader: ReaderId) {
+        Self::close_reader(self, reader);
+    }
+
+    fn backing(&self) -> Result<Option<(Arc<File>, u64)>, NodeError> {
+        let object = self.object();
+        Ok(object.backing()?.map(|file| (file, object.id().0)))
+    }
+}

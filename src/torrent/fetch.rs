@@ -1,0 +1,253 @@
+//! A torrent in the librqbit session: taken up, set going, and told what is read.
+
+use std::{
+    collections::HashMap,
+    io::SeekFrom,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use librqbit::{
+    AddTorrent, AddTorrentOptions, AddTorrentResponse, ManagedTorrent, ManagedTorrentState, Session,
+};
+use tokio::{io::AsyncSeek, time::Instant};
+
+use super::{TorrentError, active::Active, metainfo::with_trackers};
+
+/// Streams of one torrent. Each is a window of 32 MiB from which librqbit fetches in turn.
+const STREAMS: usize = 8;
+
+/// Longest wait for librqbit to see what went wrong, and how often it is looked at.
+const GIVE_UP: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Stands for no reader: a stream that a reader has left behind.
+const ANCHOR: u64 = u64::MAX;
+
+/// A stream of librqbit, of which only the place matters: it is what is fetched next.
+type Cursor = Box<dyn AsyncSeek + Send + Unpin>;
+
+/// A torrent in the session.
+pub(super) struct Fetch {
+    session: Arc<Session>,
+    torrent: Arc<ManagedTorrent>,
+    /// Held while it is set going, so that of several readers one does.
+    starting: tokio::sync::Mutex<()>,
+    /// By the reader. Held for a moment only, never while waiting.
+    streams: Mutex<HashMap<u64, Stream>>,
+}
+
+struct Stream {
+    file: u32,
+    cursor: Cursor,
+    used: Instant,
+}
+
+impl std::fmt::Debug for Fetch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetch").finish_non_exhaustive()
+    }
+}
+
+impl Fetch {
+    /// Takes a torrent up: what is on disk is looked at, nobody is asked yet.
+    pub(super) async fn take_up(active: &Active) -> Result<Self, TorrentError> {
+        let torrents = active.torrents();
+        let session = torrents.session().await?;
+        let hash = active.metainfo().hash;
+        let text = torrents.known().read(hash)?;
+        let magnet = torrents.magnet(hash);
+        let trackers = torrents.policy().trackers(&magnet.trackers).await;
+        let mut peers = torrents.policy().peers(&magnet.peers);
+        peers.extend(&torrents.options().peers);
+        peers.extend(torrents.searches().take_seen(hash));
+        let options = AddTorrentOptions {
+            paused: true,
+            // What is read is fetched, and nothing else.
+            only_files: Some(Vec::new()),
+            overwrite: true,
+            // Not used by our storage, but asked for.
+            output_folder: Some(hash.to_string()),
+            initial_peers: Some(peers),
+            storage_factory: Some(active.files().factory()),
+            ..AddTorrentOptions::default()
+        };
+        let text = with_trackers(&text, &trackers)?;
+        let added = session.add_torrent(AddTorrent::from_bytes(text), Some(options)).await;
+        let torrent = match added.map_err(failed)? {
+            AddTorrentResponse::Added(_, torrent)
+            | AddTorrentResponse::AlreadyManaged(_, torrent) => torrent,
+            AddTorrentResponse::ListOnly(_) => return Err(TorrentError::Closed),
+        };
+        let (starting, streams) = Default::default();
+        let fetch = Self { session, torrent, starting, streams };
+        fetch.checked(active).await?;
+        Ok(fetch)
+    }
+
+    /// Waits until what is on disk is looked at, and takes over what that was.
+    async fn checked(&self, active: &Active) -> Result<(), TorrentError> {
+        self.torrent.wait_until_initialized().await.map_err(failed)?;
+        // Written before it is used, and from then on each piece is told of as it completes.
+        let path = active.torrents().known().bitfield_path(active.metainfo().hash);
+        let bits = tokio::fs::read(path).await.map_err(|e| TorrentError::disk("read", e))?;
+        if active.pieces().load(bits) {
+            Ok(())
+        } else {
+            Err(TorrentError::Session("the notes of what is here have another length".into()))
+        }
+    }
+
+    /// Sets it going, unless it goes already; one that failed is looked at anew.
+    pub(super) async fn go_live(&self, active: &Active) -> Result<(), TorrentError> {
+        if self.is_live() && active.pieces().trouble().is_none() {
+            return Ok(());
+        }
+        let _one = self.starting.lock().await;
+        if active.pieces().trouble().is_some() {
+            self.until_given_up().await;
+        }
+        if self.is_live() {
+            active.pieces().settle();
+            return Ok(());
+        }
+        let failed_before = self.trouble().is_some();
+        if failed_before {
+            active.pieces().forget();
+        }
+        if let Err(error) = self.session.unpause(&self.torrent).await {
+            // Another one was faster.
+            if !self.is_live() {
+                return Err(failed(error));
+            }
+        }
+        if failed_before {
+            self.checked(active).await?;
+        }
+        Ok(())
+    }
+
+    /// librqbit gives a torrent up after a failure of the disk, some moments after we have heard of it.
+    async fn until_given_up(&self) {
+        let end = Instant::now() + GIVE_UP;
+        while self.is_live() && Instant::now() < end {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        self.torrent.with_state(|state| matches!(state, ManagedTorrentState::Live(_)))
+    }
+
+    /// Why it does not go on.
+    pub(super) fn trouble(&self) -> Option<TorrentError> {
+        self.torrent.with_state(|state| match state {
+            ManagedTorrentState::Error(error) => {
+                Some(TorrentError::Session(error.to_string().into()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Has what stands from `at` on in a file fetched before everything else.
+    pub(super) async fn want(&self, reader: u64, file: u32, at: u64) -> Result<(), TorrentError> {
+        if self.move_to(reader, file, SeekFrom::Start(at)) {
+            return Ok(());
+        }
+        self.open(reader, file, at).await?;
+        // Those that nobody uses go first; their readers get a new one with their next read that waits.
+        let oldest = {
+            let mut streams = self.streams();
+            let others = streams.iter().filter(|(id, _)| **id != reader);
+            let oldest = others.min_by_key(|(_, stream)| stream.used).map(|(id, _)| *id);
+            oldest.filter(|_| streams.len() > STREAMS).and_then(|id| streams.remove(&id))
+        };
+        drop(oldest);
+        Ok(())
+    }
+
+    async fn open(&self, reader: u64, file: u32, at: u64) -> Result<(), TorrentError> {
+        let stream = self.torrent.clone().stream(file as usize).await.map_err(failed)?;
+        let mut cursor: Cursor = Box::new(stream);
+        seek(&mut cursor, SeekFrom::Start(at))?;
+        let old = self.streams().insert(reader, Stream { file, cursor, used: Instant::now() });
+        drop(old);
+        Ok(())
+    }
+
+    /// The same with a new stream: that also has peers dialled again that had nothing to do here.
+    pub(super) async fn want_again(
+        &self,
+        reader: u64,
+        file: u32,
+        at: u64,
+    ) -> Result<(), TorrentError> {
+        self.open(reader, file, at).await
+    }
+
+    /// Moves the window of a reader that has one; whether it has.
+    pub(super) fn move_to(&self, reader: u64, file: u32, to: SeekFrom) -> bool {
+        let mut streams = self.streams();
+        let Some(stream) = streams.get_mut(&reader).filter(|stream| stream.file == file) else {
+            return false;
+        };
+        stream.used = Instant::now();
+        seek(&mut stream.cursor, to).is_ok()
+    }
+
+    /// Forgets the window of a reader. Its stream stays for a while, at the end of its file: when a piece comes while
+    /// there is no stream, librqbit sends away all peers that have everything, and never again asks for the pieces that
+    /// it was waiting for from them. Whether it is to be let go of later.
+    pub(super) fn close(&self, reader: u64) -> bool {
+        let mut streams = self.streams();
+        let Some(mut stream) = streams.remove(&reader) else { return false };
+        let parked = seek(&mut stream.cursor, SeekFrom::End(0)).is_ok();
+        let old = if parked { streams.insert(ANCHOR, stream) } else { Some(stream) };
+        drop(streams);
+        drop(old);
+        parked
+    }
+
+    /// Lets go of what the last reader left, once nothing arrives any more.
+    pub(super) fn let_go(&self) {
+        let anchor = self.streams().remove(&ANCHOR);
+        drop(anchor);
+    }
+
+    /// Stops and starts it: all pieces that are waited for are asked for anew, of whoever has them. Only where peers are
+    /// connected; others are better left to connect.
+    pub(super) async fn start_over(&self, active: &Active) -> Result<(), TorrentError> {
+        let peers = self.torrent.live().map_or(0, |live| live.stats_snapshot().peer_stats.live);
+        if peers == 0 {
+            return Ok(());
+        }
+        tracing::debug!(hash = %active.metainfo().hash, peers, "nothing comes; the torrent starts over");
+        self.session.pause(&self.torrent).await.map_err(failed)?;
+        self.go_live(active).await
+    }
+
+    /// Where the session is reached.
+    pub(super) fn address(&self) -> Option<std::net::SocketAddr> {
+        self.session.listen_addr()
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<u64, Stream>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn seek(cursor: &mut Cursor, to: SeekFrom) -> Result<(), TorrentError> {
+    Pin::new(cursor).start_seek(to).map_err(|e| TorrentError::disk("seek in", e))
+}
+
+fn failed(error: anyhow::Error) -> TorrentError {
+    // A failure of the disk that came through librqbit.
+    match error.downcast::<TorrentError>() {
+        Ok(error) => error,
+        Err(error) => match error.downcast::<std::io::Error>() {
+            Ok(error) => TorrentError::disk("use", error),
+            Err(error) => TorrentError::Session(format!("{error:#}").into()),
+        },
+    }
+}

@@ -1,0 +1,243 @@
+//! What the rest of the daemon holds.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use librqbit::Session;
+use tokio::sync::OnceCell;
+
+use super::{
+    Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active, known::Known,
+    policy::Policy, search::Searches, session,
+};
+use crate::{content::InfoHash, tasks::Tasks};
+
+/// Torrents that are kept taken up while nobody reads them and nothing is fetched: their bits and open files.
+const IDLE: usize = 256;
+
+/// At most this much of what has come is forgotten when the daemon is killed.
+const NOTE_EVERY: Duration = Duration::from_secs(2);
+
+/// All torrents of this node; clones share them.
+#[derive(Clone, Debug)]
+pub struct Torrents {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: TorrentOptions,
+    policy: Policy,
+    known: Arc<Known>,
+    searches: Searches,
+    active: Mutex<HashMap<InfoHash, Arc<Active>>>,
+    /// Whether the notes of the last session were looked at.
+    prepared: Mutex<bool>,
+    session: OnceCell<Arc<Session>>,
+    tasks: Tasks,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Torrents {
+    /// Looks which torrents are in a folder. Nobody is asked, and nothing is made there, before a torrent is.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn open(options: TorrentOptions, dir: &Path, tasks: &Tasks) -> Result<Self, TorrentError> {
+        let inner = Inner {
+            policy: Policy::new(&options),
+            options,
+            known: Arc::new(Known::open(dir)?),
+            searches: Searches::default(),
+            active: Mutex::default(),
+            prepared: Mutex::default(),
+            session: OnceCell::new(),
+            tasks: tasks.clone(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Remembers what a link says, for when its torrent is looked for.
+    pub fn learn(&self, magnet: &Magnet) {
+        if self.inner.known.learn(magnet) {
+            self.inner.searches.told(magnet.hash);
+        }
+    }
+
+    /// Keeps a `.torrent` file.
+    ///
+    /// # Errors
+    /// When it is malformed, or the disk fails.
+    pub fn add(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
+        self.inner.known.keep(text)
+    }
+
+    /// Torrents that can be listed without asking anybody.
+    pub fn known_torrents(&self) -> Vec<InfoHash> {
+        self.inner.known.all()
+    }
+
+    /// What is in a torrent, without asking anybody. May read a file.
+    pub fn metainfo_now(&self, hash: InfoHash) -> Option<Result<Arc<Metainfo>, TorrentError>> {
+        self.inner.known.metainfo(hash)
+    }
+
+    /// A link that leads to a torrent, with all that is known of where it is.
+    pub fn magnet(&self, hash: InfoHash) -> Magnet {
+        let mut magnet = match self.metainfo_now(hash) {
+            Some(Ok(metainfo)) => metainfo.magnet(),
+            Some(Err(_)) | None => Magnet::of(hash),
+        };
+        magnet.merge(&self.inner.known.said(hash));
+        magnet
+    }
+
+    /// A file of a torrent whose description is here, by its number. Nobody is asked before it is read.
+    ///
+    /// # Errors
+    /// [`TorrentError::NoSuchFile`], or when the disk fails.
+    pub fn file_now(&self, hash: InfoHash, file: u32) -> Option<Result<TorrentFile, TorrentError>> {
+        let metainfo = match self.metainfo_now(hash)? {
+            Ok(metainfo) => metainfo,
+            Err(error) => return Some(Err(error)),
+        };
+        if metainfo.files.len() <= file as usize {
+            return Some(Err(TorrentError::NoSuchFile { hash, file }));
+        }
+        Some(self.active(&metainfo).map(|active| TorrentFile::new(active, file)))
+    }
+
+    /// A file of a torrent, by its number.
+    ///
+    /// # Errors
+    /// As [`Torrents::metainfo`] and [`Torrents::file_now`].
+    pub async fn file(&self, hash: InfoHash, file: u32) -> Result<TorrentFile, TorrentError> {
+        self.metainfo(hash).await?;
+        self.file_now(hash, file).unwrap_or(Err(TorrentError::NoSuchFile { hash, file }))
+    }
+
+    /// Gives a torrent to others from now on, as far as it is here.
+    ///
+    /// # Errors
+    /// When nobody has its description, or the session refuses it.
+    pub async fn seed(&self, hash: InfoHash) -> Result<Magnet, TorrentError> {
+        let metainfo = self.metainfo(hash).await?;
+        if !self.inner.options.online {
+            return Err(TorrentError::Offline(hash));
+        }
+        self.active(&metainfo)?.go_live().await?;
+        Ok(self.magnet(hash))
+    }
+
+    /// Where peers are accepted, once they are.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.inner.session.get().and_then(|session| session::address(session))
+    }
+
+    pub(super) fn options(&self) -> &TorrentOptions {
+        &self.inner.options
+    }
+
+    pub(super) fn policy(&self) -> &Policy {
+        &self.inner.policy
+    }
+
+    pub(super) fn known(&self) -> &Arc<Known> {
+        &self.inner.known
+    }
+
+    pub(super) fn searches(&self) -> &Searches {
+        &self.inner.searches
+    }
+
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.inner.tasks
+    }
+
+    /// What is taken up of a torrent; nothing is fetched because of it.
+    pub(super) fn active(&self, metainfo: &Arc<Metainfo>) -> Result<Arc<Active>, TorrentError> {
+        self.prepare()?;
+        let mut active = self.guard();
+        if let Some(known) = active.get(&metainfo.hash) {
+            return Ok(known.clone());
+        }
+        if active.len() >= IDLE {
+            active.retain(|_, torrent| Arc::strong_count(torrent) > 1 || torrent.is_managed());
+        }
+        let made = Arc::new(Active::new(self.clone(), metainfo.clone()));
+        active.insert(metainfo.hash, made.clone());
+        Ok(made)
+    }
+
+    /// The session; the first who needs it waits for its start.
+    pub(super) async fn session(&self) -> Result<Arc<Session>, TorrentError> {
+        let start = async {
+            if self.inner.tasks.token().is_cancelled() {
+                return Err(TorrentError::Closed);
+            }
+            let torrents = self.clone();
+            let prepared = self.tasks().blocking("prepare torrents", move || {
+                torrents.prepare()?;
+                torrents.known().begins().map_err(|e| TorrentError::disk("prepare", e))
+            });
+            prepared.await.map_err(|_| TorrentError::Closed)??;
+            let session = session::start(&self.inner.options, &self.inner.known).await?;
+            self.end_with_the_rest(session.clone());
+            Ok(session)
+        };
+        self.inner.session.get_or_try_init(|| start).await.cloned()
+    }
+
+    /// What librqbit starts by itself is counted as one task, which ends when all of that has.
+    fn end_with_the_rest(&self, session: Arc<Session>) {
+        let (torrents, cancelled) = (self.clone(), self.tasks().cancelled());
+        self.tasks().spawn("torrent session", async move {
+            tokio::pin!(cancelled);
+            loop {
+                tokio::select! {
+                    () = &mut cancelled => break,
+                    () = tokio::time::sleep(NOTE_EVERY) => {}
+                }
+                let torrents = torrents.clone();
+                let noting = torrents.clone().tasks().blocking("note pieces", move || torrents.note_pieces());
+                if let Ok(Err(error)) = noting.await {
+                    tracing::warn!(%error, "what is here of torrents could not be noted");
+                }
+            }
+            session::stop(&session).await;
+            let noted = torrents.note_pieces();
+            if let Err(error) = noted.and_then(|()| torrents.inner.known.ended()) {
+                tracing::warn!(%error, "what is here of torrents is hashed again at the next start");
+            }
+        });
+    }
+
+    /// librqbit notes what is here every 16 MiB and at its end, but nobody waits for that, and a kill would lose it.
+    fn note_pieces(&self) -> std::io::Result<()> {
+        let all: Vec<_> = self.guard().values().cloned().collect();
+        all.iter().try_for_each(|torrent| torrent.note_pieces())
+    }
+
+    /// Has the notes of the last session looked at before anything believes or changes them.
+    fn prepare(&self) -> Result<(), TorrentError> {
+        let mut prepared = self.inner.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*prepared {
+            self.inner.known.trust_pieces()?;
+            *prepared = true;
+        }
+        Ok(())
+    }
+
+    fn guard(&self) -> MutexGuard<'_, HashMap<InfoHash, Arc<Active>>> {
+        self.inner.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,178 @@
+//! Looking for what is in a torrent.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use librqbit::{AddTorrent, AddTorrentOptions, AddTorrentResponse};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+
+use super::{Magnet, Metainfo, TorrentError, handle::Torrents};
+use crate::content::InfoHash;
+
+/// How long a search goes on after the last one who asked has given up: who asks again soon finds it done.
+const SEARCH_ON: Duration = Duration::from_secs(300);
+/// Longest single try. librqbit has no limit of its own, and takes no new trackers and peers while it looks.
+const TRY: Duration = Duration::from_secs(30);
+/// Wait after a try that ended early, because everybody who was named failed; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// Peers of a search that are dialled first when the torrent is opened.
+const SEEN: usize = 64;
+
+type Outcome = Option<Result<Arc<Metainfo>, TorrentError>>;
+
+/// The searches that run.
+#[derive(Debug, Default)]
+pub(super) struct Searches {
+    running: Mutex<HashMap<InfoHash, Search>>,
+    /// Peers that were met on the way.
+    seen: Mutex<HashMap<InfoHash, Vec<SocketAddr>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Search {
+    outcome: watch::Receiver<Outcome>,
+    asked: Arc<Mutex<Instant>>,
+    /// A link said something new of it.
+    told: Arc<Notify>,
+}
+
+impl Searches {
+    /// Has the search of a torrent look at what is known of it now.
+    pub(super) fn told(&self, hash: InfoHash) {
+        if let Some(search) = self.running().get(&hash) {
+            search.told.notify_one();
+        }
+    }
+
+    /// Peers that were met while the description was looked for.
+    pub(super) fn take_seen(&self, hash: InfoHash) -> Vec<SocketAddr> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash).unwrap_or_default()
+    }
+
+    fn saw(&self, hash: InfoHash, mut peers: Vec<SocketAddr>) {
+        peers.truncate(SEEN);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, peers);
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<InfoHash, Search>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Torrents {
+    /// What is in a torrent: from the disk, else from whoever has it. All who ask share one search.
+    ///
+    /// # Errors
+    /// [`TorrentError::NoMetadata`] after [`super::TorrentOptions::lookup_timeout`]; the search goes on for a while.
+    pub async fn metainfo(&self, hash: InfoHash) -> Result<Arc<Metainfo>, TorrentError> {
+        if let Some(known) = self.metainfo_now(hash) {
+            return known;
+        }
+        if !self.options().online {
+            return Err(TorrentError::Offline(hash));
+        }
+        let waited = self.options().lookup_timeout;
+        let end = Instant::now().checked_add(waited);
+        let mut outcome = self.search(hash);
+        let found = outcome.wait_for(Option::is_some);
+        let found = match end {
+            Some(end) => timeout_at(end, found).await,
+            None => Ok(found.await),
+        };
+        match found {
+            Ok(Ok(found)) => found.clone().unwrap_or(Err(TorrentError::Closed)),
+            Ok(Err(_)) => Err(TorrentError::Closed),
+            Err(_) => Err(TorrentError::NoMetadata { hash, waited }),
+        }
+    }
+
+    fn search(&self, hash: InfoHash) -> watch::Receiver<Outcome> {
+        let mut running = self.searches().running();
+        if let Some(search) =
+            running.get(&hash).filter(|search| search.outcome.has_changed().is_ok())
+        {
+            *search.asked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            return search.outcome.clone();
+        }
+        let (tell, outcome) = watch::channel(None);
+        let asked = Arc::new(Mutex::new(Instant::now()));
+        let search = Search { outcome: outcome.clone(), asked, told: Arc::default() };
+        running.insert(hash, search.clone());
+        let (torrents, cancelled) = (self.clone(), self.tasks().cancelled());
+        self.tasks().spawn("torrent search", async move {
+            let found = tokio::select! {
+                found = torrents.look(hash, &search) => found,
+                () = cancelled => Some(Err(TorrentError::Closed)),
+            };
+            // Those who ask from now on find it on disk, or begin anew.
+            torrents.searches().running().remove(&hash);
+            if found.is_some() {
+                tell.send_replace(found);
+            }
+        });
+        outcome
+    }
+
+    /// Tries until it is found or nobody asks any more.
+    async fn look(&self, hash: InfoHash, search: &Search) -> Outcome {
+        let mut wait = FIRST_WAIT;
+        loop {
+            match self.look_once(hash).await {
+                Ok(found) => return Some(Ok(found)),
+                Err(error @ (TorrentError::Disk { .. } | TorrentError::Metainfo(_))) => {
+                    return Some(Err(error));
+                }
+                Err(error) => tracing::debug!(%hash, %error, "the torrent is not found yet"),
+            }
+            let next = Instant::now() + wait;
+            tokio::select! {
+                () = sleep_until(next) => wait = (wait * 2).min(LONGEST_WAIT),
+                () = search.told.notified() => wait = FIRST_WAIT,
+            }
+            let asked = *search.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.elapsed() > SEARCH_ON + self.options().lookup_timeout.min(SEARCH_ON) {
+                return None;
+            }
+        }
+    }
+
+    async fn look_once(&self, hash: InfoHash) -> Result<Arc<Metainfo>, TorrentError> {
+        let session = self.session().await?;
+        let said = self.known().said(hash);
+        let trackers = self.policy().trackers(&said.trackers).await;
+        let mut peers = self.policy().peers(&said.peers);
+        peers.extend(&self.options().peers);
+        let magnet = Magnet { trackers, ..Magnet::of(hash) };
+        let options = AddTorrentOptions {
+            list_only: true,
+            initial_peers: Some(peers),
+            ..AddTorrentOptions::default()
+        };
+        let failed = |why: String| TorrentError::Session(why.into());
+        let added = session.add_torrent(AddTorrent::from_url(magnet.to_string()), Some(options));
+        let listed = match timeout(TRY, added).await {
+            Ok(Ok(AddTorrentResponse::ListOnly(listed))) => listed,
+            Ok(Ok(_)) => return Err(failed("it is open already".to_owned())),
+            Ok(Err(error)) => return Err(failed(format!("{error:#}"))),
+            Err(_) => return Err(failed("nobody answered in time".to_owned())),
+        };
+        self.searches().saw(hash, listed.seen_peers);
+        let (known, text) = (self.known().clone(), listed.torrent_bytes);
+        let kept = self.tasks().blocking("keep a torrent", move || known.keep(&text)).await;
+        let kept = kept.map_err(|_| TorrentError::Closed)??;
+        // librqbit checks it, too; what is kept under a hash has to have that hash.
+        if kept.hash == hash {
+            Ok(kept)
+        } else {
+            Err(super::MetainfoError::Other(kept.hash).into())
+        }
+    }
+}

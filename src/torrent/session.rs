@@ -1,0 +1,120 @@
+//! The librqbit session: started with the first torrent that needs it, stopped with everything else.
+
+use std::{
+    collections::HashSet,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use librqbit::{
+    ConnectionOptions, DhtSessionConfig, ListenerOptions, PeerConnectionOptions, Session,
+    SessionOptions, SessionPersistenceConfig, dht::DhtPersistenceConfig, limits::LimitsConfig,
+};
+use url::Url;
+
+use super::{TorrentError, TorrentOptions, known::Known};
+
+/// Size of librqbit's one semaphore. Each open stream holds one of its permits for good, as each disk access and each
+/// torrent that is added does for a moment: at its default of 8 the eighth open file stops everything. Those who open
+/// streams here take at most half.
+const PERMITS: usize = 256;
+/// Torrents that are hashed at once when they are taken up.
+const CHECKS: usize = 3;
+/// What other peers see of us.
+const CLIENT: &str = concat!("chiral/", env!("CARGO_PKG_VERSION"));
+/// Longest wait for the session's end: it sleeps a second by itself.
+const STOP: Duration = Duration::from_secs(3);
+
+/// Starts a session.
+pub(super) async fn start(
+    options: &TorrentOptions,
+    known: &Arc<Known>,
+) -> Result<Arc<Session>, TorrentError> {
+    let folder = known.session_folder();
+    let failed = |error: anyhow::Error| TorrentError::Session(format!("{error:#}").into());
+    // Nothing is ever written there: each torrent comes with a storage of its own.
+    let started = Session::new_with_opts(folder.clone(), session_options(options, known)?).await;
+    let unspecified_v6 =
+        options.listen.filter(|address| address.is_ipv6() && address.ip().is_unspecified());
+    match (started, unspecified_v6) {
+        (Err(error), Some(address)) => {
+            tracing::debug!(error = %format_args!("{error:#}"), "listening on IPv4 alone");
+            let listen = Some((Ipv4Addr::UNSPECIFIED, address.port()).into());
+            let options = TorrentOptions { listen, ..options.clone() };
+            let again = session_options(&options, known)?;
+            Session::new_with_opts(folder, again).await.map_err(failed)
+        }
+        (started, _) => started.map_err(failed),
+    }
+}
+
+/// Ends a session. Its tasks run on the runtime of everything else and look for the end once in a while.
+pub(super) async fn stop(session: &Session) {
+    if tokio::time::timeout(STOP, session.stop()).await.is_err() {
+        tracing::warn!("the torrents did not end in time");
+    }
+}
+
+fn session_options(
+    options: &TorrentOptions,
+    known: &Known,
+) -> Result<SessionOptions, TorrentError> {
+    let listen = options.listen.filter(|_| options.online);
+    // Whoever goes through a proxy wants nothing else to tell where it is.
+    let open = options.online && options.proxy.is_none();
+    let dht = (open && options.dht).then(|| DhtSessionConfig {
+        persistence: Some(DhtPersistenceConfig {
+            config_filename: Some(known.session_folder().join("dht.json")),
+            ..DhtPersistenceConfig::default()
+        }),
+        ..DhtSessionConfig::default()
+    });
+    Ok(SessionOptions {
+        dht,
+        disable_trackers: !options.online,
+        fastresume: true,
+        persistence: Some(SessionPersistenceConfig::Json { folder: Some(known.session_folder()) }),
+        listen: listen.map(|listen_addr| ListenerOptions {
+            listen_addr,
+            enable_upnp_port_forwarding: options.upnp && open,
+            ipv4_only: listen_addr.is_ipv4(),
+            ..ListenerOptions::default()
+        }),
+        connect: Some(ConnectionOptions {
+            proxy_url: options.proxy.clone(),
+            peer_opts: Some(PeerConnectionOptions {
+                connect_timeout: Some(options.connect_timeout),
+                read_write_timeout: Some(options.read_timeout),
+                ..PeerConnectionOptions::default()
+            }),
+            ..ConnectionOptions::default()
+        }),
+        concurrent_init_limit: Some(CHECKS),
+        runtime_worker_threads: Some(PERMITS),
+        ratelimits: LimitsConfig {
+            upload_bps: options.upload_limit,
+            download_bps: options.download_limit,
+        },
+        trackers: if options.online { trackers(&options.trackers)? } else { HashSet::new() },
+        peer_limit: Some(options.peer_limit),
+        disable_local_service_discovery: !(open && options.local_discovery),
+        ipv4_only: listen.is_some_and(|address| address.is_ipv4()),
+        client_name_and_version: Some(CLIENT.to_owned()),
+        ..SessionOptions::default()
+    })
+}
+
+fn trackers(named: &[String]) -> Result<HashSet<Url>, TorrentError> {
+    let parsed = named.iter().map(|text| {
+        let url = Url::parse(text).ok();
+        let url = url.filter(|url| matches!(url.scheme(), "udp" | "http" | "https"));
+        url.ok_or_else(|| TorrentError::Tracker(text.clone()))
+    });
+    parsed.collect()
+}
+
+/// Where a session accepts peers.
+pub(super) fn address(session: &Session) -> Option<SocketAddr> {
+    session.listen_addr()
+}

@@ -1,0 +1,149 @@
+//! Torrents behind the real kernel, from a foreign seeder on loopback.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
+    time::Duration,
+};
+
+use chiral::{
+    node::{Magnet, NodeOptions},
+    torrent::{InfoBuilder, Metainfo},
+};
+use tokio::runtime::Runtime;
+
+use self::seeder::Seeder;
+use crate::harness::{can_mount, errno, mounted_in, noise, xattr};
+
+#[path = "../support/seeder.rs"]
+mod seeder;
+
+const BIG: usize = 3_000_000;
+
+fn online(options: &mut NodeOptions) {
+    options.torrent.online = true;
+    options.torrent.lookup_timeout = Duration::from_secs(20);
+}
+
+struct Setup {
+    big: Vec<u8>,
+    seeder: Seeder,
+    _runtime: Runtime,
+    _there: tempfile::TempDir,
+}
+
+fn seed() -> Setup {
+    let there = tempfile::tempdir().unwrap();
+    let big = noise(BIG);
+    let files: &[(&str, &[u8])] = &[
+        ("film.mkv", &big),
+        ("sub/other", &big[1000..]),
+        ("sub/read me", b"hello\n"),
+        ("none", b""),
+    ];
+    let runtime = Runtime::new().unwrap();
+    let seeder = runtime.block_on(Seeder::start(there.path(), files, 64 << 10));
+    Setup { big, seeder, _runtime: runtime, _there: there }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("chiral-fs-").tempdir().unwrap()
+}
+
+#[test]
+fn a_magnet_link_is_a_directory_whose_files_stream() {
+    if !can_mount() {
+        return;
+    }
+    let (setup, dir) = (seed(), folder());
+    let m = mounted_in(dir.path(), online, true);
+    let hash = setup.seeder.metainfo.hash.to_string();
+    let link = setup.seeder.magnet().to_string();
+    let by_link = m.path(&link);
+    assert!(fs::metadata(&by_link).unwrap().is_dir());
+    let mut names: Vec<_> =
+        fs::read_dir(&by_link).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["film.mkv", "none", "sub"]);
+    let film = by_link.join("film.mkv");
+    let found = fs::metadata(&film).unwrap();
+    assert_eq!((found.len(), found.blocks(), found.mode()), (BIG as u64, 8, libc::S_IFREG | 0o444));
+    assert_eq!(xattr(&film, "user.chiral.state").unwrap(), "remote");
+
+    // A seek, then all of it.
+    let mut open = File::open(&film).unwrap();
+    let mut part = [0; 5000];
+    open.read_exact_at(&mut part, 2_900_000).unwrap();
+    assert!(part == setup.big[2_900_000..2_905_000]);
+    let mut all = Vec::new();
+    open.read_to_end(&mut all).unwrap();
+    assert!(all == setup.big);
+    drop(open);
+    // By its hash it is the same.
+    let by_hash = m.path(&hash);
+    assert!(fs::read(by_hash.join("film.mkv")).unwrap() == setup.big);
+    assert_eq!(fs::read(by_hash.join("sub/read me")).unwrap(), b"hello\n");
+    assert_eq!(fs::read(by_hash.join("none")).unwrap(), b"");
+    assert!(m.sh("ls -A").lines().any(|name| name == hash));
+
+    let attribute = |name: &str| xattr(&film, name).unwrap();
+    assert_eq!(attribute("user.chiral.infohash"), hash);
+    assert_eq!(attribute("user.chiral.cached"), BIG.to_string());
+    assert_eq!(attribute("user.chiral.state"), "complete");
+    let magnet: Magnet = attribute("user.chiral.magnet").parse().unwrap();
+    assert_eq!(magnet.hash, setup.seeder.metainfo.hash);
+    assert_eq!(errno(xattr(&film, "user.chiral.cid")), libc::ENODATA);
+    assert_eq!(xattr(&by_hash, "user.chiral.state").unwrap(), "partial");
+    m.end();
+}
+
+#[test]
+fn a_torrent_that_was_read_is_there_after_a_restart_without_network() {
+    if !can_mount() {
+        return;
+    }
+    let (setup, dir) = (seed(), folder());
+    let m = mounted_in(dir.path(), online, true);
+    let hash = setup.seeder.metainfo.hash.to_string();
+    let film = m.path(&setup.seeder.magnet().to_string()).join("film.mkv");
+    assert!(fs::read(film).unwrap() == setup.big);
+    m.end();
+
+    let m = mounted_in(dir.path(), |_| {}, true);
+    assert!(m.sh("ls -A").lines().any(|name| name == hash));
+    assert!(fs::read(m.path(&hash).join("film.mkv")).unwrap() == setup.big);
+    // Its first bytes are in a piece of the film.
+    let other = File::open(m.path(&hash).join("sub/other")).unwrap();
+    assert_eq!(errno(other.read_at(&mut [0; 9], 1_000_000)), libc::EIO);
+    // A copy program finds no holes in what is not here.
+    let blocks = fs::metadata(m.path(&hash).join("sub/other")).unwrap().blocks();
+    assert!((8..=128).contains(&blocks), "{blocks} of a file of which a part of a piece is here");
+    m.end();
+}
+
+#[test]
+fn what_nobody_has_times_out_and_what_is_no_link_is_absent_at_once() {
+    if !can_mount() {
+        return;
+    }
+    let dir = folder();
+    let short = |options: &mut NodeOptions| {
+        online(options);
+        options.torrent.lookup_timeout = Duration::from_millis(500);
+    };
+    let m = mounted_in(dir.path(), short, true);
+    let nobody = "magnet:?xt=urn:btih:cab507494d02ebb1178b38f2e9d7be299c86b862&x.pe=127.0.0.1:1";
+    for name in [nobody, "cab507494d02ebb1178b38f2e9d7be299c86b862"] {
+        assert_eq!(errno(fs::metadata(m.path(name))), libc::ETIMEDOUT, "{name}");
+        assert_eq!(errno(fs::read_dir(m.path(name))), libc::ETIMEDOUT, "{name}");
+        assert_eq!(errno(fs::metadata(m.path(name).join("x"))), libc::ETIMEDOUT, "{name}");
+    }
+    for name in
+        ["magnet:?xt=urn:btih:12", "magnet:?dn=x", "magnet:", "cab507494d02ebb1178b38f2e9d7"]
+    {
+        assert_eq!(errno(fs::metadata(m.path(name))), libc::ENOENT, "{name}");
+    }
+    assert!(!dir.path().join("data/torrents/cab507494d02ebb1178b38f2e9d7be299c86b862").exists());
+    m.end();
+}
