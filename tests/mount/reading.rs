@@ -292,6 +292,34 @@ fn a_file_and_a_tree_of_another_node_are_read_through_its_placeholder() {
 }
 
 #[test]
+fn small_files_that_were_looked_at_are_complete_without_files_of_their_own() {
+    use std::os::unix::fs::MetadataExt;
+    let Some((publisher, reader)) = publisher_and_reader() else { return };
+    fs::create_dir_all(publisher.upload("tree")).unwrap();
+    for (name, len) in [("small", 1_000), ("large", 100_000)] {
+        fs::write(publisher.upload(&format!("tree/{name}")), noise(len)).unwrap();
+    }
+    let tree = publisher.cid("tree");
+    reader.sh(&format!("ls -l {tree}"));
+    let object = |name: &str| {
+        let id: chiral::content::ContentId =
+            publisher.cid(&format!("tree/{name}")).parse().unwrap();
+        reader.node.store().object(&id).unwrap().map(|object| object.is_complete())
+    };
+    assert_eq!((object("small"), object("large")), (None, Some(true)));
+    for (name, len) in [("small", 1_000), ("large", 100_000)] {
+        let path = reader.path(&format!("{tree}/{name}"));
+        let seen = fs::metadata(&path).unwrap();
+        assert_eq!(seen.len(), len as u64);
+        assert!(seen.blocks() * 512 >= len as u64, "du shows what is here");
+        assert_eq!(xattr(&path, "user.chiral.state").unwrap(), "complete");
+        assert_eq!(xattr(&path, "user.chiral.cached").unwrap(), len.to_string());
+        assert_eq!(fs::read(&path).unwrap(), noise(len));
+    }
+    assert_eq!(object("small"), Some(true), "whoever reads a file reads from its own");
+}
+
+#[test]
 fn a_listing_does_not_wait_for_children_and_a_walk_never_misses_one_silently() {
     let (Some(first), Some(second)) = (mounted(true), mounted(true)) else { return };
     fs::create_dir_all(first.upload("tree/sub")).unwrap();

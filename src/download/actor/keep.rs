@@ -392,12 +392,17 @@ fn copy(store: &Store, file: &OpenFile, need: &Need) -> Result<(), StoreError> {
     file.object.place(&block, &[Placement { offset: need.range.start, data }])
 }
 
-/// Keeps a node that was asked for by itself. A raw one is a small file, and kept as such.
+/// A raw block up to this is kept in the index, of which a page holds at least one: a flat file of its own would take an
+/// inode besides, and that takes longer to make than all the rest of a look at a small file.
+const SMALL_FILE: usize = 2 << 10;
+
+/// Keeps a node that was asked for by itself. A raw one is a file; one that is not small is kept as such, a small one only
+/// when somebody opens it.
 fn keep_node(store: &Store, block: &Block) -> Result<(), StoreError> {
-    if block.cid().codec() != Codec::Raw {
+    let len = block.data().len();
+    if block.cid().codec() != Codec::Raw || len <= SMALL_FILE {
         return store.put_node(block);
     }
-    let len = block.data().len();
     let object = store.create_object(block.cid(), len as u64)?;
     object.place(block, &[Placement { offset: 0, data: 0..len }])
 }
