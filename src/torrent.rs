@@ -6,6 +6,8 @@
 
 mod active;
 mod bencode;
+mod bridge;
+mod bridges;
 mod build;
 mod fetch;
 mod file;
@@ -20,13 +22,15 @@ mod search;
 mod session;
 mod storage;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wake;
+mod wire;
 
 use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 pub use self::{
     bencode::BencodeError,
+    bridge::{Feed, FeedError, Feeder},
     build::{BuildError, InfoBuilder, piece_len_for},
     file::{Cached, TorrentFile},
     handle::Torrents,

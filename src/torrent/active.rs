@@ -39,7 +39,7 @@ const OTHERS: u64 = 2 * WINDOW;
 pub(super) struct Active {
     torrents: Torrents,
     metainfo: Arc<Metainfo>,
-    pieces: Arc<Pieces>,
+    pub(super) pieces: Arc<Pieces>,
     files: Arc<Files>,
     /// In the session, once somebody needed what is not here.
     fetch: OnceCell<Fetch>,
@@ -305,6 +305,7 @@ impl Active {
     }
 
     fn wake(&self, fetch: &Fetch) {
+        fetch.feed(self);
         let Some(address) = fetch.address() else { return };
         let (hash, pieces) = (self.metainfo.hash, self.metainfo.pieces());
         self.torrents.tasks().spawn("wake peers", async move {
@@ -384,6 +385,7 @@ impl Active {
             tracing::debug!(%error, "the torrent is looked at anew");
         }
         fetch.go_live(self).await?;
+        fetch.feed(self);
         fetch.want(waiting.reader, file, self.place_of(waiting)).await
     }
 

@@ -13,7 +13,7 @@ use librqbit::{
 };
 use tokio::{io::AsyncSeek, time::Instant};
 
-use super::{TorrentError, active::Active, metainfo::with_trackers};
+use super::{TorrentError, active::Active, bridges::Bridges, metainfo::with_trackers};
 
 /// Streams of one torrent. Each is a window of 32 MiB from which librqbit fetches in turn.
 const STREAMS: usize = 8;
@@ -36,6 +36,7 @@ pub(super) struct Fetch {
     starting: tokio::sync::Mutex<()>,
     /// By the reader. Held for a moment only, never while waiting.
     streams: Mutex<HashMap<u64, Stream>>,
+    bridges: Bridges,
 }
 
 struct Stream {
@@ -80,8 +81,8 @@ impl Fetch {
             | AddTorrentResponse::AlreadyManaged(_, torrent) => torrent,
             AddTorrentResponse::ListOnly(_) => return Err(TorrentError::Closed),
         };
-        let (starting, streams) = Default::default();
-        let fetch = Self { session, torrent, starting, streams };
+        let (starting, streams, bridges) = Default::default();
+        let fetch = Self { session, torrent, starting, streams, bridges };
         fetch.checked(active).await?;
         Ok(fetch)
     }
@@ -225,6 +226,11 @@ impl Fetch {
         tracing::debug!(hash = %active.metainfo().hash, peers, "nothing comes; the torrent starts over");
         self.session.pause(&self.torrent).await.map_err(failed)?;
         self.go_live(active).await
+    }
+
+    /// Has those give what somebody waits for who are no peers.
+    pub(super) fn feed(&self, active: &Active) {
+        self.bridges.wanted(active);
     }
 
     /// Where the session is reached.

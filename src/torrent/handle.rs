@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -12,8 +12,8 @@ use librqbit::Session;
 use tokio::sync::OnceCell;
 
 use super::{
-    Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active, known::Known,
-    policy::Policy, search::Searches, session,
+    Feeder, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active,
+    known::Known, policy::Policy, search::Searches, session,
 };
 use crate::{content::InfoHash, tasks::Tasks};
 
@@ -34,6 +34,7 @@ struct Inner {
     policy: Policy,
     known: Arc<Known>,
     searches: Searches,
+    feeders: OnceLock<Vec<Arc<dyn Feeder>>>,
     active: Mutex<HashMap<InfoHash, Arc<Active>>>,
     /// Whether the notes of the last session were looked at.
     prepared: Mutex<bool>,
@@ -58,6 +59,7 @@ impl Torrents {
             options,
             known: Arc::new(Known::open(dir)?),
             searches: Searches::default(),
+            feeders: OnceLock::new(),
             active: Mutex::default(),
             prepared: Mutex::default(),
             session: OnceCell::new(),
@@ -157,6 +159,10 @@ impl Torrents {
 
     pub(super) fn searches(&self) -> &Searches {
         &self.inner.searches
+    }
+
+    pub(super) fn feeders(&self) -> &OnceLock<Vec<Arc<dyn Feeder>>> {
+        &self.inner.feeders
     }
 
     pub(super) fn tasks(&self) -> &Tasks {
