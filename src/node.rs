@@ -60,8 +60,9 @@ pub use crate::{
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
     node::{cache::Cache, listener::Announcer},
-    sources::{BitswapFinder, Finder, Finders, Hearsay, HttpFinder},
+    sources::{BitswapFinder, Finder, Finders, Hearsay, HttpFinder, Webseeds},
     tasks::Tasks,
+    torrent::Feeder,
 };
 
 /// Everything that a node can be told.
@@ -178,7 +179,11 @@ impl Node {
         let told = announcer.clone().tell_announced(tasks.cancelled());
         tasks.spawn("announced", told);
         let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
+        let webseeds = http.as_ref().and_then(|http| Webseeds::new(http, &options.torrent));
         let torrents = open_torrents(options.torrent, &store, &tasks).await?;
+        torrents.feed_from(
+            webseeds.map(|seeds| Arc::new(seeds) as Arc<dyn Feeder>).into_iter().collect(),
+        );
         let inner = Inner {
             store,
             net,

@@ -16,7 +16,7 @@ mod per_root;
 pub use bitswap::BitswapFinder;
 pub use finders::Finders;
 pub use hearsay::Hearsay;
-pub use http::{GatewayUrl, HttpFinder, HttpOptions, ProxyUrl, UrlError};
+pub use http::{GatewayUrl, HttpFinder, HttpOptions, ProxyUrl, UrlError, Webseeds};
 
 /// Names a source for ever: a peer id, a URL. Reputation is kept under it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]

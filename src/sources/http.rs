@@ -15,6 +15,7 @@ mod search;
 mod source;
 #[cfg(test)]
 mod tests;
+mod webseed;
 mod window;
 
 use std::{
@@ -26,7 +27,10 @@ use std::{
 use reqwest::Url;
 use tokio::sync::mpsc;
 
-pub use self::address::{GatewayUrl, ProxyUrl, UrlError};
+pub use self::{
+    address::{GatewayUrl, ProxyUrl, UrlError},
+    webseed::Webseeds,
+};
 use self::{
     address::{Lookup, is_public, system_lookup},
     client::{Http, Trust},

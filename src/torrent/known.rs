@@ -16,7 +16,7 @@ use lru::LruCache;
 
 use super::{
     Magnet, Metainfo, MetainfoError, TorrentError,
-    metainfo::{MAX_METAINFO, with_trackers},
+    metainfo::{MAX_METAINFO, with_link},
 };
 use crate::content::InfoHash;
 
@@ -136,18 +136,19 @@ impl Known {
         fs::read(path).map_err(|e| TorrentError::disk("read", e))
     }
 
-    /// Keeps a description, with the trackers that links named for it. Another one of the same torrent that is here
-    /// already stays.
+    /// Keeps a description, with the trackers and servers that links named for it. Another one of the same torrent that
+    /// is here already stays.
     pub(super) fn keep(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
         let mut metainfo = Metainfo::parse(text)?;
         let hash = metainfo.hash;
         if let Some(Ok(known)) = self.metainfo(hash) {
+            self.learn(&metainfo.magnet());
             return Ok(known);
         }
         let mut magnet = metainfo.magnet();
         magnet.merge(&self.said(hash));
-        let text = with_trackers(text, &magnet.trackers)?;
-        metainfo.trackers = magnet.trackers;
+        let text = with_link(text, &magnet)?;
+        (metainfo.trackers, metainfo.webseeds) = (magnet.trackers, magnet.webseeds);
         self.write(hash, &text).map_err(|e| TorrentError::disk("write", e))?;
         guard(&self.all).insert(hash);
         Ok(self.cache(metainfo))

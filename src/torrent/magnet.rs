@@ -8,7 +8,7 @@ use crate::content::InfoHash;
 
 /// Longest link: the kernel ends names at 1,024 bytes, browsers links at some thousand.
 const MAX_LINK: usize = 16 << 10;
-/// Trackers and peers that are taken from one link.
+/// Trackers, peers and servers that are taken from one link.
 const MAX_NAMED: usize = 64;
 
 /// What need not be escaped in a value: what RFC 3986 calls unreserved.
@@ -25,6 +25,8 @@ pub struct Magnet {
     pub trackers: Vec<String>,
     /// Addresses of peers (`x.pe`).
     pub peers: Vec<SocketAddr>,
+    /// Servers that have its files (`ws`), as they are written.
+    pub webseeds: Vec<String>,
 }
 
 /// Why a text is no magnet link.
@@ -53,7 +55,8 @@ pub enum MagnetError {
 impl Magnet {
     /// A torrent of which nothing but its hash is known.
     pub fn of(hash: InfoHash) -> Self {
-        Self { hash, name: None, trackers: Vec::new(), peers: Vec::new() }
+        let (trackers, peers, webseeds) = Default::default();
+        Self { hash, name: None, trackers, peers, webseeds }
     }
 
     /// Whether a text is to be read as a magnet link, well-formed or not.
@@ -69,6 +72,11 @@ impl Magnet {
         for tracker in &other.trackers {
             if !self.trackers.contains(tracker) && self.trackers.len() < MAX_NAMED {
                 self.trackers.push(tracker.clone());
+            }
+        }
+        for url in &other.webseeds {
+            if !self.webseeds.contains(url) && self.webseeds.len() < MAX_NAMED {
+                self.webseeds.push(url.clone());
             }
         }
         for peer in &other.peers {
@@ -114,6 +122,9 @@ impl FromStr for Magnet {
                 ("tr", _) if numbered && said.trackers.len() < MAX_NAMED => {
                     said.trackers.push(value.into_owned());
                 }
+                ("ws", _) if numbered && said.webseeds.len() < MAX_NAMED => {
+                    said.webseeds.push(value.into_owned());
+                }
                 // A peer that is named by a host name is left out: looking names up is not for a stranger to order.
                 ("x", "pe") if said.peers.len() < MAX_NAMED => {
                     said.peers.extend(value.parse::<SocketAddr>().ok());
@@ -157,6 +168,7 @@ impl fmt::Display for Magnet {
             field("dn", name)?;
         }
         self.trackers.iter().try_for_each(|tracker| field("tr", tracker))?;
+        self.webseeds.iter().try_for_each(|url| field("ws", url))?;
         self.peers.iter().try_for_each(|peer| field("x.pe", &peer.to_string()))
     }
 }
@@ -181,6 +193,7 @@ mod tests {
         assert_eq!(magnet.name.as_deref(), Some("A film b.mkv"));
         assert_eq!(magnet.trackers, ["udp://tracker.example:80/announce", "http://b/a"]);
         assert_eq!(magnet.peers, ["127.0.0.1:6881", "[::1]:7"].map(|peer| peer.parse().unwrap()));
+        assert_eq!(magnet.webseeds, ["http://x/"]);
         let written = magnet.to_string();
         assert!(!written.contains('/'), "{written} would be split by the kernel");
         assert_eq!(written.parse::<Magnet>().unwrap(), magnet);
@@ -230,9 +243,10 @@ mod tests {
             name in prop::option::of(".{1,20}"),
             trackers in prop::collection::vec(".{0,20}", 0..4),
             peers in prop::collection::vec(any::<SocketAddr>(), 0..4),
+            webseeds in prop::collection::vec(".{0,20}", 0..4),
         ) {
             let peers = peers.into_iter().map(|peer| SocketAddr::new(peer.ip(), peer.port())).collect();
-            let magnet = Magnet { hash: InfoHash(hash), name, trackers, peers };
+            let magnet = Magnet { hash: InfoHash(hash), name, trackers, peers, webseeds };
             prop_assert_eq!(magnet.to_string().parse::<Magnet>().unwrap(), magnet);
         }
     }

@@ -1,6 +1,10 @@
 //! What a torrent consists of: the description that a `.torrent` file or a peer gives, checked.
 
-use std::{collections::BTreeMap, ffi::OsString, os::unix::ffi::OsStringExt};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStringExt,
+};
 
 use sha1::{Digest, Sha1};
 
@@ -20,7 +24,7 @@ const MAX_PIECES: u64 = (MAX_METAINFO / HASH_LEN) as u64;
 const MAX_LEVELS: usize = 64;
 /// Longest name of a file, as everywhere on Linux.
 const MAX_NAME: usize = 255;
-/// Trackers that are kept of one description.
+/// Trackers that are kept of one description, and servers.
 const MAX_TRACKERS: usize = 64;
 /// Bytes of the SHA-1 of a piece.
 pub(super) const HASH_LEN: usize = 20;
@@ -115,8 +119,12 @@ pub struct Metainfo {
     pub private: bool,
     /// All files in their order, also those that are not shown.
     pub files: Vec<FileEntry>,
+    /// Whether it is one file and no directory.
+    pub single: bool,
     /// Trackers, as they are written.
     pub trackers: Vec<String>,
+    /// Servers that have its files (`url-list`, BEP 19), as they are written.
+    pub webseeds: Vec<String>,
     tree: Vec<TreeNode>,
 }
 
@@ -135,6 +143,7 @@ impl Metainfo {
         };
         let mut metainfo = Self::of_info(info, InfoHash(Sha1::digest(raw).into()))?;
         metainfo.trackers = trackers(&top);
+        metainfo.webseeds = webseeds(&top);
         Ok(metainfo)
     }
 
@@ -154,6 +163,7 @@ impl Metainfo {
             .ok_or(MetainfoError::Field("piece length"))?;
         let name = name_of(info, hash);
         let mut tree = Tree::default();
+        let single = info.list("files").is_none();
         let files = match (info.int("length"), info.list("files")) {
             (Some(len), None) => {
                 let file = FileEntry { range: range(0, len)?, kind: kind_of(info) };
@@ -169,8 +179,8 @@ impl Metainfo {
             return Err(MetainfoError::Field("pieces"));
         }
         let private = info.int("private") == Some(1);
-        let trackers = Vec::new();
-        Ok(Self { hash, name, piece_len, len, private, files, trackers, tree: tree.nodes })
+        let (trackers, webseeds, tree) = (Vec::new(), Vec::new(), tree.nodes);
+        Ok(Self { hash, name, piece_len, len, private, files, single, trackers, webseeds, tree })
     }
 
     /// How many pieces it has.
@@ -201,24 +211,62 @@ impl Metainfo {
         self.tree.get(node as usize)
     }
 
+    /// The names on the way to each file that is shown, by its number.
+    pub fn paths(&self) -> Vec<Option<Vec<&OsStr>>> {
+        let mut paths = vec![None; self.files.len()];
+        let mut left = vec![(0, Vec::new())];
+        while let Some((node, path)) = left.pop() {
+            match self.node(node).map(|node| &node.what) {
+                Some(TreeKind::File(file)) => {
+                    if let Some(place) = paths.get_mut(*file as usize) {
+                        *place = Some(path);
+                    }
+                }
+                Some(TreeKind::Directory(names)) => {
+                    for (name, node) in names {
+                        let below = path.iter().copied().chain([name.as_os_str()]).collect();
+                        left.push((*node, below));
+                    }
+                }
+                None => {}
+            }
+        }
+        paths
+    }
+
     /// A link that leads to it.
     pub fn magnet(&self) -> Magnet {
         let name = Some(self.name.to_string_lossy().into_owned());
-        Magnet { name, trackers: self.trackers.clone(), ..Magnet::of(self.hash) }
+        let (trackers, webseeds) = (self.trackers.clone(), self.webseeds.clone());
+        Magnet { name, trackers, webseeds, ..Magnet::of(self.hash) }
     }
 }
 
-/// The same description with other trackers; nothing else of what stands beside `info` is kept.
+/// The same description with other trackers. Servers are kept, and nothing else of what stands beside `info`.
 ///
 /// # Errors
 /// When `text` is no description.
 pub(super) fn with_trackers(text: &[u8], trackers: &[String]) -> Result<Vec<u8>, MetainfoError> {
     let top = bencode::decode(text)?;
-    Ok(around_info(top.raw("info").ok_or(MetainfoError::Field("info"))?, trackers))
+    Ok(around(top.raw("info").ok_or(MetainfoError::Field("info"))?, trackers, &webseeds(&top)))
+}
+
+/// The same description with the trackers and servers of a link.
+///
+/// # Errors
+/// When `text` is no description.
+pub(super) fn with_link(text: &[u8], link: &Magnet) -> Result<Vec<u8>, MetainfoError> {
+    let top = bencode::decode(text)?;
+    let info = top.raw("info").ok_or(MetainfoError::Field("info"))?;
+    Ok(around(info, &link.trackers, &link.webseeds))
 }
 
 /// A description around an `info` dictionary.
 pub(super) fn around_info(info: &[u8], trackers: &[String]) -> Vec<u8> {
+    around(info, trackers, &[])
+}
+
+fn around(info: &[u8], trackers: &[String], webseeds: &[String]) -> Vec<u8> {
     let mut to = b"d".to_vec();
     if let Some(first) = trackers.first() {
         bencode::write_bytes(&mut to, b"announce");
@@ -234,19 +282,35 @@ pub(super) fn around_info(info: &[u8], trackers: &[String]) -> Vec<u8> {
     }
     bencode::write_bytes(&mut to, b"info");
     to.extend_from_slice(info);
+    if !webseeds.is_empty() {
+        bencode::write_bytes(&mut to, b"url-list");
+        to.push(b'l');
+        webseeds.iter().for_each(|url| bencode::write_bytes(&mut to, url.as_bytes()));
+        to.push(b'e');
+    }
     to.push(b'e');
     to
+}
+
+/// Servers: a list, or one by itself.
+fn webseeds(top: &Dict<'_>) -> Vec<String> {
+    let listed = top.list("url-list").unwrap_or_default().iter().filter_map(Value::as_bytes);
+    texts(listed.chain(top.bytes("url-list")))
 }
 
 fn trackers(top: &Dict<'_>) -> Vec<String> {
     let tiers = top.list("announce-list").unwrap_or_default();
     let listed = tiers.iter().flat_map(|tier| tier.as_list().unwrap_or_default());
-    let all = listed.filter_map(Value::as_bytes).chain(top.bytes("announce"));
+    texts(listed.filter_map(Value::as_bytes).chain(top.bytes("announce")))
+}
+
+/// Each text once.
+fn texts<'a>(all: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
     let mut found = Vec::new();
-    for tracker in all.filter_map(|bytes| std::str::from_utf8(bytes).ok()) {
-        let known = tracker.is_empty() || found.iter().any(|known| known == tracker);
+    for text in all.filter_map(|bytes| std::str::from_utf8(bytes).ok()) {
+        let known = text.is_empty() || found.iter().any(|known| known == text);
         if !known && found.len() < MAX_TRACKERS {
-            found.push(tracker.to_owned());
+            found.push(text.to_owned());
         }
     }
     found

@@ -12,9 +12,9 @@ use super::*;
 use crate::tasks::Tasks;
 
 #[path = "../../tests/support/noise.rs"]
-mod bytes_of;
+pub(crate) mod bytes_of;
 #[path = "../../tests/support/seeder.rs"]
-mod seeder;
+pub(crate) mod seeder;
 
 /// More than a busy machine needs for anything here.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use reqwest::{
     Client, ClientBuilder, Proxy, Response, Url,
     dns::Resolve,
-    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, LOCATION},
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RANGE},
     redirect,
 };
 use tokio::{
@@ -19,6 +19,7 @@ use super::{
     HttpOptions,
     address::{Anywhere, Lookup, NotPublic, PublicOnly, is_acceptable},
 };
+use crate::content::ByteRange;
 
 /// Redirects that are followed: a gateway needs one or two (other host, subdomain).
 const MAX_REDIRECTS: usize = 5;
@@ -109,6 +110,26 @@ impl Http {
         trust: Trust,
         accept: &str,
     ) -> Result<Answer, HttpError> {
+        self.ask(url, trust, accept, None).await
+    }
+
+    /// Asks for a part of what is at a URL, in the same way.
+    pub(super) async fn get_range(
+        &self,
+        url: Url,
+        trust: Trust,
+        range: ByteRange,
+    ) -> Result<Answer, HttpError> {
+        self.ask(url, trust, "*/*", Some(range)).await
+    }
+
+    async fn ask(
+        &self,
+        url: Url,
+        trust: Trust,
+        accept: &str,
+        part: Option<ByteRange>,
+    ) -> Result<Answer, HttpError> {
         let origin = url.origin();
         let mut url = url;
         let patience = self.inner.answer_timeout;
@@ -123,7 +144,13 @@ impl Http {
             let client = self.inner.client(own).await?;
             let ask = client.get(url.clone()).header(ACCEPT, accept);
             // What is compressed could be a gigabyte in a kilobyte, and blocks rarely get smaller.
-            let asked = ask.header(ACCEPT_ENCODING, "identity").send();
+            let ask = ask.header(ACCEPT_ENCODING, "identity");
+            let asked = match part {
+                Some(part) => ask
+                    .header(RANGE, format!("bytes={}-{}", part.start, part.end.saturating_sub(1))),
+                None => ask,
+            };
+            let asked = asked.send();
             let response = match timeout_at(limit, asked).await {
                 Ok(response) => response.map_err(failed)?,
                 Err(_) => return Err(HttpError::Timeout),

@@ -18,6 +18,7 @@ use crate::{
 mod limits;
 mod redirects;
 mod routers;
+mod webseeds;
 
 #[allow(dead_code, reason = "the tests of the daemon use the rest")]
 #[path = "../../../tests/support/gateway.rs"]

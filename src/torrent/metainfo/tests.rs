@@ -142,6 +142,39 @@ fn trackers_are_exchanged_without_touching_the_hash() {
     assert_eq!(with_trackers(&other, &[]).unwrap(), text);
 }
 
+#[test]
+fn servers_are_read_as_a_list_or_alone_and_kept() {
+    let plain = described(&[(&[b"a"], "")]);
+    let with =
+        |list: &str| [&plain[..plain.len() - 1], b"8:url-list", list.as_bytes(), b"e"].concat();
+    let alone = with("9:http://a/");
+    let list = with("l9:http://b/0:9:http://b/i1e8:http://ce");
+    for (text, urls) in
+        [(&plain, &[][..]), (&alone, &["http://a/"]), (&list, &["http://b/", "http://c"])]
+    {
+        let metainfo = Metainfo::parse(text).unwrap();
+        assert_eq!(metainfo.webseeds, urls);
+        let other = with_trackers(text, &["udp://t:1".to_owned()]).unwrap();
+        let after = Metainfo::parse(&other).unwrap();
+        assert_eq!((after.hash, after.webseeds.len()), (metainfo.hash, urls.len()));
+    }
+    let mut link = Metainfo::parse(&list).unwrap().magnet();
+    assert_eq!(link.webseeds.len(), 2);
+    link.webseeds.truncate(1);
+    let after = Metainfo::parse(&with_link(&list, &link).unwrap()).unwrap();
+    assert_eq!(after.webseeds, link.webseeds);
+}
+
+#[test]
+fn each_file_that_is_shown_has_its_path() {
+    let files: &[(&[&[u8]], &str)] = &[(&[b"b", b"x"], ""), (&[b".pad"], "p"), (&[b"a"], "")];
+    let metainfo = Metainfo::parse(&described(files)).unwrap();
+    let expected =
+        [Some(vec![OsStr::new("b"), OsStr::new("x")]), None, Some(vec![OsStr::new("a")])];
+    assert_eq!(metainfo.paths(), expected);
+    assert!(!metainfo.single);
+}
+
 proptest! {
     #[test]
     fn no_description_makes_it_panic_and_each_name_leads_to_one_file(
