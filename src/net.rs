@@ -23,6 +23,7 @@ mod rows;
 mod scoped_kad;
 mod security;
 mod shared;
+mod signed;
 mod split;
 mod start;
 mod tell;
@@ -32,11 +33,12 @@ mod udp;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use libp2p::identity::Keypair;
 pub use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-pub use self::reach::ReachOptions;
 use self::{announce::Announcer, driver::Command, shared::Shared};
+pub use self::{reach::ReachOptions, signed::signed_statement};
 use crate::{
     content::{Block, ContentId},
     store::{Store, StoreError},
@@ -204,6 +206,7 @@ pub struct Net {
 #[derive(Debug)]
 struct Inner {
     own: PeerId,
+    key: Keypair,
     shared: Arc<Shared>,
     announcer: Arc<Announcer>,
     /// None: offline.

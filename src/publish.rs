@@ -2,6 +2,7 @@
 //!
 //! Knows no FUSE type. Nothing here waits for the network. Calls that touch only the tree take microseconds.
 
+mod adopt;
 mod announce;
 mod attr;
 mod dirs;
@@ -36,6 +37,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+pub use self::adopt::Adopted;
 use crate::{
     content::{ContentId, ImportParams},
     store::{Store, StoreError},

@@ -12,6 +12,7 @@
 //! From the outside in: the gate of block lookups, the leader of the group commit, the registry of open objects, an object's holes, the pending
 //! set, an object's ranges, the index.
 
+mod adopt;
 mod batch;
 mod blocks;
 mod codec;
@@ -413,6 +414,11 @@ impl Store {
     /// Where the filesystem has no leases.
     pub fn is_in_use(&self, id: ObjectId) -> Result<bool, StoreError> {
         self.inner.is_in_use(id)
+    }
+    /// A working file with the bytes of a file that lies elsewhere, which are not copied; none where they would have to be.
+    /// Nobody may change that file any more. The object that it becomes is to have an owner as long as the file is there.
+    pub fn adopt(&self, path: &Path) -> Result<Option<WorkingFile>, StoreError> {
+        self.inner.adopt(path)
     }
     /// Whether FICLONE works in the data folder; probed at start.
     pub fn can_clone(&self) -> bool {

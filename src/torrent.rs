@@ -24,6 +24,7 @@ mod storage;
 #[cfg(test)]
 pub(crate) mod tests;
 mod wake;
+mod whole;
 mod wire;
 
 use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
@@ -37,6 +38,7 @@ pub use self::{
     magnet::{Magnet, MagnetError},
     metainfo::{FileEntry, FileKind, Metainfo, MetainfoError, TreeKind, TreeNode},
     reach::is_public,
+    whole::WholeFile,
 };
 use crate::content::{ByteRange, InfoHash};
 

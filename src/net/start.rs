@@ -85,7 +85,7 @@ pub(super) async fn start(
     let shared = Arc::new(Shared::default());
     let announcer = Arc::new(Announcer::open(rows.announce.clone(), own)?);
     if options.offline {
-        return Ok(Net { inner: Arc::new(Inner { own, shared, announcer, online: None }) });
+        return Ok(Net { inner: Arc::new(Inner { own, key, shared, announcer, online: None }) });
     }
     let [lan, wan] =
         Scope::ALL.map(|scope| records(own, rows.providers[scope as usize].clone(), tasks));
@@ -115,7 +115,7 @@ pub(super) async fn start(
     }
     tasks.spawn("net driver", driver.run(tasks.token().clone()));
     let online = Some(Online { commands: to_driver, bitswap });
-    Ok(Net { inner: Arc::new(Inner { own, shared, announcer, online }) })
+    Ok(Net { inner: Arc::new(Inner { own, key, shared, announcer, online }) })
 }
 
 /// The record store of one DHT, and the task that writes its changes behind it.

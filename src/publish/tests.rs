@@ -13,6 +13,7 @@ use crate::{
     store::StoreOptions,
 };
 
+mod adopt;
 mod files;
 mod merge;
 mod restart;

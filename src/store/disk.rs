@@ -62,6 +62,11 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
         std::fs::rename(from, to)
     }
 
+    /// Gives a file a second name.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::hard_link(from, to)
+    }
+
     /// Takes a name out.
     fn unlink(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)

@@ -22,8 +22,8 @@ use crate::{
 /// A file that is being written and is no content yet.
 #[derive(Debug)]
 pub struct WorkingFile {
-    id: ObjectId,
-    path: PathBuf,
+    pub(super) id: ObjectId,
+    pub(super) path: PathBuf,
 }
 
 impl WorkingFile {

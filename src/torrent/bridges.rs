@@ -56,10 +56,16 @@ struct State {
 }
 
 impl Torrents {
-    /// Names those who find out who has bytes of torrents besides their peers. Counts once.
+    /// Names those who find out who has bytes of torrents besides their peers. They are let go of when everything ends:
+    /// they may hold what holds the torrents.
     pub fn feed_from(&self, feeders: Vec<Arc<dyn Feeder>>) {
-        // Whoever comes second is not needed.
-        let _ = self.feeders().set(feeders);
+        *self.feeders() = feeders;
+        let (torrents, cancelled) = (self.clone(), self.tasks().cancelled());
+        self.tasks().spawn("torrent feeders", async move {
+            cancelled.await;
+            let all = std::mem::take(&mut *torrents.feeders());
+            drop(all);
+        });
     }
 }
 
@@ -67,9 +73,10 @@ impl Bridges {
     /// Somebody waits: whoever else has the torrent is to give it, too.
     pub(super) fn wanted(&self, active: &Active) {
         let torrents = active.torrents();
-        let Some(feeders) = torrents.feeders().get().filter(|_| torrents.options().online) else {
+        let feeders = torrents.feeders().clone();
+        if feeders.is_empty() || !torrents.options().online {
             return;
-        };
+        }
         let Some(session) = torrents.address() else { return };
         let target = Target {
             metainfo: active.metainfo().clone(),

@@ -4,12 +4,12 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use librqbit::Session;
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 
 use super::{
     Feeder, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active,
@@ -34,7 +34,9 @@ struct Inner {
     policy: Policy,
     known: Arc<Known>,
     searches: Searches,
-    feeders: OnceLock<Vec<Arc<dyn Feeder>>>,
+    feeders: Mutex<Vec<Arc<dyn Feeder>>>,
+    /// Pieces of any torrent came.
+    came: Arc<Notify>,
     active: Mutex<HashMap<InfoHash, Arc<Active>>>,
     /// Whether the notes of the last session were looked at.
     prepared: Mutex<bool>,
@@ -59,7 +61,8 @@ impl Torrents {
             options,
             known: Arc::new(Known::open(dir)?),
             searches: Searches::default(),
-            feeders: OnceLock::new(),
+            feeders: Mutex::default(),
+            came: Arc::default(),
             active: Mutex::default(),
             prepared: Mutex::default(),
             session: OnceCell::new(),
@@ -161,8 +164,17 @@ impl Torrents {
         &self.inner.searches
     }
 
-    pub(super) fn feeders(&self) -> &OnceLock<Vec<Arc<dyn Feeder>>> {
-        &self.inner.feeders
+    pub(super) fn feeders(&self) -> MutexGuard<'_, Vec<Arc<dyn Feeder>>> {
+        self.inner.feeders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn came(&self) -> &Arc<Notify> {
+        &self.inner.came
+    }
+
+    /// All that are taken up.
+    pub(super) fn taken_up(&self) -> Vec<Arc<Active>> {
+        self.guard().values().cloned().collect()
     }
 
     pub(super) fn tasks(&self) -> &Tasks {
@@ -180,6 +192,7 @@ impl Torrents {
             active.retain(|_, torrent| Arc::strong_count(torrent) > 1 || torrent.is_managed());
         }
         let made = Arc::new(Active::new(self.clone(), metainfo.clone()));
+        made.pieces.tell(&self.inner.came);
         active.insert(metainfo.hash, made.clone());
         Ok(made)
     }
@@ -224,13 +237,19 @@ impl Torrents {
             if let Err(error) = noted.and_then(|()| torrents.inner.known.ended()) {
                 tracing::warn!(%error, "what is here of torrents is hashed again at the next start");
             }
+            torrents.let_go();
         });
+    }
+
+    /// Those that are taken up hold what holds them.
+    fn let_go(&self) {
+        let all = std::mem::take(&mut *self.guard());
+        drop(all);
     }
 
     /// librqbit notes what is here every 16 MiB and at its end, but nobody waits for that, and a kill would lose it.
     fn note_pieces(&self) -> std::io::Result<()> {
-        let all: Vec<_> = self.guard().values().cloned().collect();
-        all.iter().try_for_each(|torrent| torrent.note_pieces())
+        self.taken_up().iter().try_for_each(|torrent| torrent.note_pieces())
     }
 
     /// Has the notes of the last session looked at before anything believes or changes them.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use tokio::sync::Notify;
@@ -17,6 +17,8 @@ pub(super) struct Pieces {
     metainfo: Arc<Metainfo>,
     state: Mutex<State>,
     changed: Notify,
+    /// Somebody who looks at all torrents.
+    came: OnceLock<Arc<Notify>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +60,7 @@ impl State {
 
 impl Pieces {
     pub(super) fn new(metainfo: Arc<Metainfo>) -> Self {
-        Self { metainfo, state: Mutex::default(), changed: Notify::new() }
+        Self { metainfo, state: Mutex::default(), changed: Notify::new(), came: OnceLock::new() }
     }
 
     /// Takes over what is on disk. Bits of no piece are left out.
@@ -77,8 +79,24 @@ impl Pieces {
             state.set(piece);
         }
         drop(state);
-        self.changed.notify_waiters();
+        self.pieces_came();
         true
+    }
+
+    /// Has somebody told when pieces came, and now if some are here.
+    pub(super) fn tell(&self, came: &Arc<Notify>) {
+        // Each torrent has one.
+        let _ = self.came.set(came.clone());
+        if self.state().here.as_ref().is_some_and(|here| here.iter().any(|byte| *byte != 0)) {
+            came.notify_one();
+        }
+    }
+
+    fn pieces_came(&self) {
+        self.changed.notify_waiters();
+        if let Some(came) = self.came.get() {
+            came.notify_one();
+        }
     }
 
     /// All bits, if there are new ones since this was last asked.
@@ -125,7 +143,7 @@ impl Pieces {
         state.arriving.remove(&piece);
         state.set(piece);
         drop(state);
-        self.changed.notify_waiters();
+        self.pieces_came();
     }
 
     /// Bytes of a piece arrived that are not verified yet.
