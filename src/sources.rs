@@ -1,4 +1,4 @@
-//! Where blocks come from: one trait over Bitswap peers, HTTP gateways, and later swarms.
+//! Where blocks come from: one trait over Bitswap peers, HTTP gateways and swarms.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -12,11 +12,14 @@ mod finders;
 mod hearsay;
 mod http;
 mod per_root;
+mod queue;
+mod swarm;
 
 pub use bitswap::BitswapFinder;
 pub use finders::Finders;
 pub use hearsay::Hearsay;
 pub use http::{GatewayUrl, HttpFinder, HttpOptions, ProxyUrl, UrlError, Webseeds};
+pub use swarm::{EngineReads, SwarmFile, SwarmFinder, SwarmPlaces};
 
 /// Names a source for ever: a peer id, a URL. Reputation is kept under it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -37,6 +40,8 @@ pub enum SourceKind {
     Bitswap,
     /// An HTTP gateway: gives many blocks for one request where they follow each other in a file.
     Gateway,
+    /// A swarm: reads bytes of a torrent's file, which come in pieces.
+    Swarm,
 }
 
 /// Told when somebody wants a root to be searched for once more.

@@ -14,6 +14,8 @@ const BITSWAP_BLOCKS: u64 = 16;
 const CHIRAL_BYTES: u64 = 64 << 20;
 /// Bytes in flight that a gateway makes use of: some windows of several MiB at a time, each one request.
 const GATEWAY_BYTES: u64 = 32 << 20;
+/// Bytes in flight that a swarm makes use of: the window that librqbit fetches ahead of a reader.
+const SWARM_BYTES: u64 = 32 << 20;
 /// Shortest time that gives a rate: blocks arrive in bursts, and a burst alone says nothing.
 const RATE_SAMPLE: f64 = 0.05;
 /// Weight of a new rate.
@@ -110,7 +112,7 @@ impl SourceStats {
 
     /// Whether blocks that follow each other cost it one request.
     pub(super) fn gives_runs(&self) -> bool {
-        self.kind == SourceKind::Gateway
+        matches!(self.kind, SourceKind::Gateway | SourceKind::Swarm)
     }
 
     /// What is worth keeping; none of a source that never gave a block.
@@ -136,6 +138,7 @@ impl SourceStats {
             SourceKind::Chiral => CHIRAL_BYTES,
             SourceKind::Bitswap => BITSWAP_BLOCKS * TYPICAL_BLOCK,
             SourceKind::Gateway => GATEWAY_BYTES,
+            SourceKind::Swarm => SWARM_BYTES,
         };
         let product = match (self.rate, self.latency) {
             (Some(rate), Some(latency)) => whole(rate * (latency + QUEUE_TARGET.as_secs_f64())),

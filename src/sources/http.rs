@@ -9,7 +9,6 @@ mod address;
 mod answer;
 mod client;
 mod gateway;
-mod queue;
 mod routing;
 mod search;
 mod source;

@@ -1,4 +1,4 @@
-//! Which blocks are asked for with which request: data and pure functions.
+//! Which blocks are asked for with which request of a gateway or a swarm: data and pure functions.
 //!
 //! Blocks that follow each other in a file are one request, a *window*; all others, and all where the gateway has no
 //! windows, are a request each. While as many windows run as may, further blocks that continue one of them gather here

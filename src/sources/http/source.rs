@@ -12,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     gateway::{Gateway, Rest, lie},
-    queue::{Ask, Job, Queue},
     window::Takes,
 };
 use crate::{
     content::{Block, BlockError, ContentId, Multihash},
-    sources::{Permanent, Reply, Source, SourceError, SourceId, SourceKind, Want},
+    sources::{
+        Permanent, Reply, Source, SourceError, SourceId, SourceKind, Want,
+        queue::{Ask, Job, Queue},
+    },
     tasks::Tasks,
 };
 

@@ -366,3 +366,54 @@ async fn a_server_that_dies_or_lies_in_the_middle_leaves_the_rest_to_the_swarm()
         peer.stop().await;
     }
 }
+
+/// Answers as fast as a line of so many bytes per second would.
+struct Line(Mutex<std::time::Instant>, f64);
+
+impl Line {
+    fn carry(&self, response: Response) -> Response {
+        let len = response.length.unwrap_or_default();
+        let end = {
+            let mut free = self.0.lock().unwrap();
+            let start = (*free).max(std::time::Instant::now());
+            *free = start + Duration::from_secs_f64(len as f64 / self.1);
+            *free
+        };
+        std::thread::sleep(end.saturating_duration_since(std::time::Instant::now()));
+        response
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "tells how fast two capped sources are together; to be run alone"]
+#[allow(clippy::print_stdout, reason = "the figures are what it is for")]
+async fn figures_of_a_capped_swarm_and_a_capped_server() {
+    const RATE: u32 = 20_000_000;
+    let film = bytes_of::noise(100_000_000, 5);
+    for (swarm, server) in [(true, false), (false, true), (true, true)] {
+        let there = tempfile::tempdir().unwrap();
+        let seeder = Seeder::start(there.path(), &[("film.mkv", &film)], 1 << 20).await;
+        limit(&seeder, Some(RATE));
+        let line = Line(Mutex::new(std::time::Instant::now()), RATE.into());
+        let all = film.clone();
+        let web = Server::start(move |request| line.carry(part(request, &all)));
+        let mut link = seeder.magnet();
+        if server {
+            link.webseeds.push(web.url());
+        }
+        let peer = Peer::open();
+        let file = peer.file(&link).await;
+        if !swarm {
+            seeder.session.stop().await;
+        }
+        let start = std::time::Instant::now();
+        assert!(read_all(&file).await == film);
+        let rate = film.len() as f64 / start.elapsed().as_secs_f64() / 1e6;
+        println!(
+            "swarm {swarm}, server {server}: {rate:.1} MB/s, {} bytes sent by the server",
+            web.sent()
+        );
+        file.close_reader(1);
+        peer.stop().await;
+    }
+}
