@@ -17,6 +17,7 @@ mod status;
 mod swarms;
 #[cfg(test)]
 pub(crate) mod tests;
+mod twins;
 
 use std::{
     ffi::OsString,
@@ -59,8 +60,12 @@ pub use crate::{
 };
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
-    node::{cache::Cache, listener::Announcer},
-    sources::{BitswapFinder, Finder, Finders, Hearsay, HttpFinder, Webseeds},
+    node::{
+        cache::Cache,
+        listener::Announcer,
+        twins::{EngineFeeder, Twins},
+    },
+    sources::{BitswapFinder, Finder, Finders, Hearsay, HttpFinder, SwarmFinder, Webseeds},
     tasks::Tasks,
     torrent::Feeder,
 };
@@ -144,6 +149,7 @@ struct Inner {
     engine: Engine,
     uploads: Uploads,
     torrents: Torrents,
+    twins: Arc<Twins>,
     tasks: Tasks,
     cache: Cache,
     mountpoint: Mutex<Option<PathBuf>>,
@@ -166,6 +172,8 @@ impl Node {
     /// When a part cannot start; those below it are left to the end of `tasks`.
     pub async fn start(options: NodeOptions, tasks: Tasks) -> Result<Self, NodeError> {
         let read_only = options.publish.read_only;
+        // What was only read is not given to others either because a torrent has it.
+        let serves_cached = options.net.serve_cached;
         let mut download = options.download;
         if options.net.offline {
             download.lookup_timeout = download.lookup_timeout.min(OFFLINE_PATIENCE);
@@ -173,7 +181,9 @@ impl Node {
         let store = open_store(options.store, &tasks).await?;
         let http = (!options.net.offline).then_some(options.http);
         let net = Net::start(options.net, store.clone(), &tasks).await?;
-        let finder = finder(&net, http.as_ref(), &tasks);
+        let twins = open_twins(&store, &tasks).await?;
+        let swarms = SwarmFinder::new(twins::places(&twins), &tasks);
+        let finder = finder(&net, http.as_ref(), &swarms, &tasks);
         let engine = Engine::new(download, store.clone(), finder, &tasks);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
         let told = announcer.clone().tell_announced(tasks.cancelled());
@@ -181,15 +191,18 @@ impl Node {
         let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
         let webseeds = http.as_ref().and_then(|http| Webseeds::new(http, &options.torrent));
         let torrents = open_torrents(options.torrent, &store, &tasks).await?;
-        torrents.feed_from(
-            webseeds.map(|seeds| Arc::new(seeds) as Arc<dyn Feeder>).into_iter().collect(),
-        );
+        swarms.open(&torrents);
+        let mut feeders: Vec<Arc<dyn Feeder>> =
+            vec![Arc::new(EngineFeeder::new(&twins, &engine, &swarms))];
+        feeders.extend(webseeds.map(|seeds| Arc::new(seeds) as Arc<dyn Feeder>));
+        torrents.feed_from(feeders);
         let inner = Inner {
             store,
             net,
             engine,
             uploads,
             torrents,
+            twins,
             tasks,
             cache: Cache::default(),
             mountpoint: Mutex::new(None),
@@ -199,6 +212,7 @@ impl Node {
         };
         let node = Self { inner: Arc::new(inner) };
         node.keep_fetching_pins();
+        node.find_twins(serves_cached);
         Ok(node)
     }
 
@@ -285,16 +299,19 @@ impl Node {
 }
 
 /// Everybody who may know sources: all are asked at once. Offline there are no gateways.
-fn finder(net: &Net, http: Option<&HttpOptions>, tasks: &Tasks) -> Arc<dyn Finder> {
+fn finder(
+    net: &Net,
+    http: Option<&HttpOptions>,
+    swarms: &SwarmFinder,
+    tasks: &Tasks,
+) -> Arc<dyn Finder> {
     let hearsay = Hearsay::default();
     let bitswap = Arc::new(BitswapFinder::new(net.clone(), &hearsay, tasks));
-    match http {
-        Some(http) => {
-            let gateways = Arc::new(HttpFinder::new(http, &hearsay, tasks));
-            Arc::new(Finders::new(vec![bitswap, gateways], tasks))
-        }
-        None => bitswap,
+    let mut all: Vec<Arc<dyn Finder>> = vec![bitswap, Arc::new(swarms.clone())];
+    if let Some(http) = http {
+        all.push(Arc::new(HttpFinder::new(http, &hearsay, tasks)));
     }
+    Arc::new(Finders::new(all, tasks))
 }
 
 /// Opens the store where waiting for the disk holds nobody up: repairing after a crash may take a while.
@@ -316,6 +333,13 @@ async fn open_uploads(
     let open = move || Uploads::open(options, open, announcer, &inside);
     let opened = tasks.blocking("open uploads", open).await;
     Ok(opened.map_err(|e| blocked("opening", store.dir(), e))??)
+}
+
+/// Reads which files of torrents are which contents.
+async fn open_twins(store: &Store, tasks: &Tasks) -> Result<Arc<Twins>, NodeError> {
+    let open = store.clone();
+    let opened = tasks.blocking("open twins", move || Twins::open(&open)).await;
+    Ok(Arc::new(opened.map_err(|e| blocked("opening", store.dir(), e))??))
 }
 
 /// Looks which torrents are known.
