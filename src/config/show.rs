@@ -97,6 +97,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("torrent.connect_timeout", "longest wait for a connection to a peer"),
     ("torrent.peer_timeout", "longest silence of a peer"),
     ("upload.read_only", "publish nothing"),
+    ("upload.torrent", "give everything that is published to others as a torrent, too"),
     ("gateway.enabled", "serve content over HTTP"),
     (
         "gateway.listen",
