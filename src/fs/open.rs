@@ -291,6 +291,9 @@ impl Fs {
     }
 
     pub(super) fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
+        if let Ok(Handle::Draft(_)) = self.handles.get(fh).as_deref() {
+            return Answer::error(Errno::EOPNOTSUPP);
+        }
         match self.upload_handle(fh) {
             Ok((_, handle)) => {
                 let uploads = self.node.uploads().clone();

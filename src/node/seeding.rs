@@ -1,6 +1,11 @@
 //! Making torrents of what is published.
 
-use std::{collections::VecDeque, ffi::OsString, sync::Arc};
+use std::{
+    collections::VecDeque,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    sync::Arc,
+};
 
 use bytes::BytesMut;
 use tokio::sync::mpsc;
@@ -19,11 +24,14 @@ const MAX_FILES: usize = 100_000;
 const READ_LEN: u64 = 1 << 20;
 
 /// Why no torrent is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SeedError {
     /// A torrent is made of bytes.
     #[error("a symbolic link cannot be seeded")]
     Symlink,
+    /// Others would take it for a path.
+    #[error("`{0}` has a backslash in its name, which a torrent cannot have")]
+    Name(String),
     /// Others could not open it.
     #[error("there are more than {MAX_FILES} files in it, which is more than other programs take")]
     TooMany,
@@ -45,6 +53,13 @@ pub(super) type Seeds = mpsc::UnboundedSender<Upload>;
 pub(super) fn queue(wanted: bool) -> (Option<Seeds>, Option<mpsc::UnboundedReceiver<Upload>>) {
     let (send, receive) = mpsc::unbounded_channel();
     if wanted { (Some(send), Some(receive)) } else { (None, None) }
+}
+
+fn may_be_named(name: &OsStr) -> Result<(), SeedError> {
+    match name.as_bytes().contains(&b'\\') {
+        true => Err(SeedError::Name(name.display().to_string())),
+        false => Ok(()),
+    }
 }
 
 /// A file of a torrent in the making: its path, length and content.
@@ -106,6 +121,7 @@ impl Node {
         pinned: bool,
         automatic: bool,
     ) -> Result<(Vec<u8>, Source), NodeError> {
+        may_be_named(&name)?;
         let (listed, single) = self.files_below(root).await?;
         let total = listed.iter().map(|(_, len, _)| len).sum();
         let (piece_len, trackers) = (piece_len_for(total), self.torrents().trackers().to_vec());
@@ -155,7 +171,7 @@ impl Node {
     async fn files_below(&self, root: ContentId) -> Result<(Vec<Listed>, bool), NodeError> {
         let top = self.resolve(&root, &root).await?;
         match top.kind {
-            NodeKind::File => return Ok((vec![(Vec::new(), top.size, root)], true)),
+            NodeKind::File => return Ok((vec![(vec![], top.size, root)], true)),
             NodeKind::Symlink => return Err(SeedError::Symlink.into()),
             NodeKind::Directory | NodeKind::Shard => {}
         }
@@ -163,6 +179,7 @@ impl Node {
         while let Some((path, dir)) = left.pop_front() {
             for entry in &*self.list(&root, &dir).await? {
                 let resolved = self.resolve(&root, &entry.cid).await?;
+                may_be_named(&entry.name)?;
                 let path: Vec<OsString> = path.iter().chain([&entry.name]).cloned().collect();
                 match resolved.kind {
                     NodeKind::File => files.push((path, resolved.size, entry.cid)),

@@ -128,7 +128,10 @@ impl Torrents {
     /// [`TorrentError::NoSuchTorrent`], or when the disk fails.
     pub async fn pause(&self, hash: InfoHash) -> Result<(), TorrentError> {
         self.known().change(hash, |about| about.paused = true)?;
-        let Some(metainfo) = self.metainfo_now(hash).transpose()? else { return Ok(()) };
+        let Some(metainfo) = self.metainfo_now(hash).transpose()? else {
+            self.searches().give_up(hash);
+            return Ok(());
+        };
         let active = self.active(&metainfo)?;
         let stopped = active.pause().await;
         self.tell(&active);

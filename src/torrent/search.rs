@@ -43,7 +43,7 @@ struct Search {
     asked: Arc<Mutex<Instant>>,
     /// A link said something new of it.
     told: Arc<Notify>,
-    /// The torrent was removed.
+    /// The user wants it looked for no more.
     gone: CancellationToken,
 }
 
@@ -60,7 +60,7 @@ impl Searches {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash).unwrap_or_default()
     }
 
-    /// Has nobody wait any more for a torrent that was removed. What its search still finds is not kept.
+    /// Has nobody look any more for a torrent that was removed or paused; those who wait for it hear that it is gone.
     pub(super) fn give_up(&self, hash: InfoHash) {
         if let Some(search) = self.running().remove(&hash) {
             search.gone.cancel();
@@ -100,7 +100,8 @@ impl Torrents {
         };
         match found {
             Ok(Ok(found)) => found.clone().unwrap_or(Err(TorrentError::Closed)),
-            Ok(Err(_)) => Err(TorrentError::Closed),
+            Ok(Err(_)) if self.tasks().token().is_cancelled() => Err(TorrentError::Closed),
+            Ok(Err(_)) => Err(TorrentError::Removed(hash)),
             Err(_) => Err(TorrentError::NoMetadata { hash, waited }),
         }
     }

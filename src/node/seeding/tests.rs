@@ -106,7 +106,7 @@ async fn what_is_seeded_is_kept_until_its_last_torrent_is_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_no_bytes_is_not_seeded_and_nothing_of_it_is_kept() {
+async fn what_no_torrent_can_be_made_of_is_not_seeded_and_nothing_of_it_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let node = start(dir.path(), |_| {}).await;
     let root = publish(&node, "none", |path| fs::write(path, b"").unwrap()).await;
@@ -118,6 +118,13 @@ async fn what_has_no_bytes_is_not_seeded_and_nothing_of_it_is_kept() {
     let link = publish(&node, "link", |path| std::os::unix::fs::symlink("x", path).unwrap()).await;
     let refused = node.seed_content(link, "link".into()).await;
     assert!(matches!(refused, Err(NodeError::Seed(SeedError::Symlink))), "{refused:?}");
+    let odd = |path: &Path| {
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("back\\slash"), b"x").unwrap();
+    };
+    let odd = publish(&node, "odd", odd).await;
+    let refused = node.seed_content(odd, "odd".into()).await;
+    assert!(matches!(refused, Err(NodeError::Seed(SeedError::Name(_)))), "{refused:?}");
     assert!(node.pins().unwrap().is_empty() && node.torrents().statuses().is_empty());
     node.stop(PATIENCE).await.unwrap();
 }

@@ -219,3 +219,23 @@ async fn a_link_that_is_added_is_listed_before_anybody_answers_and_looked_for_af
     assert_eq!(peer.torrents.status(hash).unwrap().state, TorrentState::Idle);
     peer.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_link_that_nobody_answers_is_looked_for_until_it_is_paused_or_removed() {
+    let here = tempfile::tempdir().unwrap();
+    let peer = Peer::open(options(), here.path());
+    let hash = InfoHash([9; 20]);
+    peer.torrents.add_link(&Magnet::of(hash)).unwrap();
+    for remove in [false, true] {
+        let mut waiting = Box::pin(peer.torrents.metainfo(hash));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        match remove {
+            false => peer.torrents.pause(hash).await.unwrap(),
+            true => drop(peer.torrents.remove(hash).await.unwrap()),
+        }
+        let told = timeout(PATIENCE, waiting).await.unwrap();
+        assert!(matches!(told, Err(TorrentError::Removed(_))), "{told:?}");
+    }
+    assert!(peer.torrents.statuses().is_empty());
+    peer.stop().await;
+}
