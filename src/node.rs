@@ -13,10 +13,13 @@ mod protocol;
 mod reading;
 mod resolve;
 mod root;
+mod seeding;
 mod status;
 mod swarms;
 #[cfg(test)]
 pub(crate) mod tests;
+mod torrent_host;
+mod transfers;
 
 use std::{
     ffi::OsString,
@@ -38,7 +41,9 @@ pub use self::{
     protocol::{Child, Children, Described, Known, OpenFile, Passage, Place, Protocol},
     reading::Reading,
     root::{Root, RootError},
-    status::{Peer, Status, StoreStatus},
+    seeding::SeedError,
+    status::{Peer, Status, StoreStatus, TorrentsStatus},
+    transfers::Running,
 };
 pub use crate::{
     content::ImportParams,
@@ -55,11 +60,14 @@ pub use crate::{
         GcReport, KnownRoot, Object, ObjectId, Pin, Store, StoreError, StoreOptions, StoreStats,
         VerifyReport,
     },
-    torrent::{Cached, Magnet, MagnetError, TorrentError, TorrentOptions, Torrents},
+    torrent::{
+        Cached, Limits, ListedTorrent, Magnet, MagnetError, TorrentError, TorrentOptions,
+        TorrentState, TorrentStatus, Torrents,
+    },
 };
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
-    node::{cache::Cache, listener::Announcer},
+    node::{cache::Cache, listener::Announcer, torrent_host::TorrentHost},
     sources::{BitswapFinder, Finder, Finders, Hearsay, HttpFinder},
     tasks::Tasks,
 };
@@ -74,6 +82,8 @@ pub struct NodeOptions {
     pub download: DownloadOptions,
     pub publish: PublishOptions,
     pub torrent: TorrentOptions,
+    /// Whether everything that is published is given to others as a torrent, too.
+    pub seed_uploads: bool,
 }
 
 /// Why the node could not start or resolve something.
@@ -90,6 +100,8 @@ pub enum NodeError {
     Publish(#[from] PublishError),
     #[error(transparent)]
     Torrent(#[from] TorrentError),
+    #[error(transparent)]
+    Seed(#[from] SeedError),
     #[error("nothing here can open {0}")]
     NoProtocol(String),
     #[error("{name}: no such entry in {root}")]
@@ -149,6 +161,8 @@ struct Inner {
     gateway: Mutex<Option<String>>,
     /// A pin could not be fetched to its end.
     pins_to_fetch: Notify,
+    /// Held while a torrent is made or removed: both look at what others were made from.
+    seeding: tokio::sync::Mutex<()>,
     read_only: bool,
 }
 
@@ -174,11 +188,12 @@ impl Node {
         let net = Net::start(options.net, store.clone(), &tasks).await?;
         let finder = finder(&net, http.as_ref(), &tasks);
         let engine = Engine::new(download, store.clone(), finder, &tasks);
-        let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
+        let (seeds, published) = seeding::queue(options.seed_uploads);
+        let announcer = Arc::new(Announcer::new(net.clone(), engine.clone(), seeds));
         let told = announcer.clone().tell_announced(tasks.cancelled());
         tasks.spawn("announced", told);
         let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
-        let torrents = open_torrents(options.torrent, &store, &tasks).await?;
+        let torrents = open_torrents(options.torrent, &store, &engine, &tasks).await?;
         let inner = Inner {
             store,
             net,
@@ -190,10 +205,13 @@ impl Node {
             mountpoint: Mutex::new(None),
             gateway: Mutex::new(None),
             pins_to_fetch: Notify::new(),
+            seeding: tokio::sync::Mutex::default(),
             read_only,
         };
         let node = Self { inner: Arc::new(inner) };
         node.keep_fetching_pins();
+        node.torrents().go_on();
+        node.seed_what_is_published(published);
         Ok(node)
     }
 
@@ -317,10 +335,13 @@ async fn open_uploads(
 async fn open_torrents(
     options: TorrentOptions,
     store: &Store,
+    engine: &Engine,
     tasks: &Tasks,
 ) -> Result<Torrents, NodeError> {
     let (inside, dir) = (tasks.clone(), store.dir().join(TORRENTS));
-    let opened = tasks.blocking("open torrents", move || Torrents::open(options, &dir, &inside));
+    let host = Arc::new(TorrentHost::new(store.clone(), engine.clone()));
+    let open = move || Torrents::open(options, &dir, host, &inside);
+    let opened = tasks.blocking("open torrents", open);
     Ok(opened.await.map_err(|e| blocked("opening", store.dir(), e))??)
 }
 
