@@ -122,7 +122,9 @@ impl Torrents {
     /// # Errors
     /// When it is malformed, or the disk fails.
     pub fn keep(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
-        self.inner.known.keep(text)
+        let kept = self.inner.known.keep(text)?;
+        self.inner.searches.told(kept.hash);
+        Ok(kept)
     }
 
     /// Torrents that can be listed without asking anybody.

@@ -17,10 +17,10 @@ impl Torrents {
         let hash = Metainfo::parse(&text)?.hash;
         // Whoever has it open as somebody else's opens it again.
         self.retire(hash).await;
-        let known = self.known().clone();
+        let torrents = self.clone();
         let kept = self.tasks().blocking("keep a torrent", move || {
-            known.put_source(hash, &source)?;
-            known.keep(&text)
+            torrents.known().put_source(hash, &source)?;
+            torrents.keep(&text)
         });
         kept.await.map_err(|_| TorrentError::Closed)??;
         self.seed(hash).await
@@ -31,7 +31,7 @@ impl Torrents {
     /// # Errors
     /// When it is malformed, or the disk fails.
     pub fn add_named(&self, text: &[u8], name: &str) -> Result<InfoHash, TorrentError> {
-        let hash = self.known().keep(text)?.hash;
+        let hash = self.keep(text)?.hash;
         self.known().rename(hash, name)?;
         Ok(hash)
     }

@@ -41,7 +41,7 @@ pub(super) struct Searches {
 struct Search {
     outcome: watch::Receiver<Outcome>,
     asked: Arc<Mutex<Instant>>,
-    /// A link said something new of it.
+    /// A link said something new of it, or its description came otherwise.
     told: Arc<Notify>,
     /// The user wants it looked for no more.
     gone: CancellationToken,
@@ -146,7 +146,19 @@ impl Torrents {
     async fn look(&self, hash: InfoHash, search: &Search) -> Outcome {
         let mut wait = FIRST_WAIT;
         loop {
-            match self.look_once(hash).await {
+            // Somebody has dropped it in. A second connection to who has it would cost the first one.
+            if let Some(known) = self.metainfo_now(hash) {
+                return Some(known);
+            }
+            // A start of the session is not broken off by news.
+            let looked = match self.session().await {
+                Ok(_) => tokio::select! {
+                    looked = self.look_once(hash) => looked,
+                    () = search.told.notified() => continue,
+                },
+                Err(error) => Err(error),
+            };
+            match looked {
                 Ok(found) => return Some(Ok(found)),
                 Err(error @ (TorrentError::Disk { .. } | TorrentError::Metainfo(_))) => {
                     return Some(Err(error));

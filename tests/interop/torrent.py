@@ -23,7 +23,9 @@ warnings.simplefilter("ignore", DeprecationWarning)
 PIECE = 1 << 20
 # Names that other programs have trouble with. One with a backslash is refused by chiral, which says so.
 ODD = ["plain", "with a space", ".hidden", "ümläut und ß", "日本語", "emoji 🦀", "a'quote\"s", "%41+&=#?", "-dash", "x" * 200 + ".long", "e\u0301 decomposed",
-       "new\nline", "tab\t", "a:b|c?d*e<f>", "trailing. ", "CON"]
+       "a:b|c?d*e<f>", "CON"]
+# libtorrent calls these otherwise on the disk: it takes them, and could not seed them.
+ODDER = ["new\nline", "tab\t", "trailing. "]
 
 
 def session():
@@ -115,20 +117,21 @@ def contents(folder, megabytes):
     with open(large, "wb") as file:
         for _ in range(megabytes):
             file.write(noise.randbytes(1 << 20))
-    odd = folder / "odd names"
-    for number, name in enumerate(ODD):
-        directory = odd / name if number % 3 == 0 else odd
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(noise.randbytes(noise.choice([0, 1, 16_384, 70_000, 1_500_000])))
-    (odd / "z last").write_bytes(b"not empty")
-    return large, odd
+    odd, odder = folder / "odd names", folder / "odder names"
+    for tree, names in [(odd, ODD), (odder, ODD + ODDER)]:
+        for number, name in enumerate(names):
+            directory = tree / name if number % 3 == 0 else tree
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(noise.randbytes(noise.choice([0, 1, 16_384, 70_000, 1_500_000])))
+        (tree / "z last").write_bytes(b"not empty")
+    return large, odd, odder
 
 
 class Scenes:
     def __init__(self, folder, megabytes):
         self.folder, self.failed = folder, 0
         (folder / "contents").mkdir()
-        self.large, self.odd = contents(folder / "contents", megabytes)
+        self.large, self.odd, self.odder = contents(folder / "contents", megabytes)
 
     def scene(self, name, work):
         try:
@@ -222,7 +225,7 @@ def give(scenes, chiral, content, by_link, megabytes):
 
 def pause(scenes, chiral):
     """Nobody gets anything of what is paused, until it goes on."""
-    seeded = chiral.json("seed", scenes.odd)
+    seeded = chiral.json("seed", scenes.odder)
     chiral.cli("torrent", "pause", seeded["infohash"])
     params = lt.parse_magnet_uri(seeded["magnet"])
     params.peers = [("127.0.0.1", chiral.json("status")["torrent_port"])]
@@ -252,7 +255,7 @@ def main():
         scenes.scene("libtorrent → chiral, magnet, large, hybrid", lambda: read_large(scenes, chiral, hybrid, megabytes))
         scenes.scene("libtorrent → chiral, seek", lambda: seek_large(scenes, chiral))
         scenes.scene("libtorrent → chiral, dropped, odd names", lambda: read_odd(scenes, chiral))
-        for content in (scenes.large, scenes.odd):
+        for content in (scenes.large, scenes.odder):
             for by_link in (True, False):
                 form = "magnet" if by_link else ".torrent"
                 scenes.scene(f"chiral → libtorrent, {form}, {content.name}", lambda: give(scenes, chiral, content, by_link, megabytes / 2))

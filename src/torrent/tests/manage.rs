@@ -239,3 +239,16 @@ async fn a_link_that_nobody_answers_is_looked_for_until_it_is_paused_or_removed(
     assert!(peer.torrents.statuses().is_empty());
     peer.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_waits_for_a_description_gets_one_that_is_dropped_meanwhile() {
+    let here = tempfile::tempdir().unwrap();
+    let peer = Peer::open(options(), here.path());
+    let text = seeder::torrent_of("film", &[("a", b"bytes")], PIECE);
+    let hash = Metainfo::parse(&text).unwrap().hash;
+    let mut waiting = Box::pin(peer.torrents.metainfo(hash));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    peer.torrents.keep(&text).unwrap();
+    assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().hash, hash);
+    peer.stop().await;
+}
