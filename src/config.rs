@@ -180,6 +180,8 @@ pub struct UploadSettings {
     pub read_only: bool,
     /// Which rules decide the ids of published files.
     pub profile: Profile,
+    /// Whether everything that is published is seeded as a torrent, too.
+    pub torrent: bool,
 }
 
 /// Section `[gateway]`.
@@ -316,6 +318,7 @@ impl Settings {
         let download = self.download.options();
         NodeOptions {
             torrent: self.torrent.options(&self.network, download.lookup_timeout),
+            seed_uploads: self.upload.torrent && !self.upload.read_only,
             store: StoreOptions {
                 dir: self.data_dir.clone(),
                 cache_limit: self.store.cache_limit.bytes(),

@@ -13,6 +13,11 @@
 //! | `POST /v1/store/import` | take in a CAR by its path; gives its progress, one JSON object per line |
 //! | `POST /v1/store/import/stream?pin=true` | the same with the CAR as the body |
 //! | `GET /v1/store/export?id=ID[/path]&offline=false` | a CAR of all below an id |
+//! | `POST /v1/seed` | give something to others as a torrent: a path of this machine or an id |
+//! | `GET /v1/torrents` | how all torrents stand |
+//! | `POST /v1/torrents` | list one by its `.torrent` file or its link |
+//! | `POST /v1/torrents/pause`, `/resume`, `/remove` | stop one, let it go on, forget it |
+//! | `POST /v1/torrents/limits` | most bytes per second, from now on |
 //! | `POST /v1/stop` | unmount and end |
 
 mod add;
@@ -26,6 +31,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod told;
+mod torrents;
 mod upkeep;
 mod wire;
 
@@ -36,7 +42,8 @@ pub use self::{
     wire::{
         AddLine, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure,
         GcDone, Identity, ImportLine, ImportReport, ImportRequest, ImportedRow, Kind, LinkTarget,
-        Listed, PinRequest, PinRow, ProvideRequest, Stat, Unpinned, VerifyLine,
+        Listed, PinRequest, PinRow, ProvideRequest, SeedRequest, Seeded, Stat, TorrentAddRequest,
+        TorrentLimits, TorrentRequest, Unpinned, VerifyLine,
     },
 };
-pub use crate::node::{Peer, Status, StoreStatus};
+pub use crate::node::{Peer, Status, StoreStatus, TorrentState, TorrentStatus};

@@ -24,6 +24,7 @@ mod open;
 mod reply;
 mod request;
 mod semantics;
+mod torrents;
 mod tree;
 mod upload;
 mod xattr;

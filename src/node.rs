@@ -13,10 +13,13 @@ mod protocol;
 mod reading;
 mod resolve;
 mod root;
+mod seeding;
 mod status;
 mod swarms;
 #[cfg(test)]
 pub(crate) mod tests;
+mod torrent_host;
+mod transfers;
 mod twins;
 
 use std::{
@@ -39,7 +42,9 @@ pub use self::{
     protocol::{Child, Children, Described, Known, OpenFile, Passage, Place, Protocol},
     reading::Reading,
     root::{Root, RootError},
-    status::{Peer, Status, StoreStatus},
+    seeding::SeedError,
+    status::{Peer, Status, StoreStatus, TorrentsStatus},
+    transfers::Running,
 };
 pub use crate::{
     content::ImportParams,
@@ -56,13 +61,17 @@ pub use crate::{
         GcReport, KnownRoot, Object, ObjectId, Pin, Store, StoreError, StoreOptions, StoreStats,
         VerifyReport,
     },
-    torrent::{Cached, Magnet, MagnetError, TorrentError, TorrentOptions, Torrents},
+    torrent::{
+        Cached, Limits, ListedTorrent, Magnet, MagnetError, TorrentError, TorrentOptions,
+        TorrentState, TorrentStatus, Torrents,
+    },
 };
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
     node::{
         cache::Cache,
         listener::Announcer,
+        torrent_host::TorrentHost,
         twins::{EngineFeeder, Twins},
     },
     sources::{BitswapFinder, Finder, Finders, Hearsay, HttpFinder, SwarmFinder, Webseeds},
@@ -80,6 +89,8 @@ pub struct NodeOptions {
     pub download: DownloadOptions,
     pub publish: PublishOptions,
     pub torrent: TorrentOptions,
+    /// Whether everything that is published is given to others as a torrent, too.
+    pub seed_uploads: bool,
 }
 
 /// Why the node could not start or resolve something.
@@ -96,6 +107,8 @@ pub enum NodeError {
     Publish(#[from] PublishError),
     #[error(transparent)]
     Torrent(#[from] TorrentError),
+    #[error(transparent)]
+    Seed(#[from] SeedError),
     #[error("nothing here can open {0}")]
     NoProtocol(String),
     #[error("{name}: no such entry in {root}")]
@@ -156,6 +169,8 @@ struct Inner {
     gateway: Mutex<Option<String>>,
     /// A pin could not be fetched to its end.
     pins_to_fetch: Notify,
+    /// Held while a torrent is made or removed: both look at what others were made from.
+    seeding: tokio::sync::Mutex<()>,
     read_only: bool,
 }
 
@@ -185,12 +200,13 @@ impl Node {
         let swarms = SwarmFinder::new(twins::places(&twins), &tasks);
         let finder = finder(&net, http.as_ref(), &swarms, &tasks);
         let engine = Engine::new(download, store.clone(), finder, &tasks);
-        let announcer = Arc::new(Announcer::new(net.clone(), engine.clone()));
+        let (seeds, published) = seeding::queue(options.seed_uploads);
+        let announcer = Arc::new(Announcer::new(net.clone(), engine.clone(), seeds));
         let told = announcer.clone().tell_announced(tasks.cancelled());
         tasks.spawn("announced", told);
         let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
         let webseeds = http.as_ref().and_then(|http| Webseeds::new(http, &options.torrent));
-        let torrents = open_torrents(options.torrent, &store, &tasks).await?;
+        let torrents = open_torrents(options.torrent, &store, &engine, &tasks).await?;
         swarms.open(&torrents);
         let mut feeders: Vec<Arc<dyn Feeder>> =
             vec![Arc::new(EngineFeeder::new(&twins, &engine, &swarms))];
@@ -208,11 +224,14 @@ impl Node {
             mountpoint: Mutex::new(None),
             gateway: Mutex::new(None),
             pins_to_fetch: Notify::new(),
+            seeding: tokio::sync::Mutex::default(),
             read_only,
         };
         let node = Self { inner: Arc::new(inner) };
         node.keep_fetching_pins();
         node.find_twins(serves_cached);
+        node.torrents().go_on();
+        node.seed_what_is_published(published);
         Ok(node)
     }
 
@@ -346,10 +365,13 @@ async fn open_twins(store: &Store, tasks: &Tasks) -> Result<Arc<Twins>, NodeErro
 async fn open_torrents(
     options: TorrentOptions,
     store: &Store,
+    engine: &Engine,
     tasks: &Tasks,
 ) -> Result<Torrents, NodeError> {
     let (inside, dir) = (tasks.clone(), store.dir().join(TORRENTS));
-    let opened = tasks.blocking("open torrents", move || Torrents::open(options, &dir, &inside));
+    let host = Arc::new(TorrentHost::new(store.clone(), engine.clone()));
+    let open = move || Torrents::open(options, &dir, host, &inside);
+    let opened = tasks.blocking("open torrents", open);
     Ok(opened.await.map_err(|e| blocked("opening", store.dir(), e))??)
 }
 

@@ -1,14 +1,14 @@
 //! What no safe crate offers: leases, an allocator of two, and SHA-256 of many blocks at once.
 #![allow(
     unsafe_code,
-    reason = "fcntl(F_SETLEASE) has no safe wrapper in nix or rustix, GlobalAlloc is an unsafe trait, and the compiler \
-              cannot know whether the processor has AVX-512"
+    reason = "fcntl(F_SETLEASE) has no safe wrapper in nix or rustix, GlobalAlloc is an unsafe trait, mimalloc is C, and \
+              the compiler cannot know whether the processor has AVX-512"
 )]
 
 mod allocator;
 mod sha256;
 
-pub use allocator::Allocator;
+pub use allocator::{Allocator, keep_freed_memory};
 pub use sha256::{LANES, WORTH_IT, sha256_lanes};
 
 use std::{fs::File, io, os::fd::AsRawFd};

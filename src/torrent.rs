@@ -4,6 +4,7 @@
 //! is listed at once; files that are read at any place while they come; nothing that a link names is asked unless the
 //! user allows it; and no name that a stranger chose is ever used on the disk.
 
+mod about;
 mod active;
 mod bencode;
 mod bridge;
@@ -13,10 +14,14 @@ mod fetch;
 mod file;
 mod handle;
 mod known;
+mod listed;
 mod magnet;
+mod manage;
 mod metainfo;
+mod meter;
 mod pieces;
 mod policy;
+mod published;
 mod reach;
 mod search;
 mod session;
@@ -25,22 +30,26 @@ mod storage;
 pub(crate) mod tests;
 mod wake;
 mod whole;
+mod will;
 mod wire;
 
 use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 pub use self::{
+    about::ListedTorrent,
     bencode::BencodeError,
     bridge::{Feed, FeedError, Feeder},
     build::{BuildError, InfoBuilder, piece_len_for},
     file::{Cached, TorrentFile},
-    handle::Torrents,
+    handle::{Limits, Torrents},
+    listed::{TorrentEvent, TorrentState, TorrentStatus},
     magnet::{Magnet, MagnetError},
     metainfo::{FileEntry, FileKind, Metainfo, MetainfoError, TreeKind, TreeNode},
+    published::{Host, Source},
     reach::is_public,
     whole::WholeFile,
 };
-use crate::content::{ByteRange, InfoHash};
+use crate::content::{ByteRange, ContentId, InfoHash};
 
 /// Everything that can be set, with the defaults that the configuration file documents.
 #[derive(Clone, Debug)]
@@ -164,6 +173,28 @@ pub enum TorrentError {
     /// The session does not start, or refuses a torrent.
     #[error("torrents: {0}")]
     Session(Arc<str>),
+    /// Nobody here has ever heard of it.
+    #[error("there is no torrent {0} here")]
+    NoSuchTorrent(InfoHash),
+    /// It was removed while somebody had it open.
+    #[error("torrent {0} was removed")]
+    Removed(InfoHash),
+    /// It is neither given nor fetched until somebody says so.
+    #[error("torrent {0} is paused; `chiral torrent resume {0}` lets it go on")]
+    Paused(InfoHash),
+    /// What it was made from is not here any more.
+    #[error(
+        "torrent {hash} cannot be given to others: {id}, which it was made from, is not here any more"
+    )]
+    Gone {
+        /// Which torrent.
+        hash: InfoHash,
+        /// What is missing.
+        id: ContentId,
+    },
+    /// No torrent can be made of it.
+    #[error("no torrent can be made of it: {0}")]
+    Build(#[from] BuildError),
     /// The daemon is shutting down.
     #[error("the daemon is shutting down")]
     Closed,

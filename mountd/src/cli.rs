@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use chiral::config::Size;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -89,6 +90,11 @@ pub(crate) enum Command {
         /// CID, with or without a path behind it
         id: String,
     },
+    /// Give files to others as a torrent, also after a restart; prints the magnet link and where the .torrent file is
+    Seed(SeedArgs),
+    /// List and care for torrents
+    #[command(subcommand)]
+    Torrent(TorrentCommand),
     /// Show the state of the daemon
     Status {
         /// Show it again every second
@@ -172,6 +178,53 @@ pub(crate) struct AddArgs {
     /// Only tell what the ids would be; needs no daemon
     #[arg(long)]
     pub only_hash: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SeedArgs {
+    /// A file or directory, which is published first; else a CID, with or without a path behind it, or a torrent
+    #[arg(value_name = "ID-or-PATH")]
+    pub what: PathBuf,
+    /// Where to put a copy of the .torrent file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TorrentCommand {
+    /// Put a torrent on the list and look for what is in it; nothing of it is fetched before it is read
+    Add {
+        /// .torrent file, magnet link or info hash
+        torrent: PathBuf,
+    },
+    /// List torrents and what they do
+    #[command(visible_alias = "ls")]
+    List,
+    /// Neither fetch nor give a torrent
+    Pause {
+        /// Info hash, magnet link or name
+        torrent: String,
+    },
+    /// Let a torrent go on
+    Resume {
+        /// Info hash, magnet link or name
+        torrent: String,
+    },
+    /// Forget a torrent and what was fetched of it; what it was made from stays published
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// Info hash, magnet link or name
+        torrent: String,
+    },
+    /// Set or show the most bytes per second of all torrents together, until the daemon ends
+    Limit {
+        /// Bytes that are sent, such as "2 MiB"; 0 for no limit
+        #[arg(long, value_name = "SIZE")]
+        upload: Option<Size>,
+        /// Bytes that are received
+        #[arg(long, value_name = "SIZE")]
+        download: Option<Size>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,6 +7,7 @@ mod look;
 mod pins;
 mod shell;
 mod store;
+mod torrents;
 mod umount;
 
 use chiral::{control::Client, tasks::Tasks};
@@ -87,6 +88,8 @@ fn ask_daemon(global: &Global, command: Command) -> anyhow::Result<()> {
             Command::Ls { id } => content::list(&client, json, &id).await,
             Command::Pin(command) => pins::run(&client, json, command).await,
             Command::Provide { id } => pins::provide(&client, json, &id).await,
+            Command::Seed(args) => torrents::seed(&client, json, &args).await,
+            Command::Torrent(command) => torrents::run(&client, json, command).await,
             Command::Status { watch } => look::status(&client, json, watch).await,
             Command::Transfers => look::transfers(&client, json).await,
             Command::Peers => look::peers(&client, json).await,

@@ -45,6 +45,7 @@ pub(crate) fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
         std::env::set_current_dir("/").context("cannot change to /")?;
     }
     let ending = Ending::watch()?;
+    chiral::sys::keep_freed_memory();
     let runtime = runtime()?;
     let done = runtime.block_on(serve(settings, &mountpoint, &ending));
     // What did not end within its deadline was reported; it must not hold up the end of the process.

@@ -87,9 +87,12 @@ const MEANINGS: &[(&str, &str)] = &[
     ("torrent.max_peers", "peers of one torrent at a time"),
     (
         "torrent.upload_limit",
-        "bytes per second that are sent, of all torrents together; \"0 B\": no limit",
+        "bytes per second that are sent, of all torrents together, at least 16 KiB; \"0 B\": no limit",
     ),
-    ("torrent.download_limit", "bytes per second that are received; \"0 B\": no limit"),
+    (
+        "torrent.download_limit",
+        "bytes per second that are received, at least 16 KiB; \"0 B\": no limit",
+    ),
     (
         "torrent.proxy",
         "SOCKS5 proxy for everything that goes out, such as \"socks5h://127.0.0.1:9050\"; no DHT then; empty: none",
@@ -97,6 +100,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("torrent.connect_timeout", "longest wait for a connection to a peer"),
     ("torrent.peer_timeout", "longest silence of a peer"),
     ("upload.read_only", "publish nothing"),
+    ("upload.torrent", "give everything that is published to others as a torrent, too"),
     ("gateway.enabled", "serve content over HTTP"),
     (
         "gateway.listen",

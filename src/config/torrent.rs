@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{NetworkSettings, Size, Span, Timeout};
-use crate::node::TorrentOptions;
+use crate::node::{Limits, TorrentOptions};
 
 /// Section `[torrent]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,8 +78,11 @@ impl TorrentSettings {
         network: &NetworkSettings,
         lookup_timeout: Duration,
     ) -> TorrentOptions {
-        // What does not fit into the number is no limit worth the name.
-        let limit = |size: Size| u32::try_from(size.0).ok().and_then(NonZeroU32::new);
+        // Below the least one that works nothing would be sent at all.
+        let limit = |size: Size| match Limits::of(size.0) {
+            Ok(limit) => limit,
+            Err(least) => NonZeroU32::new(least),
+        };
         TorrentOptions {
             online: self.enabled && !network.offline,
             listen: Some(self.listen),
@@ -230,5 +233,7 @@ mod tests {
         let options = good.node_options().torrent;
         assert_eq!(options.proxy.as_deref(), Some("socks5://a:1"));
         assert_eq!(options.upload_limit, NonZeroU32::new(1 << 20));
+        let least = read("download_limit = \"1 B\"").unwrap().node_options().torrent;
+        assert_eq!(least.download_limit, NonZeroU32::new(16 << 10));
     }
 }

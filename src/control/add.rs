@@ -44,7 +44,7 @@ pub(super) async fn add(
     }))
 }
 
-async fn added(
+pub(super) async fn added(
     node: &Node,
     path: PathBuf,
     tell: impl Fn(AddLine) + Send + Sync + 'static,

@@ -44,6 +44,7 @@ impl From<NodeError> for Failure {
             NodeError::Download(error) => download_code(error),
             NodeError::Publish(error) => publish_code(error),
             NodeError::Torrent(error) => torrent_code(error),
+            NodeError::Seed(_) => ErrorCode::Invalid,
             NodeError::NoProtocol(_) => ErrorCode::Unsupported,
             NodeError::NoEntry { .. } | NodeError::NoName { .. } => ErrorCode::NoEntry,
             NodeError::NotADirectory(_)
@@ -80,14 +81,19 @@ fn torrent_code(error: &TorrentError) -> ErrorCode {
         TorrentError::NoMetadata { .. }
         | TorrentError::Stalled { .. }
         | TorrentError::Offline(_) => ErrorCode::NotFoundInTime,
-        TorrentError::NoSuchFile { .. } => ErrorCode::NoEntry,
+        TorrentError::NoSuchFile { .. }
+        | TorrentError::NoSuchTorrent(_)
+        | TorrentError::Removed(_) => ErrorCode::NoEntry,
         TorrentError::Magnet(_)
         | TorrentError::Metainfo(_)
         | TorrentError::Tracker(_)
+        | TorrentError::Build(_)
         | TorrentError::NotADirectory(_)
         | TorrentError::IsADirectory(_) => ErrorCode::Invalid,
         TorrentError::Disk { .. } | TorrentError::Session(_) => ErrorCode::Internal,
-        TorrentError::Closed => ErrorCode::Refused,
+        TorrentError::Paused(_) | TorrentError::Gone { .. } | TorrentError::Closed => {
+            ErrorCode::Refused
+        }
     }
 }
 
@@ -121,7 +127,7 @@ macro_rules! through_node_error {
     )*};
 }
 
-through_node_error!(StoreError, NetError, DownloadError, PublishError);
+through_node_error!(StoreError, NetError, DownloadError, PublishError, TorrentError);
 
 impl From<ReferenceError> for Failure {
     fn from(error: ReferenceError) -> Self {

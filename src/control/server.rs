@@ -22,9 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ConnectRequest, Connected, Failure, Identity, Peer, Status, add, archive, content,
-    socket::SocketPath, upkeep,
+    socket::SocketPath, torrents, upkeep,
 };
-use crate::node::{Event, Multiaddr, Node, Transfer};
+use crate::node::{Event, Multiaddr, Node, Running};
 
 /// Time that answers in progress get when the daemon ends.
 const GRACE: Duration = Duration::from_secs(1);
@@ -134,6 +134,12 @@ fn routes(app: App) -> Router {
         .route("/v1/store/import", post(archive::import))
         .route("/v1/store/import/stream", post(archive::import_stream))
         .route("/v1/store/export", get(archive::export))
+        .route("/v1/seed", post(torrents::seed))
+        .route("/v1/torrents", get(torrents::list).post(torrents::add))
+        .route("/v1/torrents/pause", post(torrents::pause))
+        .route("/v1/torrents/resume", post(torrents::resume))
+        .route("/v1/torrents/remove", post(torrents::remove))
+        .route("/v1/torrents/limits", post(torrents::limit))
         .route("/v1/stop", post(stop))
         .fallback(async || Failure::no_entry("there is no such route"))
         .method_not_allowed_fallback(async || Failure::invalid("the route has no such method"))
@@ -156,8 +162,8 @@ async fn peers(State(app): State<App>) -> Json<Vec<Peer>> {
     Json(app.node.peers())
 }
 
-async fn transfers(State(app): State<App>) -> Json<Vec<Transfer>> {
-    Json(app.node.engine().transfers())
+async fn transfers(State(app): State<App>) -> Json<Vec<Running>> {
+    Json(app.node.transfers())
 }
 
 async fn connect(

@@ -333,6 +333,80 @@ pub struct GcDone {
     pub bytes: u64,
 }
 
+/// Asks to seed something: a path of this machine, or an id.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SeedRequest {
+    /// Absolute path of a file or directory that the daemon can read, which is published first. One that is no text goes
+    /// as its bytes.
+    #[serde(with = "optional_path", default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// `ID[/path]` of content or a torrent, where it is no path of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+/// The same for what may be missing.
+mod optional_path {
+    use std::path::PathBuf;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Written(#[serde(with = "super::path")] PathBuf);
+
+    pub(super) fn serialize<S: Serializer>(
+        path: &Option<PathBuf>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        path.clone().map(Written).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<PathBuf>, D::Error> {
+        Ok(Option::<Written>::deserialize(from)?.map(|written| written.0))
+    }
+}
+
+/// Something that is seeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seeded {
+    /// Its info hash.
+    pub infohash: String,
+    /// A link that leads to it.
+    pub magnet: String,
+    /// Its description, as a file that programs open.
+    #[serde(with = "path")]
+    pub torrent: PathBuf,
+}
+
+/// Asks to list a torrent: the bytes of a `.torrent` file's path, or a link.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TorrentAddRequest {
+    /// Absolute path of a `.torrent` file that the daemon can read. One that is no text goes as its bytes.
+    #[serde(with = "optional_path", default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A magnet link or an info hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+}
+
+/// Names a torrent: by its info hash, a link, or what it is called where that is one only.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TorrentRequest {
+    /// Which one.
+    pub torrent: String,
+}
+
+/// Most bytes per second of all torrents together, from now until the daemon ends; 0: no limit, none: as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TorrentLimits {
+    /// That are sent.
+    pub upload: Option<u64>,
+    /// That are received.
+    pub download: Option<u64>,
+}
+
 /// What sort of failure it is, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

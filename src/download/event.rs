@@ -59,6 +59,28 @@ pub enum Event {
     Announced {
         cid: ContentId,
     },
+    /// A torrent does something else than before.
+    TorrentState {
+        infohash: String,
+        name: String,
+        state: &'static str,
+        error: Option<String>,
+        bytes: u64,
+        total: u64,
+    },
+    /// Bytes of a torrent came or went.
+    TorrentProgress {
+        infohash: String,
+        bytes: u64,
+        total: u64,
+        sent: u64,
+        download_rate: u64,
+        upload_rate: u64,
+        peers: usize,
+    },
+    TorrentRemoved {
+        infohash: String,
+    },
 }
 
 fn seconds<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {

@@ -266,16 +266,18 @@ impl Filesystem for Adapter {
         });
     }
 
-    /// Sent by every close, also of copies of a descriptor. Writes were answered with their own errors.
+    /// Sent by every close, also of copies of a descriptor.
     fn flush(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        guarded("flush", || {
+            self.shared.settle("flush", request, self.fs().flush(fh.0), send_empty(reply));
+        });
     }
 
     /// The kernel waits for no answer; when its message comes, its own count is lowered already.

@@ -58,6 +58,11 @@ impl Owner {
         self.plain(ino, shape, perm, Duration::ZERO)
     }
 
+    /// A link of the mount itself, to a path of so many bytes.
+    pub(super) fn link(self, ino: Ino, len: u64) -> Attr {
+        Attr { size: len, ..self.plain(ino, Shape::Symlink, 0o777, Duration::ZERO) }
+    }
+
     /// A file of `.chiral`.
     pub(super) fn control(self, ino: Ino, size: u64) -> Attr {
         Attr {

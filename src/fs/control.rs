@@ -64,7 +64,7 @@ impl File {
                 Ok(Some(Bytes::from_static(concat!(env!("CARGO_PKG_VERSION"), "\n").as_bytes())))
             }
             Self::Status => json(&node.status().map_err(|e| of_node(&e, During::Read))?).map(Some),
-            Self::Transfers => json(&node.engine().transfers()).map(Some),
+            Self::Transfers => json(&node.transfers()).map(Some),
             Self::Peers => json(&node.peers()).map(Some),
             Self::Events => Ok(None),
         }

@@ -55,12 +55,12 @@ pub(super) struct OpenDirectory {
 }
 
 impl Listing {
-    fn new(ino: Ino, parent: Ino) -> Self {
+    pub(super) fn new(ino: Ino, parent: Ino) -> Self {
         let dot = |ino, name: &str| Listed { ino, shape: Shape::Directory, name: name.into() };
         Self { entries: vec![dot(ino, "."), dot(parent, "..")], lasting: false }
     }
 
-    fn add(&mut self, ino: Ino, shape: Shape, name: impl Into<OsString>) {
+    pub(super) fn add(&mut self, ino: Ino, shape: Shape, name: impl Into<OsString>) {
         self.entries.push(Listed { ino, shape, name: name.into() });
     }
 }
@@ -72,7 +72,8 @@ impl Fs {
             Err(errno) => Answer::error(errno),
             Ok(What::Root | What::Ipfs) => Answer::blocking(move || fs.list_roots(ino)),
             Ok(What::Control) => Answer::ok(list_control()),
-            Ok(What::ControlFile(_)) => Answer::error(Errno::ENOTDIR),
+            Ok(What::Torrents) => Answer::ok(self.list_torrents()),
+            Ok(What::ControlFile(_) | What::Named(_)) => Answer::error(Errno::ENOTDIR),
             Ok(What::Upload(dir)) => Answer::Now(self.list_upload(ino, dir)),
             Ok(What::Content(dir)) => {
                 Answer::later(async move { fs.list_content(ino, &dir).await })
@@ -106,6 +107,7 @@ impl Fs {
         if ino == tree::ROOT {
             listing.add(tree::UPLOAD_ROOT, Shape::Directory, names::UPLOAD);
             listing.add(tree::IPFS, Shape::Directory, names::IPFS);
+            listing.add(tree::TORRENTS, Shape::Directory, names::TORRENTS);
             listing.add(tree::CONTROL, Shape::Directory, names::CONTROL);
         }
         for known in self.node.roots().map_err(|e| of_node(&e, During::Lookup))? {

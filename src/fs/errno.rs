@@ -28,6 +28,7 @@ pub(super) fn of_node(error: &NodeError, during: During) -> Errno {
         NodeError::IsASymlink(_) => Errno::ELOOP,
         NodeError::Nested(_) => Errno::EINVAL,
         NodeError::Torrent(e) => of_torrent(e, during),
+        NodeError::Seed(_) => Errno::EINVAL,
         NodeError::NoName { .. } | NodeError::NoProtocol(_) => Errno::ENOENT,
     }
 }
@@ -52,12 +53,19 @@ fn of_torrent(error: &TorrentError, during: During) -> Errno {
             During::Lookup => Errno::ETIMEDOUT,
             During::Read => Errno::EIO,
         },
-        TorrentError::Magnet(_) | TorrentError::Tracker(_) => Errno::EINVAL,
-        TorrentError::NoSuchFile { .. } => Errno::ENOENT,
+        TorrentError::Magnet(_) | TorrentError::Tracker(_) | TorrentError::Build(_) => {
+            Errno::EINVAL
+        }
+        TorrentError::NoSuchFile { .. } | TorrentError::NoSuchTorrent(_) => Errno::ENOENT,
+        TorrentError::Removed(_) => Errno::ESTALE,
         TorrentError::NotADirectory(_) => Errno::ENOTDIR,
         TorrentError::IsADirectory(_) => Errno::EISDIR,
         TorrentError::Disk { what: _, source } => of_io(source),
-        TorrentError::Metainfo(_) | TorrentError::Session(_) | TorrentError::Closed => Errno::EIO,
+        TorrentError::Metainfo(_)
+        | TorrentError::Session(_)
+        | TorrentError::Paused(_)
+        | TorrentError::Gone { .. }
+        | TorrentError::Closed => Errno::EIO,
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
 use bytes::Bytes;
 use nix::errno::Errno;
 
-use super::{answer::Outcome, control::EventStream, dir::OpenDirectory, iomode::Mode, tree::Ino};
+use super::{
+    answer::Outcome, control::EventStream, dir::OpenDirectory, iomode::Mode, torrents::OpenDraft,
+    tree::Ino,
+};
 use crate::node::{OpenFile, ReaderId, UploadHandle, UploadIno};
 
 /// An open file or directory.
@@ -37,6 +40,8 @@ pub(super) enum Handle {
     Text(Bytes),
     /// The stream of events.
     Events(EventStream),
+    /// A file that is written into `torrents`.
+    Draft(OpenDraft),
     Directory(OpenDirectory),
 }
 

@@ -40,7 +40,8 @@ impl Fs {
                 None => Ok(Found::Absent(HOUR)),
             }),
             Ok(What::Control) => Answer::Now(self.lookup_control(name)),
-            Ok(What::ControlFile(_)) => Answer::error(Errno::ENOTDIR),
+            Ok(What::ControlFile(_) | What::Named(_)) => Answer::error(Errno::ENOTDIR),
+            Ok(What::Torrents) => Answer::Now(self.lookup_torrent(name)),
             Ok(What::Upload(dir)) => Answer::Now(self.lookup_upload(dir, name)),
             Ok(What::Content(dir)) => self.lookup_child(parent, &dir, name),
         }
@@ -56,6 +57,7 @@ impl Fs {
             }
             RootName::Ipfs => directory(tree::IPFS),
             RootName::Control => directory(tree::CONTROL),
+            RootName::Torrents => Ok(Found::Entry { attr: self.torrents_attr(), ttl: FOREVER }),
             RootName::Id(root) => {
                 let place = self.node.place(&root).map_err(|e| of_node(&e, During::Lookup))?;
                 self.enter(tree::ROOT, place, name)

@@ -8,6 +8,7 @@ use crate::{content::ContentId, node::Root};
 pub(super) const UPLOAD: &str = "upload";
 pub(super) const IPFS: &str = "ipfs";
 pub(super) const CONTROL: &str = ".chiral";
+pub(super) const TORRENTS: &str = "torrents";
 
 /// Longest text that can be a CID: an identity CID of 128 bytes in base 2 is absurd, one in base 16 has 270 digits,
 /// but a file name ends at 255.
@@ -19,6 +20,7 @@ pub(super) enum RootName {
     Upload,
     Ipfs,
     Control,
+    Torrents,
     /// A CID, a magnet link or an info hash.
     Id(Root),
     /// Nothing, now and for ever.
@@ -30,6 +32,7 @@ pub(super) fn root_name(name: &OsStr) -> RootName {
         Some(UPLOAD) => RootName::Upload,
         Some(IPFS) => RootName::Ipfs,
         Some(CONTROL) => RootName::Control,
+        Some(TORRENTS) => RootName::Torrents,
         Some(text) => text.parse().map_or(RootName::Nothing, RootName::Id),
         None => RootName::Nothing,
     }
@@ -107,7 +110,7 @@ mod tests {
             "desktop.ini",
             "magnet",
             "ipns",
-            "torrents",
+            "torrent",
         ] {
             assert_eq!(root_name(name.as_ref()), RootName::Nothing, "{name}");
         }

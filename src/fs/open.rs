@@ -13,6 +13,7 @@ use super::{
     handles::Handle,
     iomode::Mode,
     semantics::{Fs, known, published},
+    torrents::OpenDraft,
     tree::{Content, Ino, Shape, What},
 };
 use crate::{
@@ -27,6 +28,7 @@ pub(super) enum Opened {
     Upload(OpenedUpload),
     Text(Bytes),
     Events(EventStream),
+    Draft(OpenDraft),
 }
 
 /// A file of the upload tree that was opened below.
@@ -84,7 +86,7 @@ impl Opened {
                 Some(Opener::UploadWriter { maps: wanted.maps() })
             }
             Self::Upload(_) => Some(Opener::UploadReader),
-            Self::Text(_) | Self::Events(_) => None,
+            Self::Text(_) | Self::Events(_) | Self::Draft(_) => None,
         }
     }
 }
@@ -96,11 +98,15 @@ impl Fs {
             Ok(what) => what,
             Err(errno) => return Answer::error(errno),
         };
-        if !matches!(what, What::Upload(_)) && (wanted.writes() || wanted.flags().truncate) {
+        let writable = matches!(what, What::Upload(_) | What::Named(_));
+        if !writable && (wanted.writes() || wanted.flags().truncate) {
             return Answer::error(Errno::EROFS);
         }
         match what {
-            What::Root | What::Ipfs | What::Control => Answer::error(Errno::EISDIR),
+            What::Root | What::Ipfs | What::Control | What::Torrents => {
+                Answer::error(Errno::EISDIR)
+            }
+            What::Named(named) => Answer::Now(self.open_named(&named, wanted)),
             What::ControlFile(file) => Answer::Now(self.open_control(file)),
             What::Content(content) => self.open_content(&content),
             What::Upload(upload) => self.open_upload(upload, wanted, backed),
@@ -174,7 +180,7 @@ impl Fs {
                 }
             }
             // Readers of uploads read through the daemon.
-            Opened::Upload(_) | Opened::Text(_) | Opened::Events(_) => None,
+            Opened::Upload(_) | Opened::Text(_) | Opened::Events(_) | Opened::Draft(_) => None,
         }
     }
 
@@ -205,6 +211,7 @@ impl Fs {
             }
             Opened::Text(text) => Handle::Text(text),
             Opened::Events(events) => Handle::Events(events),
+            Opened::Draft(draft) => Handle::Draft(draft),
         })
     }
 
@@ -232,6 +239,7 @@ impl Fs {
                     Ok(())
                 });
             }
+            Handle::Draft(draft) => self.close_draft(draft),
             Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => {}
         }
         Answer::ok(())
@@ -249,6 +257,7 @@ impl Fs {
                 Answer::blocking(move || published(uploads.read(handle, offset, size as usize)))
             }
             Handle::Text(text) => Answer::ok(slice(text, offset, size)),
+            Handle::Draft(draft) => Answer::ok(draft.read(offset, size)),
             Handle::Events(_) => Answer::later(async move {
                 match &*handle {
                     Handle::Events(events) => events.read(size as usize).await,
@@ -259,7 +268,18 @@ impl Fs {
         }
     }
 
+    /// A descriptor is closed. Only of what is dropped into `torrents` it is not known before whether it is taken.
+    pub(super) fn flush(&self, fh: u64) -> Answer<()> {
+        match self.handles.get(fh).as_deref() {
+            Ok(Handle::Draft(draft)) => self.flush_draft(draft),
+            _ => Answer::ok(()),
+        }
+    }
+
     pub(super) fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Answer<usize> {
+        if let Ok(Handle::Draft(draft)) = self.handles.get(fh).as_deref() {
+            return Answer::Now(self.write_draft(draft, offset, data));
+        }
         match self.upload_handle(fh) {
             Ok((_, handle)) => {
                 // The library's buffer is the next request's as soon as this returns.
@@ -271,6 +291,9 @@ impl Fs {
     }
 
     pub(super) fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
+        if let Ok(Handle::Draft(_)) = self.handles.get(fh).as_deref() {
+            return Answer::error(Errno::EOPNOTSUPP);
+        }
         match self.upload_handle(fh) {
             Ok((_, handle)) => {
                 let uploads = self.node.uploads().clone();
@@ -288,7 +311,13 @@ impl Fs {
                 Answer::blocking(move || published(uploads.fsync(upload)))
             }
             Ok(
-                What::Root | What::Ipfs | What::Control | What::ControlFile(_) | What::Content(_),
+                What::Root
+                | What::Ipfs
+                | What::Control
+                | What::ControlFile(_)
+                | What::Content(_)
+                | What::Torrents
+                | What::Named(_),
             ) => Answer::ok(()),
             Err(errno) => Answer::error(errno),
         }
@@ -307,7 +336,7 @@ impl Fs {
                 let (uploads, handle) = (self.node.uploads().clone(), *handle);
                 Answer::blocking(move || published(uploads.lseek(handle, offset, whence)))
             }
-            Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => {
+            Handle::Text(_) | Handle::Events(_) | Handle::Draft(_) | Handle::Directory(_) => {
                 Answer::error(Errno::EINVAL)
             }
         }
@@ -316,9 +345,11 @@ impl Fs {
     fn upload_handle(&self, fh: u64) -> Outcome<(UploadIno, UploadHandle)> {
         match &*self.handles.get(fh)? {
             Handle::Upload { upload, handle, .. } => Ok((*upload, *handle)),
-            Handle::Content { .. } | Handle::Text(_) | Handle::Events(_) | Handle::Directory(_) => {
-                Err(Errno::EBADF)
-            }
+            Handle::Content { .. }
+            | Handle::Text(_)
+            | Handle::Events(_)
+            | Handle::Draft(_)
+            | Handle::Directory(_) => Err(Errno::EBADF),
         }
     }
 }

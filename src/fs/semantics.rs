@@ -12,6 +12,7 @@ use super::{
     control,
     errno::{During, of_known, of_node, of_publish},
     handles::Handles,
+    torrents::Drafts,
     tree::{Content, Ino, Shape, Tree, What},
 };
 use crate::node::{Cached, Described, Node, Place, PublishError, SetAttr, UploadIno, Uploads};
@@ -40,6 +41,8 @@ pub(super) struct Fs {
     pub(super) prefetches: Arc<Semaphore>,
     /// Who goes through which directory.
     pub(super) walks: Walks,
+    /// What is written in `torrents`.
+    pub(super) drafts: Arc<Drafts>,
 }
 
 impl Fs {
@@ -52,6 +55,7 @@ impl Fs {
             owner,
             prefetches,
             walks: Walks::default(),
+            drafts: Arc::default(),
         }
     }
 
@@ -66,6 +70,8 @@ impl Fs {
             What::Root | What::Ipfs | What::Control | What::ControlFile(_) | What::Content(_) => {
                 Err(Errno::EROFS)
             }
+            // What is there is no tree, and what is in it is written as a whole.
+            What::Torrents | What::Named(_) => Err(Errno::EPERM),
         }
     }
 
@@ -74,6 +80,8 @@ impl Fs {
             Err(errno) => Answer::error(errno),
             Ok(What::Root | What::Ipfs | What::Control) => Answer::ok(self.owner.directory(ino)),
             Ok(What::ControlFile(file)) => Answer::Now(self.control_attr(file)),
+            Ok(What::Torrents) => Answer::ok(self.torrents_attr()),
+            Ok(What::Named(named)) => Answer::Now(self.named_attr(&named)),
             Ok(What::Upload(upload_ino)) => Answer::Now(
                 known(self.node.uploads().getattr(upload_ino)).map(|attr| upload(&attr)),
             ),
@@ -87,6 +95,9 @@ impl Fs {
     }
 
     pub(super) fn setattr(self: &Arc<Self>, ino: Ino, changes: SetAttr) -> Answer<Attr> {
+        if let Ok(What::Named(named)) = self.what(ino) {
+            return Answer::Now(self.set_named(&named, changes.size));
+        }
         let upload_ino = match self.writable(ino) {
             Ok(upload_ino) => upload_ino,
             Err(errno) => return Answer::error(errno),
@@ -109,7 +120,8 @@ impl Fs {
             Ok(What::Content(content)) => self.resolved(&content, |_, resolved| {
                 resolved.target.clone().map(OsString::into_encoded_bytes).ok_or(Errno::EINVAL)
             }),
-            Ok(What::Root | What::Ipfs | What::Control | What::ControlFile(_)) => {
+            Ok(What::Named(named)) => Answer::Now(self.named_link(&named)),
+            Ok(What::Root | What::Ipfs | What::Control | What::ControlFile(_) | What::Torrents) => {
                 Answer::error(Errno::EINVAL)
             }
         }

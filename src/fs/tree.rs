@@ -2,16 +2,16 @@
 //!
 //! | range | what |
 //! |---|---|
-//! | 1..16 | root, `ipfs`, `.chiral` and its files |
+//! | 1..16 | root, `ipfs`, `.chiral` and its files, `torrents` |
 //! | 2^32..2^62 | inodes of the upload tree, by their own number |
-//! | 2^62..2^63 | content, hashed from path and shape, so that it is the same after a restart |
+//! | 2^62..2^63 | content and what is in `torrents`, hashed from path and shape, so that it is the same after a restart |
 //!
 //! Content is numbered by path, not by id: a directory that appears in two places must be two inodes, because the
 //! kernel allows a directory only one place.
 
 use std::{
     collections::{HashMap, hash_map},
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -29,6 +29,7 @@ pub(super) const IPFS: Ino = 2;
 pub(super) const CONTROL: Ino = 3;
 /// Files below `.chiral` have the numbers from here on.
 pub(super) const CONTROL_FILES: Ino = 4;
+pub(super) const TORRENTS: Ino = 15;
 const UPLOADS: Ino = 1 << 32;
 const CONTENT: Ino = 1 << 62;
 /// `upload` itself.
@@ -69,6 +70,13 @@ pub(super) struct Content {
     pub(super) shape: Shape,
 }
 
+/// A name in `torrents`. What it stands for may change: it is looked at anew each time.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) name: OsString,
+    pub(super) shape: Shape,
+}
+
 /// What an inode number stands for.
 #[derive(Clone, Debug)]
 pub(super) enum What {
@@ -78,13 +86,23 @@ pub(super) enum What {
     ControlFile(Ino),
     Upload(UploadIno),
     Content(Arc<Content>),
+    Torrents,
+    /// Something in `torrents`.
+    Named(Arc<Named>),
 }
 
 /// Content inodes that the kernel knows, each with the number of lookups that it will take back with FORGET.
 /// Bounded by the kernel's own inode cache.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
-    content: Mutex<HashMap<Ino, (Arc<Content>, u64)>>,
+    content: Mutex<HashMap<Ino, (Known, u64)>>,
+}
+
+/// What is numbered by its path.
+#[derive(Clone, Debug)]
+enum Known {
+    Content(Arc<Content>),
+    Named(Arc<Named>),
 }
 
 pub(super) fn of_upload(ino: UploadIno) -> Ino {
@@ -114,22 +132,35 @@ impl Tree {
             ROOT => What::Root,
             IPFS => What::Ipfs,
             CONTROL => What::Control,
+            TORRENTS => What::Torrents,
             CONTROL_FILES..UPLOADS => What::ControlFile(ino),
             UPLOADS..CONTENT => What::Upload(UploadIno(ino - UPLOADS)),
-            _ => What::Content(self.lock().get(&ino)?.0.clone()),
+            _ => match &self.lock().get(&ino)?.0 {
+                Known::Content(content) => What::Content(content.clone()),
+                Known::Named(named) => What::Named(named.clone()),
+            },
         })
     }
 
     /// Remembers content that a LOOKUP is answered with and counts the lookup.
-    pub(super) fn enter(&self, ino: Ino, content: Content) -> Arc<Content> {
+    pub(super) fn enter(&self, ino: Ino, content: Content) {
+        self.count(ino, || Known::Content(Arc::new(content)));
+    }
+
+    /// The same for a name in `torrents`.
+    pub(super) fn enter_named(&self, ino: Ino, named: Named) {
+        self.count(ino, || Known::Named(Arc::new(named)));
+    }
+
+    fn count(&self, ino: Ino, new: impl FnOnce() -> Known) {
         match self.lock().entry(ino) {
             hash_map::Entry::Occupied(mut known) => {
-                let (node, lookups) = known.get_mut();
-                *lookups += 1;
                 // The same name below a directory always leads to the same; the root of the path can be another one.
-                node.clone()
+                known.get_mut().1 += 1;
             }
-            hash_map::Entry::Vacant(free) => free.insert((Arc::new(content), 1)).0.clone(),
+            hash_map::Entry::Vacant(free) => {
+                free.insert((new(), 1));
+            }
         }
     }
 
@@ -145,7 +176,7 @@ impl Tree {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ino, (Arc<Content>, u64)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ino, (Known, u64)>> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,7 +10,7 @@ use super::{
     lookup::{Found, upload_ttl},
     open::{Opened, OpenedUpload, Wanted},
     semantics::{Fs, known, of_name, published},
-    tree::Ino,
+    tree::{Ino, TORRENTS, What},
     xattr::is_listed,
 };
 use crate::node::{OpenFlags, RenameMode, UploadAttr, UploadHandle, UploadIno, Uploads};
@@ -61,6 +61,9 @@ impl Fs {
         caller: Caller,
         wanted: Wanted,
     ) -> Answer<(Attr, Opened)> {
+        if place.parent == TORRENTS {
+            return Answer::Now(self.create_torrent(place.name, wanted, wanted.exclusive()));
+        }
         let finish = move |_, attr: UploadAttr, handle, _: &Uploads| {
             let opened = OpenedUpload { upload: attr.ino, handle, wanted, to_be_cut: false };
             (upload(&attr), Opened::Upload(opened))
@@ -73,6 +76,9 @@ impl Fs {
         if !matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
             let errno = self.writable(place.parent).err().unwrap_or(Errno::EPERM);
             return Answer::error(errno);
+        }
+        if place.parent == TORRENTS {
+            return Answer::Now(self.make_torrent(place.name));
         }
         let flags = OpenFlags { write: true, ..OpenFlags::default() };
         let finish = |dir, attr: UploadAttr, handle, uploads: &Uploads| {
@@ -107,6 +113,9 @@ impl Fs {
 
     /// What loses its name may be in a commit, which takes as long as its disk does.
     pub(super) fn unlink(&self, place: Place<'_>) -> Answer<()> {
+        if place.parent == TORRENTS {
+            return self.remove_torrent_named(place.name);
+        }
         let dir = match self.writable(place.parent) {
             Ok(dir) => dir,
             Err(errno) => return Answer::error(errno),
@@ -123,6 +132,12 @@ impl Fs {
 
     /// As with [`Fs::unlink`], for what is replaced.
     pub(super) fn rename(&self, from: Place<'_>, to: Place<'_>, flags: u32) -> Answer<()> {
+        match (from.parent == TORRENTS, to.parent == TORRENTS) {
+            (true, true) => return self.rename_torrent(from.name, to.name, flags),
+            (false, false) => {}
+            // Programs copy then.
+            _ => return Answer::error(Errno::EXDEV),
+        }
         let mode = match flags {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -150,6 +165,10 @@ impl Fs {
     }
 
     pub(super) fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Outcome<()> {
+        // Programs that copy take that for a filesystem without any, and go on.
+        if let What::Named(_) = self.what(ino)? {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let upload = self.writable(ino)?;
         let name = name.to_str().ok_or(Errno::EINVAL)?;
         if is_listed(name) {

@@ -8,7 +8,7 @@ use super::{
     answer::{Answer, Outcome},
     errno::{During, of_known, of_node},
     semantics::{Fs, known},
-    tree::{Content, Ino, Shape, What},
+    tree::{Content, Ino, Named, Shape, What},
 };
 use crate::{
     content::ContentId,
@@ -43,6 +43,9 @@ const OF_TORRENTS: [&str; 5] = [
     "user.chiral.state",
 ];
 
+/// The same of descriptions in `torrents`.
+const OF_DESCRIPTIONS: [&str; 2] = ["user.chiral.infohash", "user.chiral.magnet"];
+
 /// Whether an attribute is one of chiral's own that programs find listed. They also set it on copies, or remove it from
 /// them; both has no effect and is no failure.
 pub(super) fn is_listed(name: &str) -> bool {
@@ -72,6 +75,9 @@ impl Fs {
                 self.content_xattr(&content, attribute)
             }
             (Ok(What::Upload(upload)), Some(attribute)) => self.upload_xattr(upload, attribute),
+            (Ok(What::Named(named)), Some(attribute)) => {
+                Answer::Now(self.named_xattr(&named, attribute))
+            }
             // Access lists, labels and capabilities. Programs that hear that a filesystem has none of them ask once;
             // with ENODATA `ls -l` asks for each file, and the answers are not kept by the kernel.
             (Ok(_), None) if !is_of_user(name) => Answer::error(Errno::EOPNOTSUPP),
@@ -103,7 +109,15 @@ impl Fs {
                 OF_TORRENTS.map(str::to_owned).into()
             }
             What::Content(_) => own.into(),
-            What::Root | What::Ipfs | What::Control | What::ControlFile(_) => Vec::new(),
+            What::Named(named) if self.named_torrent(&named).is_some() => {
+                OF_DESCRIPTIONS.map(str::to_owned).into()
+            }
+            What::Root
+            | What::Ipfs
+            | What::Control
+            | What::ControlFile(_)
+            | What::Torrents
+            | What::Named(_) => Vec::new(),
         };
         Ok(names.into_iter().flat_map(|name| name.into_bytes().into_iter().chain([0])).collect())
     }
@@ -142,6 +156,17 @@ impl Fs {
                     };
                     Ok(state.into())
                 })
+            }
+        }
+    }
+
+    fn named_xattr(&self, named: &Named, attribute: Attribute) -> Outcome<Vec<u8>> {
+        let hash = self.named_torrent(named).ok_or(Errno::ENODATA)?;
+        match attribute {
+            Attribute::InfoHash => Ok(hash.to_string().into()),
+            Attribute::Magnet => Ok(self.node.torrents().magnet(hash).to_string().into()),
+            Attribute::Cid | Attribute::Size | Attribute::Cached | Attribute::State => {
+                Err(Errno::ENODATA)
             }
         }
     }

@@ -107,6 +107,7 @@ impl From<NodeError> for Refusal {
             | NodeError::Nested(_)
             // It opens nothing but CIDs.
             | NodeError::Torrent(_)
+            | NodeError::Seed(_)
             | NodeError::NoProtocol(_) => Self::Internal(text),
         }
     }

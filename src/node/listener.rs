@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast::error::RecvError;
 
+use super::seeding::{Seeds, Upload};
 use crate::{
     content::{ContentId, sha2_256},
     download::{Engine, Event},
@@ -16,11 +17,13 @@ use crate::{
 pub(super) struct Announcer {
     net: Net,
     engine: Engine,
+    /// Where what is published is seeded.
+    seeds: Option<Seeds>,
 }
 
 impl Announcer {
-    pub(super) fn new(net: Net, engine: Engine) -> Self {
-        Self { net, engine }
+    pub(super) fn new(net: Net, engine: Engine, seeds: Option<Seeds>) -> Self {
+        Self { net, engine, seeds }
     }
 
     /// Puts the roots that are announced on the event stream, until `end`.
@@ -47,6 +50,11 @@ impl Listener for Announcer {
         if root.hash() == &sha2_256(b"") {
             return;
         }
+        // What lies in a directory is seeded with that.
+        if let Some(seeds) = self.seeds.as_ref().filter(|_| !name.contains('/')) {
+            // It ends with the node.
+            let _ = seeds.send(Upload::Published { root: *root, name: name.to_owned() });
+        }
         // Peers may have asked for it before it was here.
         self.net.block_arrived(root);
         // The queue is on disk and is asked again; a failure here must not undo the publication.
@@ -56,6 +64,9 @@ impl Listener for Announcer {
     }
 
     fn unpublished(&self, root: &ContentId) {
+        if let Some(seeds) = &self.seeds {
+            let _ = seeds.send(Upload::Withdrawn { root: *root });
+        }
         if let Err(error) = self.net.withdraw(root) {
             tracing::warn!(%root, %error, "cannot take the announcement back");
         }

@@ -1,10 +1,10 @@
 //! The state of the node in one glance.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU32, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Node, NodeError, PeerInfo};
+use super::{Node, NodeError, PeerInfo, TorrentState};
 
 /// What `chiral status` and `.chiral/status.json` tell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub struct Status {
     pub gateway: Option<String>,
     /// Port on which torrent peers are accepted, when there is one.
     pub torrent_port: Option<u16>,
+    /// Torrents.
+    pub torrents: TorrentsStatus,
     /// What is on disk.
     pub store: StoreStatus,
     /// Connected peers.
@@ -29,6 +31,25 @@ pub struct Status {
     pub downloads: usize,
     /// Entries of the upload directory that are published.
     pub uploads: usize,
+}
+
+/// Torrents at a glance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TorrentsStatus {
+    /// All that are listed.
+    pub known: usize,
+    /// Those of which something is fetched.
+    pub downloading: usize,
+    /// Those of which something is given.
+    pub seeding: usize,
+    /// Bytes received per second.
+    pub download_rate: u64,
+    /// Bytes sent per second.
+    pub upload_rate: u64,
+    /// Most bytes per second that are received; none: no limit.
+    pub download_limit: Option<u32>,
+    /// Most bytes per second that are sent; none: no limit.
+    pub upload_limit: Option<u32>,
 }
 
 /// What is on disk.
@@ -80,6 +101,20 @@ impl Node {
         self.net().peers().into_iter().map(Peer::from).collect()
     }
 
+    fn torrents_status(&self) -> TorrentsStatus {
+        let (live, limits) = (self.torrents().live(), self.torrents().limits());
+        let count = |state| live.iter().filter(|torrent| torrent.state == state).count();
+        TorrentsStatus {
+            known: self.torrents().count(),
+            downloading: count(TorrentState::Downloading),
+            seeding: count(TorrentState::Seeding),
+            download_rate: live.iter().map(|torrent| torrent.download_rate).sum(),
+            upload_rate: live.iter().map(|torrent| torrent.upload_rate).sum(),
+            download_limit: limits.download.map(NonZeroU32::get),
+            upload_limit: limits.upload.map(NonZeroU32::get),
+        }
+    }
+
     /// The state of the node; never waits for the network.
     ///
     /// # Errors
@@ -93,6 +128,7 @@ impl Node {
             mountpoint: self.mountpoint(),
             gateway: self.gateway(),
             torrent_port: self.torrents().address().map(|address| address.port()),
+            torrents: self.torrents_status(),
             store: StoreStatus {
                 bytes: stats.bytes,
                 objects: stats.objects,
@@ -100,7 +136,7 @@ impl Node {
                 available: stats.available,
             },
             peers: self.net().peers().len(),
-            downloads: self.engine().transfers().len(),
+            downloads: self.transfers().len(),
             uploads: self.uploads().published().len(),
         })
     }

@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{
-    FileEntry, Metainfo, TorrentError, Torrents, fetch::Fetch, pieces::Pieces, storage::Files,
-    wake::wake,
+    FileEntry, Metainfo, TorrentError, TorrentState, Torrents, fetch::Fetch, meter::Meter,
+    pieces::Pieces, published::Published, storage::Files, wake::wake, will::Will,
 };
 use crate::content::ByteRange;
 
@@ -40,12 +40,17 @@ pub(super) struct Active {
     torrents: Torrents,
     metainfo: Arc<Metainfo>,
     pub(super) pieces: Arc<Pieces>,
-    files: Arc<Files>,
+    pub(super) files: Arc<Files>,
     /// In the session, once somebody needed what is not here.
-    fetch: OnceCell<Fetch>,
+    pub(super) fetch: OnceCell<Fetch>,
     readers: Mutex<HashMap<u64, Reader>>,
     /// When peers were woken, or bytes arrived, as far as readers looked.
     stirred: Mutex<(Instant, u64)>,
+    /// What the user has said.
+    pub(super) will: Mutex<Will>,
+    pub(super) meter: Mutex<Meter>,
+    /// What those who watch know.
+    pub(super) told: Mutex<Option<(TorrentState, u64, u64)>>,
 }
 
 /// Reads that are so near to the last one belong to one that goes through the file: the kernel sends several at once,
@@ -54,12 +59,12 @@ const NEAR: u64 = 4 << 20;
 
 /// Where a reader is.
 #[derive(Debug, Default)]
-struct Reader {
+pub(super) struct Reader {
     file: u32,
     /// Behind the last byte that it has read.
     end: u64,
     /// Where its reads wait, each with the number of those that do.
-    waiting: BTreeMap<u64, usize>,
+    pub(super) waiting: BTreeMap<u64, usize>,
 }
 
 impl Reader {
@@ -119,7 +124,11 @@ impl Active {
     pub(super) fn new(torrents: Torrents, metainfo: Arc<Metainfo>) -> Self {
         let hash = metainfo.hash;
         let pieces = Arc::new(Pieces::new(metainfo.clone()));
+        let source = torrents.known().source(&metainfo);
+        let published = source
+            .map(|source| Published { host: torrents.host().clone(), source: Arc::new(source) });
         match fs::read(torrents.known().bitfield_path(hash)) {
+            _ if published.is_some() => drop(pieces.load_all()),
             Ok(bits) => drop(pieces.load(bits)),
             // With nothing there is nothing to be hashed.
             Err(_) if !has_files(&torrents, &metainfo) => {
@@ -127,7 +136,9 @@ impl Active {
             }
             Err(_) => {}
         }
-        let files = Files::new(torrents.known().folder(hash), metainfo.clone(), pieces.clone());
+        let folder = torrents.known().folder(hash);
+        let files = Files::new(folder, metainfo.clone(), pieces.clone(), published);
+        let paused = torrents.known().about(hash).is_some_and(|about| about.paused);
         Self {
             torrents,
             metainfo,
@@ -136,6 +147,9 @@ impl Active {
             fetch: OnceCell::new(),
             readers: Mutex::default(),
             stirred: Mutex::new((Instant::now(), 0)),
+            will: Mutex::new(Will { paused, ..Will::default() }),
+            meter: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -162,7 +176,9 @@ impl Active {
 
     /// Writes down what is here, if that has changed.
     pub(super) fn note_pieces(&self) -> io::Result<()> {
-        match self.pieces.news() {
+        // Held while it is written: what was removed leaves no note behind that the next of its kind would believe.
+        let will = self.will();
+        match self.pieces.news().filter(|_| !will.removed) {
             Some(bits) => self.torrents.known().note_pieces(self.metainfo.hash, &bits),
             None => Ok(()),
         }
@@ -170,11 +186,43 @@ impl Active {
 
     /// Gives it to others and fetches what is wanted of it.
     pub(super) async fn go_live(&self) -> Result<(), TorrentError> {
-        self.fetch().await?.go_live(self).await
+        let started = self.try_to_go_live().await;
+        let failed = started.as_ref().err();
+        let trouble = failed.filter(|e| !matches!(e, TorrentError::Paused(_))).cloned();
+        self.will().trouble = trouble;
+        started
+    }
+
+    async fn try_to_go_live(&self) -> Result<(), TorrentError> {
+        self.may_go()?;
+        let hash = self.metainfo.hash;
+        if let Some(published) = self.files.published().cloned() {
+            let look = move || published.missing();
+            let missing = self.torrents.tasks().blocking("look at what is seeded", look).await;
+            if let Some(id) = missing.map_err(|_| TorrentError::Closed)? {
+                return Err(TorrentError::Gone { hash, id });
+            }
+        }
+        let fetch = self.fetch().await?;
+        if let Some(published) = self.files.published().filter(|_| !self.pieces.is_complete()) {
+            return Err(TorrentError::Gone { hash, id: published.source.root });
+        }
+        fetch.go_live(self).await
     }
 
     async fn fetch(&self) -> Result<&Fetch, TorrentError> {
+        if self.will().removed {
+            return Err(TorrentError::Removed(self.metainfo.hash));
+        }
         self.fetch.get_or_try_init(|| Fetch::take_up(self)).await
+    }
+
+    /// What it is in the session, or what `other` gives where it is not in it.
+    pub(super) async fn fetch_or<F: Future<Output = Result<Fetch, TorrentError>>>(
+        &self,
+        other: impl FnOnce() -> F,
+    ) -> Result<&Fetch, TorrentError> {
+        self.fetch.get_or_try_init(other).await
     }
 
     pub(super) fn entry(&self, file: u32) -> Result<&FileEntry, TorrentError> {
@@ -228,6 +276,7 @@ impl Active {
             if !self.torrents.options().online {
                 return Err(TorrentError::Offline(hash));
             }
+            self.may_go()?;
             self.wait(reader, file, range, wanted).await?;
         }
         let sequential = self.moved(reader, file, range);
@@ -343,6 +392,7 @@ impl Active {
                 }
                 Some(_) => {}
             }
+            self.may_go()?;
             if let Some(error) = self.pieces.trouble().or_else(|| fetch.trouble()) {
                 return Err(error);
             }
@@ -394,7 +444,7 @@ impl Active {
         self.readers().get(&waiting.reader).map_or(waiting.at, Reader::place)
     }
 
-    fn readers(&self) -> MutexGuard<'_, HashMap<u64, Reader>> {
+    pub(super) fn readers(&self) -> MutexGuard<'_, HashMap<u64, Reader>> {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -57,6 +57,12 @@ impl Fetch {
         let torrents = active.torrents();
         let session = torrents.session().await?;
         let hash = active.metainfo().hash;
+        if active.files().published().is_some() {
+            // Nothing of it is hashed but what librqbit looks at for a sample.
+            let bits = active.pieces().load_all();
+            let noted = torrents.known().note_pieces(hash, &bits);
+            noted.map_err(|e| TorrentError::disk("prepare", e))?;
+        }
         let text = torrents.known().read(hash)?;
         let magnet = torrents.magnet(hash);
         let trackers = torrents.policy().trackers(&magnet.trackers).await;
@@ -106,6 +112,7 @@ impl Fetch {
             return Ok(());
         }
         let _one = self.starting.lock().await;
+        active.may_go()?;
         if active.pieces().trouble().is_some() {
             self.until_given_up().await;
         }
@@ -127,6 +134,32 @@ impl Fetch {
             self.checked(active).await?;
         }
         Ok(())
+    }
+
+    /// Stops it, unless it is stopped.
+    pub(super) async fn stop(&self) -> Result<(), TorrentError> {
+        let _one = self.starting.lock().await;
+        if self.is_live() {
+            self.session.pause(&self.torrent).await.map_err(failed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes it out of the session for good.
+    pub(super) async fn leave(&self) {
+        let _one = self.starting.lock().await;
+        let streams = std::mem::take(&mut *self.streams());
+        drop(streams);
+        if let Err(error) = self.session.delete(self.torrent.id().into(), false).await {
+            tracing::debug!(error = %format_args!("{error:#}"), "a torrent was gone already");
+        }
+    }
+
+    /// Peers that are connected, and bytes sent since it last went on; none while it does not go.
+    pub(super) fn traffic(&self) -> Option<(usize, u64)> {
+        let live = self.torrent.live()?;
+        Some((live.stats_snapshot().peer_stats.live as usize, live.get_uploaded_bytes()))
     }
 
     /// librqbit gives a torrent up after a failure of the disk, some moments after we have heard of it.
@@ -224,7 +257,7 @@ impl Fetch {
             return Ok(());
         }
         tracing::debug!(hash = %active.metainfo().hash, peers, "nothing comes; the torrent starts over");
-        self.session.pause(&self.torrent).await.map_err(failed)?;
+        self.stop().await?;
         self.go_live(active).await
     }
 

@@ -86,7 +86,7 @@ impl TorrentFile {
             return Ok(None);
         }
         let opened = self.active.files().open_read_only(self.file);
-        opened.map(|file| Some(Arc::new(file))).map_err(|e| TorrentError::disk("open", e))
+        opened.map_err(|e| TorrentError::disk("open", e))
     }
 
     fn cut(&self, range: ByteRange) -> ByteRange {

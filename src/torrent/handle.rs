@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    num::NonZeroU32,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -12,7 +13,7 @@ use librqbit::Session;
 use tokio::sync::{Notify, OnceCell};
 
 use super::{
-    Feeder, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active,
+    Feeder, Host, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active,
     known::Known, policy::Policy, search::Searches, session,
 };
 use crate::{content::InfoHash, tasks::Tasks};
@@ -20,8 +21,11 @@ use crate::{content::InfoHash, tasks::Tasks};
 /// Torrents that are kept taken up while nobody reads them and nothing is fetched: their bits and open files.
 const IDLE: usize = 256;
 
-/// At most this much of what has come is forgotten when the daemon is killed.
-const NOTE_EVERY: Duration = Duration::from_secs(2);
+/// How often those who watch are told.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How many times that passes between two notes of what is here: at most so much of what has come is forgotten when the
+/// daemon is killed.
+const NOTE_EVERY: u32 = 2;
 
 /// All torrents of this node; clones share them.
 #[derive(Clone, Debug)]
@@ -29,8 +33,20 @@ pub struct Torrents {
     inner: Arc<Inner>,
 }
 
+/// Most bytes per second of all torrents together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// That are sent.
+    pub upload: Option<NonZeroU32>,
+    /// That are received.
+    pub download: Option<NonZeroU32>,
+}
+
 struct Inner {
     options: TorrentOptions,
+    host: Arc<dyn Host>,
+    /// Those in effect now; whoever looks after the session is told of new ones.
+    limits: tokio::sync::watch::Sender<Limits>,
     policy: Policy,
     known: Arc<Known>,
     searches: Searches,
@@ -55,10 +71,18 @@ impl Torrents {
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn open(options: TorrentOptions, dir: &Path, tasks: &Tasks) -> Result<Self, TorrentError> {
+    pub fn open(
+        options: TorrentOptions,
+        dir: &Path,
+        host: Arc<dyn Host>,
+        tasks: &Tasks,
+    ) -> Result<Self, TorrentError> {
+        let limits = Limits { upload: options.upload_limit, download: options.download_limit };
         let inner = Inner {
             policy: Policy::new(&options),
             options,
+            host,
+            limits: tokio::sync::watch::Sender::new(limits),
             known: Arc::new(Known::open(dir)?),
             searches: Searches::default(),
             feeders: Mutex::default(),
@@ -68,7 +92,27 @@ impl Torrents {
             session: OnceCell::new(),
             tasks: tasks.clone(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let torrents = Self { inner: Arc::new(inner) };
+        torrents.let_go_at_the_end();
+        Ok(torrents)
+    }
+
+    /// What is taken up holds all this, and the store behind it, until it is let go of. With a session that is the last
+    /// thing which that one's task does.
+    fn let_go_at_the_end(&self) {
+        let (torrents, cancelled) = (self.clone(), self.tasks().cancelled());
+        self.tasks().spawn("torrents", async move {
+            cancelled.await;
+            if torrents.inner.session.get().is_none() {
+                torrents.let_go();
+            }
+        });
+    }
+
+    fn let_go(&self) {
+        // Dropped under no lock.
+        let all = std::mem::take(&mut *self.guard());
+        drop(all);
     }
 
     /// Remembers what a link says, for when its torrent is looked for.
@@ -82,8 +126,10 @@ impl Torrents {
     ///
     /// # Errors
     /// When it is malformed, or the disk fails.
-    pub fn add(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
-        self.inner.known.keep(text)
+    pub fn keep(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
+        let kept = self.inner.known.keep(text)?;
+        self.inner.searches.told(kept.hash);
+        Ok(kept)
     }
 
     /// Torrents that can be listed without asking anybody.
@@ -130,22 +176,32 @@ impl Torrents {
         self.file_now(hash, file).unwrap_or(Err(TorrentError::NoSuchFile { hash, file }))
     }
 
-    /// Gives a torrent to others from now on, as far as it is here.
-    ///
-    /// # Errors
-    /// When nobody has its description, or the session refuses it.
-    pub async fn seed(&self, hash: InfoHash) -> Result<Magnet, TorrentError> {
-        let metainfo = self.metainfo(hash).await?;
-        if !self.inner.options.online {
-            return Err(TorrentError::Offline(hash));
-        }
-        self.active(&metainfo)?.go_live().await?;
-        Ok(self.magnet(hash))
-    }
-
     /// Where peers are accepted, once they are.
     pub fn address(&self) -> Option<SocketAddr> {
         self.inner.session.get().and_then(|session| session::address(session))
+    }
+
+    /// Most bytes per second now.
+    pub fn limits(&self) -> Limits {
+        *self.inner.limits.borrow()
+    }
+
+    pub(super) fn put_limits(&self, limits: Limits) {
+        self.inner.limits.send_replace(limits);
+    }
+
+    pub(super) fn host(&self) -> &Arc<dyn Host> {
+        &self.inner.host
+    }
+
+    /// Those in the session.
+    pub(super) fn managed(&self) -> Vec<Arc<Active>> {
+        self.guard().values().filter(|active| active.is_managed()).cloned().collect()
+    }
+
+    /// Takes a torrent out of those that are taken up.
+    pub(super) fn take_active(&self, hash: InfoHash) -> Option<Arc<Active>> {
+        self.guard().remove(&hash)
     }
 
     pub(super) fn options(&self) -> &TorrentOptions {
@@ -220,17 +276,9 @@ impl Torrents {
     fn end_with_the_rest(&self, session: Arc<Session>) {
         let (torrents, cancelled) = (self.clone(), self.tasks().cancelled());
         self.tasks().spawn("torrent session", async move {
-            tokio::pin!(cancelled);
-            loop {
-                tokio::select! {
-                    () = &mut cancelled => break,
-                    () = tokio::time::sleep(NOTE_EVERY) => {}
-                }
-                let torrents = torrents.clone();
-                let noting = torrents.clone().tasks().blocking("note pieces", move || torrents.note_pieces());
-                if let Ok(Err(error)) = noting.await {
-                    tracing::warn!(%error, "what is here of torrents could not be noted");
-                }
+            tokio::select! {
+                () = torrents.look_after(&session) => {}
+                () = cancelled => {}
             }
             session::stop(&session).await;
             let noted = torrents.note_pieces();
@@ -241,10 +289,34 @@ impl Torrents {
         });
     }
 
-    /// Those that are taken up hold what holds them.
-    fn let_go(&self) {
-        let all = std::mem::take(&mut *self.guard());
-        drop(all);
+    /// Tells those who watch, notes what is here, and hands new limits on.
+    async fn look_after(&self, session: &Session) {
+        let mut limits = self.inner.limits.subscribe();
+        limits.mark_changed();
+        let mut round = 0_u32;
+        loop {
+            tokio::select! {
+                // The sender lives as long as this does.
+                _ = limits.changed() => {
+                    session::limit(session, *limits.borrow_and_update());
+                    continue;
+                }
+                () = tokio::time::sleep(TELL_EVERY) => {}
+            }
+            for active in self.managed() {
+                active.measure();
+                self.tell(&active);
+            }
+            round = round.wrapping_add(1);
+            if !round.is_multiple_of(NOTE_EVERY) {
+                continue;
+            }
+            let torrents = self.clone();
+            let noting = self.tasks().blocking("note pieces", move || torrents.note_pieces());
+            if let Ok(Err(error)) = noting.await {
+                tracing::warn!(%error, "what is here of torrents could not be noted");
+            }
+        }
     }
 
     /// librqbit notes what is here every 16 MiB and at its end, but nobody waits for that, and a kill would lose it.

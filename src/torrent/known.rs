@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::{OsStr, OsString},
     fs, io,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -15,12 +16,15 @@ use std::{
 use lru::LruCache;
 
 use super::{
-    Magnet, Metainfo, MetainfoError, TorrentError,
+    ListedTorrent, Magnet, Metainfo, MetainfoError, Source, TorrentError,
+    about::{About, Listing},
     metainfo::{MAX_METAINFO, with_link},
 };
 use crate::content::InfoHash;
 
 const METAINFO: &str = "metainfo";
+/// What the files of a torrent are read from, where they are not in its folder.
+const SOURCE: &str = "source";
 const SESSION: &str = "session";
 /// Says that a session runs, and since which start of the machine: see [`Known::trust_pieces`].
 const RUNNING: &str = "running";
@@ -38,31 +42,165 @@ pub(super) struct Known {
     said: Mutex<LruCache<InfoHash, Magnet>>,
     /// All that have a description on disk.
     all: Mutex<BTreeSet<InfoHash>>,
+    /// What is to be done with each, and its names.
+    listing: Mutex<Listing>,
+    /// Held while a change of the listing is written, so that the last change is the last on disk. Taken before `listing`.
+    writing: Mutex<()>,
 }
 
 impl Known {
     /// Reads which torrents there are; makes the folder when the first one comes.
     pub(super) fn open(dir: &Path) -> Result<Self, TorrentError> {
-        let mut all = BTreeSet::new();
+        let (mut all, mut found) = (BTreeSet::new(), Vec::new());
         match fs::read_dir(dir) {
             Ok(entries) => {
                 for entry in entries {
                     let entry = entry.map_err(|e| TorrentError::disk("list", e))?;
                     let hash = entry.file_name().to_str().and_then(|name| name.parse().ok());
-                    if let Some(hash) = hash.filter(|_| entry.path().join(METAINFO).exists()) {
+                    let Some(hash) = hash else { continue };
+                    if entry.path().join(METAINFO).exists() {
                         all.insert(hash);
                     }
+                    found.push((hash, About::read(&entry.path())));
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(TorrentError::disk("list", error)),
         }
-        Ok(Self {
+        let known = Self {
             dir: dir.to_owned(),
             cached: Mutex::new(LruCache::new(CACHED)),
             said: Mutex::new(LruCache::new(SAID)),
             all: Mutex::new(all),
-        })
+            listing: Mutex::default(),
+            writing: Mutex::default(),
+        };
+        known.list(found);
+        Ok(known)
+    }
+
+    /// Lists what was found on disk, those first that have names.
+    fn list(&self, mut found: Vec<(InfoHash, Option<About>)>) {
+        found.sort_by_key(|(hash, about)| (about.is_none(), *hash));
+        for (hash, about) in found {
+            let described = guard(&self.all).contains(&hash);
+            match about {
+                Some(about) if described => {
+                    guard(&self.listing).put(hash, about, "");
+                }
+                Some(About { magnet: Some(magnet), link, .. }) => {
+                    let Ok(said) = magnet.parse::<Magnet>() else { continue };
+                    let name = said.name.clone().unwrap_or_default();
+                    self.learn(&said);
+                    let about = About { magnet: Some(magnet), link, ..About::default() };
+                    guard(&self.listing).put(hash, about, &shown(&name));
+                }
+                Some(_) => {}
+                None if described => {
+                    let Some(Ok(metainfo)) = self.metainfo(hash) else { continue };
+                    let name = metainfo.name.to_string_lossy();
+                    guard(&self.listing).put(hash, About::default(), &shown(&name));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// What is to be done with a torrent.
+    pub(super) fn about(&self, hash: InfoHash) -> Option<About> {
+        guard(&self.listing).about(hash).cloned()
+    }
+
+    /// All that are listed, with what is to be done with each.
+    pub(super) fn listed(&self) -> Vec<(InfoHash, About)> {
+        let listing = guard(&self.listing);
+        let mut all: Vec<_> = listing.all().map(|(hash, about)| (hash, about.clone())).collect();
+        drop(listing);
+        all.sort_by_key(|(hash, _)| *hash);
+        all
+    }
+
+    /// The names of all torrents.
+    pub(super) fn names(&self) -> Vec<(OsString, ListedTorrent)> {
+        guard(&self.listing).names()
+    }
+
+    /// What a name stands for.
+    pub(super) fn named(&self, name: &OsStr) -> Option<ListedTorrent> {
+        guard(&self.listing).named(name)
+    }
+
+    /// Changes what is to be done with a torrent, for this start and the next ones.
+    pub(super) fn change(
+        &self,
+        hash: InfoHash,
+        change: impl FnOnce(&mut About),
+    ) -> Result<(), TorrentError> {
+        let _writing = guard(&self.writing);
+        let mut about = self.about(hash).ok_or(TorrentError::NoSuchTorrent(hash))?;
+        change(&mut about);
+        about.write(&self.folder(hash)).map_err(|e| TorrentError::disk("write", e))?;
+        guard(&self.listing).put(hash, about, "");
+        Ok(())
+    }
+
+    /// Gives a description the name that somebody has for it; nothing happens where another torrent has that name.
+    pub(super) fn rename(&self, hash: InfoHash, name: &str) -> Result<(), TorrentError> {
+        let _writing = guard(&self.writing);
+        let renamed = guard(&self.listing).rename(hash, name).cloned();
+        match renamed {
+            Some(about) => {
+                about.write(&self.folder(hash)).map_err(|e| TorrentError::disk("write", e))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a link, so that its torrent is looked for also after a restart.
+    pub(super) fn seek(&self, magnet: &Magnet) -> Result<(), TorrentError> {
+        self.learn(magnet);
+        let _writing = guard(&self.writing);
+        if guard(&self.listing).about(magnet.hash).is_some() {
+            return Ok(());
+        }
+        let about = About { magnet: Some(magnet.to_string()), ..About::default() };
+        let name = shown(magnet.name.as_deref().unwrap_or_default());
+        let about = guard(&self.listing).put(magnet.hash, about, &name).clone();
+        about.write(&self.folder(magnet.hash)).map_err(|e| TorrentError::disk("write", e))
+    }
+
+    /// What the files of a torrent are read from, where it was made of what is published.
+    pub(super) fn source(&self, metainfo: &Metainfo) -> Option<Source> {
+        let path = self.folder(metainfo.hash).join(SOURCE);
+        let text = fs::read_to_string(path).ok()?;
+        let source = Source::decode(&text, metainfo.files.len());
+        if source.is_none() {
+            tracing::warn!(hash = %metainfo.hash, "it is unreadable what a torrent was made from");
+        }
+        source
+    }
+
+    /// Writes down what the files of a torrent are read from.
+    pub(super) fn put_source(&self, hash: InfoHash, source: &Source) -> Result<(), TorrentError> {
+        let folder = self.folder(hash);
+        let written = fs::create_dir_all(&folder)
+            .and_then(|()| write_whole(&folder, SOURCE, source.encode().as_bytes()));
+        written.map_err(|e| TorrentError::disk("write", e))
+    }
+
+    /// Forgets a torrent, with all of it that is on disk.
+    pub(super) fn forget(&self, hash: InfoHash) -> Result<(), TorrentError> {
+        let _writing = guard(&self.writing);
+        guard(&self.listing).remove(hash);
+        guard(&self.all).remove(&hash);
+        guard(&self.cached).pop(&hash);
+        guard(&self.said).pop(&hash);
+        let told = |e| TorrentError::disk("remove", e);
+        remove(&self.bitfield_path(hash)).map_err(told)?;
+        match fs::remove_dir_all(self.folder(hash)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(told(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Where the files of a torrent are.
@@ -78,6 +216,11 @@ impl Known {
     /// Which pieces of a torrent are here, as librqbit writes it: a bit for each, the highest first.
     pub(super) fn bitfield_path(&self, hash: InfoHash) -> PathBuf {
         self.session_folder().join(format!("{hash}.bitv"))
+    }
+
+    /// Whether the description is here.
+    pub(super) fn has(&self, hash: InfoHash) -> bool {
+        guard(&self.all).contains(&hash)
     }
 
     /// All torrents whose description is here.
@@ -136,6 +279,16 @@ impl Known {
         fs::read(path).map_err(|e| TorrentError::disk("read", e))
     }
 
+    /// Where the description is on disk.
+    pub(super) fn text_path(&self, hash: InfoHash) -> PathBuf {
+        self.folder(hash).join(METAINFO)
+    }
+
+    /// Bytes of the description on disk.
+    pub(super) fn text_len(&self, hash: InfoHash) -> u64 {
+        fs::metadata(self.text_path(hash)).map_or(0, |found| found.len())
+    }
+
     /// Keeps a description, with the trackers and servers that links named for it. Another one of the same torrent that
     /// is here already stays.
     pub(super) fn keep(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
@@ -149,7 +302,7 @@ impl Known {
         magnet.merge(&self.said(hash));
         let text = with_link(text, &magnet)?;
         (metainfo.trackers, metainfo.webseeds) = (magnet.trackers, magnet.webseeds);
-        self.write(hash, &text).map_err(|e| TorrentError::disk("write", e))?;
+        self.write(hash, &text, &metainfo).map_err(|e| TorrentError::disk("write", e))?;
         guard(&self.all).insert(hash);
         Ok(self.cache(metainfo))
     }
@@ -160,15 +313,15 @@ impl Known {
         metainfo
     }
 
-    /// A crash leaves either nothing under the name or all of it.
-    fn write(&self, hash: InfoHash, text: &[u8]) -> io::Result<()> {
+    fn write(&self, hash: InfoHash, text: &[u8], metainfo: &Metainfo) -> io::Result<()> {
         let folder = self.folder(hash);
         fs::create_dir_all(&folder)?;
-        let part = folder.join("metainfo.part");
-        fs::write(&part, text)?;
-        fs::File::open(&part)?.sync_all()?;
-        fs::rename(part, folder.join(METAINFO))?;
-        fs::File::open(folder)?.sync_all()
+        write_whole(&folder, METAINFO, text)?;
+        let _writing = guard(&self.writing);
+        let about = About { magnet: None, ..self.about(hash).unwrap_or_default() };
+        let name = shown(&metainfo.name.to_string_lossy());
+        let about = guard(&self.listing).put(hash, about, &name).clone();
+        about.write(&folder)
     }
 
     /// Called before anything believes what librqbit wrote down of the pieces that are here. That is true as long as
@@ -222,6 +375,23 @@ impl Known {
         rustix::fs::syncfs(fs::File::open(&self.dir)?)?;
         remove(&self.session_folder().join(RUNNING))
     }
+}
+
+/// A name that can be one of a listing.
+fn shown(name: &str) -> String {
+    match name {
+        "." | ".." => String::new(),
+        name => name.replace(['/', '\0'], "_"),
+    }
+}
+
+/// A crash leaves either what was under the name before or all of the new bytes.
+pub(super) fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let part = folder.join(format!("{name}.part"));
+    fs::write(&part, bytes)?;
+    fs::File::open(&part)?.sync_all()?;
+    fs::rename(part, folder.join(name))?;
+    fs::File::open(folder)?.sync_all()
 }
 
 /// Names this start of the machine; empty where the kernel does not tell, which then counts as always the same.

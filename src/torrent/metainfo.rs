@@ -45,7 +45,9 @@ pub enum MetainfoError {
     #[error("it is a torrent of version 2 only, which this version cannot open")]
     Version2,
     /// A name leads out of the torrent, or nowhere.
-    #[error("file {file} has the name `{name}`, which is no name of a file")]
+    #[error(
+        "file {file} has the name `{name}`, which not every system takes for the name of a file"
+    )]
     Name {
         /// Which one, counted from 0.
         file: usize,
@@ -375,7 +377,8 @@ fn shown(name: &[u8]) -> String {
 /// One name of a path. Nothing is ever written under it; it is refused where a program that copies the tree would be
 /// led elsewhere, and made a name where it merely is none.
 fn component(name: &[u8]) -> Result<OsString, ()> {
-    if name == b".." || name.iter().any(|byte| matches!(byte, b'/' | 0)) {
+    // A backslash is a separator elsewhere, and librqbit takes no torrent with one.
+    if name == b".." || name.iter().any(|byte| matches!(byte, b'/' | b'\\' | 0)) {
         return Err(());
     }
     let mut name = match name {

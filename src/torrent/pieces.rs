@@ -99,6 +99,31 @@ impl Pieces {
         }
     }
 
+    /// All pieces are here: the bytes are those that the description was made from.
+    pub(super) fn load_all(&self) -> Vec<u8> {
+        let mut bits = vec![0xff; self.metainfo.pieces().div_ceil(8) as usize];
+        if let (Some(last), used @ 1..) = (bits.last_mut(), self.metainfo.pieces() % 8) {
+            *last <<= 8 - used;
+        }
+        self.load(bits.clone());
+        bits
+    }
+
+    /// Whether everything is here.
+    pub(super) fn is_complete(&self) -> bool {
+        self.has(ByteRange::new(0, self.metainfo.len))
+    }
+
+    /// Has those who wait look whether they still may.
+    pub(super) fn nudge(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Bytes that have arrived in all, also of pieces that turned out to be wrong.
+    pub(super) fn received(&self) -> u64 {
+        self.state().received
+    }
+
     /// All bits, if there are new ones since this was last asked.
     pub(super) fn news(&self) -> Option<Vec<u8>> {
         let mut state = self.state();

@@ -12,6 +12,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{Magnet, Metainfo, TorrentError, handle::Torrents};
 use crate::content::InfoHash;
@@ -40,8 +41,10 @@ pub(super) struct Searches {
 struct Search {
     outcome: watch::Receiver<Outcome>,
     asked: Arc<Mutex<Instant>>,
-    /// A link said something new of it.
+    /// A link said something new of it, or its description came otherwise.
     told: Arc<Notify>,
+    /// The user wants it looked for no more.
+    gone: CancellationToken,
 }
 
 impl Searches {
@@ -55,6 +58,14 @@ impl Searches {
     /// Peers that were met while the description was looked for.
     pub(super) fn take_seen(&self, hash: InfoHash) -> Vec<SocketAddr> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash).unwrap_or_default()
+    }
+
+    /// Has nobody look any more for a torrent that was removed or paused; those who wait for it hear that it is gone.
+    pub(super) fn give_up(&self, hash: InfoHash) {
+        if let Some(search) = self.running().remove(&hash) {
+            search.gone.cancel();
+        }
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash);
     }
 
     fn saw(&self, hash: InfoHash, mut peers: Vec<SocketAddr>) {
@@ -89,8 +100,16 @@ impl Torrents {
         };
         match found {
             Ok(Ok(found)) => found.clone().unwrap_or(Err(TorrentError::Closed)),
-            Ok(Err(_)) => Err(TorrentError::Closed),
+            Ok(Err(_)) if self.tasks().token().is_cancelled() => Err(TorrentError::Closed),
+            Ok(Err(_)) => Err(TorrentError::Removed(hash)),
             Err(_) => Err(TorrentError::NoMetadata { hash, waited }),
+        }
+    }
+
+    /// Looks for what is in a torrent while nobody waits for it.
+    pub(super) fn look_for(&self, hash: InfoHash) {
+        if self.options().online && !self.known().has(hash) {
+            drop(self.search(hash));
         }
     }
 
@@ -104,12 +123,14 @@ impl Torrents {
         }
         let (tell, outcome) = watch::channel(None);
         let asked = Arc::new(Mutex::new(Instant::now()));
-        let search = Search { outcome: outcome.clone(), asked, told: Arc::default() };
+        let gone = CancellationToken::new();
+        let search = Search { outcome: outcome.clone(), asked, told: Arc::default(), gone };
         running.insert(hash, search.clone());
         let (torrents, cancelled) = (self.clone(), self.tasks().cancelled());
         self.tasks().spawn("torrent search", async move {
             let found = tokio::select! {
                 found = torrents.look(hash, &search) => found,
+                () = search.gone.cancelled() => return,
                 () = cancelled => Some(Err(TorrentError::Closed)),
             };
             // Those who ask from now on find it on disk, or begin anew.
@@ -125,7 +146,19 @@ impl Torrents {
     async fn look(&self, hash: InfoHash, search: &Search) -> Outcome {
         let mut wait = FIRST_WAIT;
         loop {
-            match self.look_once(hash).await {
+            // Somebody has dropped it in. A second connection to who has it would cost the first one.
+            if let Some(known) = self.metainfo_now(hash) {
+                return Some(known);
+            }
+            // A start of the session is not broken off by news.
+            let looked = match self.session().await {
+                Ok(_) => tokio::select! {
+                    looked = self.look_once(hash) => looked,
+                    () = search.told.notified() => continue,
+                },
+                Err(error) => Err(error),
+            };
+            match looked {
                 Ok(found) => return Some(Ok(found)),
                 Err(error @ (TorrentError::Disk { .. } | TorrentError::Metainfo(_))) => {
                     return Some(Err(error));

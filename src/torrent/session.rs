@@ -13,7 +13,7 @@ use librqbit::{
 };
 use url::Url;
 
-use super::{TorrentError, TorrentOptions, known::Known};
+use super::{Limits, TorrentError, TorrentOptions, known::Known};
 
 /// Size of librqbit's one semaphore. Each open stream holds one of its permits for good, as each disk access and each
 /// torrent that is added does for a moment: at its default of 8 the eighth open file stops everything. Those who open
@@ -112,6 +112,12 @@ fn trackers(named: &[String]) -> Result<HashSet<Url>, TorrentError> {
         url.ok_or_else(|| TorrentError::Tracker(text.clone()))
     });
     parsed.collect()
+}
+
+/// Most bytes per second from now on.
+pub(super) fn limit(session: &Session, limits: Limits) {
+    session.ratelimits.set_upload_bps(limits.upload);
+    session.ratelimits.set_download_bps(limits.download);
 }
 
 /// Where a session accepts peers.

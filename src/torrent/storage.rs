@@ -22,7 +22,7 @@ use librqbit::{
 use librqbit_core::lengths::ValidPieceIndex;
 use lru::LruCache;
 
-use super::{Metainfo, TorrentError, pieces::Pieces};
+use super::{Metainfo, TorrentError, pieces::Pieces, published::Published};
 
 /// Files of one torrent that are held open.
 const OPEN: NonZeroUsize = NonZeroUsize::new(64).unwrap();
@@ -34,11 +34,24 @@ pub(super) struct Files {
     metainfo: Arc<Metainfo>,
     pieces: Arc<Pieces>,
     open: Mutex<LruCache<u32, Arc<File>>>,
+    /// Where the bytes are instead, of a torrent that was made from what is published.
+    published: Option<Published>,
 }
 
 impl Files {
-    pub(super) fn new(folder: PathBuf, metainfo: Arc<Metainfo>, pieces: Arc<Pieces>) -> Arc<Self> {
-        Arc::new(Self { folder, metainfo, pieces, open: Mutex::new(LruCache::new(OPEN)) })
+    pub(super) fn new(
+        folder: PathBuf,
+        metainfo: Arc<Metainfo>,
+        pieces: Arc<Pieces>,
+        published: Option<Published>,
+    ) -> Arc<Self> {
+        let open = Mutex::new(LruCache::new(OPEN));
+        Arc::new(Self { folder, metainfo, pieces, open, published })
+    }
+
+    /// What it was made from.
+    pub(super) fn published(&self) -> Option<&Published> {
+        self.published.as_ref()
     }
 
     /// What makes librqbit use them.
@@ -65,21 +78,34 @@ impl Files {
 
     /// Reads bytes that are here.
     pub(super) fn read(&self, file: u32, at: u64, to: &mut [u8]) -> io::Result<()> {
-        self.file(file, false)?.read_exact_at(to, at)
+        match &self.published {
+            Some(published) => published.host.read(published.id(file)?, at, to),
+            None => self.file(file, false)?.read_exact_at(to, at),
+        }
     }
 
     fn write(&self, file: u32, at: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.published.is_some() {
+            // A piece of it was found wrong and somebody gave another one.
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         self.file(file, true)?.write_all_at(bytes, at)
     }
 
     /// A handle of its own on a file, which cannot be written through.
-    pub(super) fn open_read_only(&self, file: u32) -> io::Result<File> {
-        File::open(self.path(file))
+    pub(super) fn open_read_only(&self, file: u32) -> io::Result<Option<Arc<File>>> {
+        match &self.published {
+            Some(published) => published.host.backing(published.id(file)?),
+            None => File::open(self.path(file)).map(|file| Some(Arc::new(file))),
+        }
     }
 
     /// Bytes of disk that a file takes.
     pub(super) fn allocated(&self, file: u32) -> u64 {
-        fs::metadata(self.path(file)).map_or(0, |found| found.blocks() * 512)
+        match &self.published {
+            Some(published) => published.id(file).map_or(0, |id| published.host.allocated(id)),
+            None => fs::metadata(self.path(file)).map_or(0, |found| found.blocks() * 512),
+        }
     }
 
     fn number(file: usize) -> anyhow::Result<u32> {
@@ -146,7 +172,10 @@ impl TorrentStorage for Storage {
     }
 
     fn remove_file(&self, file_id: usize, _filename: &Path) -> anyhow::Result<()> {
-        Ok(fs::remove_file(self.0.path(Files::number(file_id)?))?)
+        match &self.0.published {
+            Some(_) => Ok(()),
+            None => Ok(fs::remove_file(self.0.path(Files::number(file_id)?))?),
+        }
     }
 
     /// There are no directories besides the one of the torrent, which has its description, too.
@@ -155,7 +184,10 @@ impl TorrentStorage for Storage {
     }
 
     fn ensure_file_length(&self, file_id: usize, length: u64) -> anyhow::Result<()> {
-        Ok(self.0.file(Files::number(file_id)?, true)?.set_len(length)?)
+        match &self.0.published {
+            Some(_) => Ok(()),
+            None => Ok(self.0.file(Files::number(file_id)?, true)?.set_len(length)?),
+        }
     }
 
     fn take(&self) -> anyhow::Result<Box<dyn TorrentStorage>> {

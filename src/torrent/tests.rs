@@ -1,7 +1,7 @@
 //! Torrents against a foreign seeder on loopback.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::HashMap, fs, io, path::Path, sync::Mutex, time::Duration};
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -9,7 +9,9 @@ use tokio::time::timeout;
 
 use self::seeder::Seeder;
 use super::*;
-use crate::tasks::Tasks;
+use crate::{content::sha2_256, tasks::Tasks};
+
+mod manage;
 
 #[path = "../../tests/support/noise.rs"]
 pub(crate) mod bytes_of;
@@ -35,19 +37,87 @@ fn options() -> TorrentOptions {
 /// A node's torrents, and what ends them.
 struct Peer {
     torrents: Torrents,
+    host: Arc<Around>,
     tasks: Tasks,
+}
+
+/// What is published around them, and what they told.
+#[derive(Debug, Default)]
+pub(crate) struct Around {
+    published: Mutex<HashMap<ContentId, Vec<u8>>>,
+    told: Mutex<Vec<TorrentEvent>>,
+}
+
+impl Around {
+    fn publish(&self, bytes: &[u8]) -> ContentId {
+        let id = ContentId::raw(sha2_256(bytes));
+        self.published.lock().unwrap().insert(id, bytes.to_vec());
+        id
+    }
+}
+
+impl Host for Around {
+    fn has(&self, id: &ContentId) -> bool {
+        self.published.lock().unwrap().contains_key(id)
+    }
+
+    fn read(&self, id: &ContentId, at: u64, to: &mut [u8]) -> io::Result<()> {
+        let published = self.published.lock().unwrap();
+        let bytes = published.get(id).ok_or(io::ErrorKind::NotFound)?;
+        let at = usize::try_from(at).unwrap();
+        to.copy_from_slice(&bytes[at..at + to.len()]);
+        Ok(())
+    }
+
+    fn backing(&self, _id: &ContentId) -> io::Result<Option<Arc<fs::File>>> {
+        Ok(None)
+    }
+
+    fn allocated(&self, id: &ContentId) -> u64 {
+        self.published.lock().unwrap().get(id).map_or(0, |bytes| bytes.len() as u64)
+    }
+
+    fn told(&self, event: TorrentEvent) {
+        self.told.lock().unwrap().push(event);
+    }
 }
 
 impl Peer {
     fn open(options: TorrentOptions, dir: &Path) -> Self {
         let tasks = Tasks::new();
-        let torrents = Torrents::open(options, &dir.join("torrents"), &tasks).unwrap();
-        Self { torrents, tasks }
+        let host = Arc::new(Around::default());
+        let torrents =
+            Torrents::open(options, &dir.join("torrents"), host.clone(), &tasks).unwrap();
+        Self { torrents, host, tasks }
     }
 
     async fn stop(self) {
         let late = self.tasks.shutdown(PATIENCE).await;
         assert!(late.is_empty(), "{late:?}");
+    }
+
+    /// Waits until something was told.
+    async fn until(&self, wanted: impl Fn(&TorrentEvent) -> bool) {
+        self.poll(|| self.host.told.lock().unwrap().iter().any(&wanted)).await;
+    }
+
+    async fn until_waited_for(&self, hash: InfoHash) {
+        let metainfo = self.torrents.metainfo_now(hash).unwrap().unwrap();
+        self.poll(|| self.torrents.active(&metainfo).unwrap().is_waited_for()).await;
+    }
+
+    async fn until_limited(&self, limits: Limits) {
+        let session = self.torrents.session().await.unwrap();
+        self.poll(|| session.ratelimits.get_download_bps() == limits.download).await;
+    }
+
+    async fn poll(&self, done: impl Fn() -> bool) {
+        let polling = async {
+            while !done() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, polling).await.unwrap();
     }
 
     async fn file(&self, hash: InfoHash, path: &str) -> TorrentFile {
@@ -109,9 +179,12 @@ async fn a_link_is_listed_and_what_is_read_is_fetched_and_nothing_else() {
     // Listing has written the description and nothing else.
     let folder = setup.here.path().join("torrents").join(hash.to_string());
     let names = |dir: &Path| -> Vec<_> {
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
     };
-    assert_eq!(names(&folder), ["metainfo"]);
+    assert_eq!(names(&folder), ["about.json", "metainfo"]);
 
     let film = peer.file(hash, "film.mkv").await;
     assert_eq!(film.cached(), Cached::default());

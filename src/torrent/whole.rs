@@ -1,8 +1,8 @@
 //! Which files are here to their last byte.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use super::{FileKind, Torrents};
+use super::{FileKind, Torrents, active::Active};
 use crate::content::InfoHash;
 
 /// A file that is whole and will not change any more.
@@ -25,10 +25,13 @@ impl Torrents {
     }
 
     /// The files that are whole, of the torrents that are open. Empty ones are left out, and those of private torrents,
-    /// which are for nobody outside of their swarm.
+    /// which are for nobody outside of their swarm. What was made from published files has their CIDs already.
     pub fn whole_files(&self) -> Vec<WholeFile> {
         let mut found = Vec::new();
-        for active in self.taken_up().into_iter().filter(|active| !active.metainfo().private) {
+        let strangers = |active: &Arc<Active>| {
+            !active.metainfo().private && active.files().published().is_none()
+        };
+        for active in self.taken_up().into_iter().filter(strangers) {
             let metainfo = active.metainfo();
             let hash = metainfo.hash;
             for (file, entry) in (0..).zip(&metainfo.files) {

@@ -1,6 +1,5 @@
 """What all lanes of scripts/bench measure with."""
 import contextlib
-import json
 import os
 import pathlib
 import shutil
@@ -10,8 +9,11 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests/interop"))
+import daemon
+
 BIN = pathlib.Path(os.environ.get("BIN", ROOT / "target/release"))
-CHIRAL = BIN / "chiral"
+os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
 TOOL = BIN / "examples/lab"
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 MIB = int(os.environ.get("MIB", "1024"))
@@ -57,37 +59,11 @@ def touch_page_cache(folder, size):
     path.unlink()
 
 
-class Daemon:
-    """A daemon with its mount, in a folder of its own; private unless its arguments say what else to ask."""
+class Daemon(daemon.Daemon):
+    """A daemon that is measured."""
 
     def __init__(self, lab, name, *args, private=True):
-        self.folder = lab / name
-        if private:
-            args = ("--private", *args)
-        self.mount = self.folder / "mnt"
-        self.data = self.folder / "data"
-        self.args = args
-        self.mount.mkdir(parents=True, exist_ok=True)
-        self.start()
-
-    def start(self):
-        start = time.perf_counter()
-        self.log = open(self.folder / "log", "ab")
-        self.process = subprocess.Popen(
-            [str(CHIRAL), "mount", "--listen", "/ip4/127.0.0.1/tcp/0", "--data-dir", str(self.data), *self.args, str(self.mount)],
-            stdout=subprocess.PIPE, stderr=self.log, text=True)
-        line = self.process.stdout.readline()
-        self.started_in = time.perf_counter() - start
-        if not line.startswith("mounted "):
-            sys.exit(f"bench: the daemon did not start:\n{(self.folder / 'log').read_text()}")
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(20)
-        self.log.close()
-
-    def json(self, *args):
-        return json.loads(sh(CHIRAL, *args, "--json", env={**os.environ, "CHIRAL_DATA_DIR": str(self.data)}))
+        super().__init__(lab / name, *args, private=private)
 
     def address(self):
         return self.json("id")["addresses"][0]
@@ -95,9 +71,6 @@ class Daemon:
     def publish(self, source, name):
         shutil.copyfile(source, self.mount / "upload" / name)
         return self.cid(name)
-
-    def cid(self, name):
-        return os.getxattr(self.mount / "upload" / name, "user.chiral.cid").decode()
 
     def cpu(self):
         """Processor seconds so far, user and system."""

@@ -4,11 +4,8 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 
-from common import MIB, ROOT, ROUNDS, SIZE, Daemon, farther, noise, rate, read, sh, table, timed, times, touch_page_cache
-
-sys.path.insert(0, str(ROOT / "tests/interop"))
+from common import MIB, ROUNDS, SIZE, Daemon, farther, noise, rate, read, sh, table, timed, times, touch_page_cache
 import peers
 
 PROGRAM = os.environ.get("KUBO")

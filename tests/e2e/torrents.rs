@@ -6,7 +6,7 @@ use chiral::torrent::{InfoBuilder, Magnet, Metainfo};
 use tokio::runtime::Runtime;
 
 use self::seeder::Seeder;
-use crate::harness::{Daemon, Setup, eventually, noise, sh};
+use crate::harness::{Daemon, PATIENCE, Setup, eventually, noise, sh};
 
 #[path = "../support/seeder.rs"]
 mod seeder;
@@ -76,4 +76,164 @@ fn a_magnet_link_is_listed_printed_and_fetched_and_its_port_is_told() {
     let none = daemon.chiral(&["pin", "add", &hash]);
     assert!(!none.status.success() && String::from_utf8_lossy(&none.stderr).contains("not a CID"));
     daemon.stop();
+}
+
+/// A foreign program that downloads all of a torrent by its link, which names a peer.
+async fn leech(link: &str, into: &std::path::Path) {
+    use librqbit::{AddTorrent, AddTorrentOptions, Session, SessionOptions};
+    let options = SessionOptions {
+        dht: None,
+        disable_trackers: true,
+        disable_local_service_discovery: true,
+        ..SessionOptions::default()
+    };
+    let session = Session::new_with_opts(into.to_owned(), options).await.unwrap();
+    let options = AddTorrentOptions {
+        overwrite: true,
+        output_folder: Some(into.to_str().unwrap().to_owned()),
+        initial_peers: Some(link.parse::<Magnet>().unwrap().peers),
+        ..AddTorrentOptions::default()
+    };
+    let added = session.add_torrent(AddTorrent::from_url(link), Some(options)).await;
+    added.unwrap().into_handle().unwrap().wait_until_completed().await.unwrap();
+    session.stop().await;
+}
+
+#[test]
+fn files_are_seeded_paused_resumed_and_removed_over_the_command_line() {
+    let runtime = Runtime::new().unwrap();
+    let daemon = Daemon::start(&setup());
+    let film = noise(3_000_000, 2);
+    fs::create_dir_all(daemon.scratch().join("show/a b")).unwrap();
+    fs::write(daemon.scratch().join("show/a b/film.mkv"), &film).unwrap();
+    fs::write(daemon.scratch().join("show/ümläut"), b"x").unwrap();
+    let path = daemon.scratch().join("show");
+    let seeded = daemon.json(&["seed", path.to_str().unwrap()]);
+    let (hash, link) =
+        (seeded["infohash"].as_str().unwrap().to_owned(), seeded["magnet"].as_str().unwrap());
+    let torrent = std::path::PathBuf::from(seeded["torrent"].as_str().unwrap());
+    assert_eq!(torrent, daemon.path("torrents/show.torrent"));
+    assert_eq!(
+        fs::read_link(daemon.path("torrents/show")).unwrap(),
+        std::path::Path::new("..").join(&hash)
+    );
+    assert_eq!(Metainfo::parse(&fs::read(&torrent).unwrap()).unwrap().hash.to_string(), hash);
+
+    let there = tempfile::tempdir().unwrap();
+    let fetched = async { tokio::time::timeout(PATIENCE, leech(link, there.path())).await };
+    runtime.block_on(fetched).unwrap();
+    assert!(fs::read(there.path().join("a b/film.mkv")).unwrap() == film);
+    assert_eq!(fs::read(there.path().join("ümläut")).unwrap(), b"x");
+    // In the mount it is there, too, and takes no disk of its own.
+    sh("cmp 'show/a b/film.mkv' 'mnt/torrents/show/a b/film.mkv'", daemon.scratch());
+    let one = |command: &str| daemon.json(&["torrent", command, "show"]);
+    let list = || daemon.json(&["torrent", "list"]);
+    assert_eq!(list()[0]["state"], "seeding");
+    eventually("what was sent is told", || {
+        (list()[0]["sent"].as_u64()? >= 3_000_001).then_some(())
+    });
+    assert_eq!(daemon.json(&["status"])["torrents"]["seeding"], 1);
+
+    assert_eq!(one("pause")["state"], "paused");
+    assert_eq!(one("resume")["state"], "seeding");
+    let limits = daemon.json(&["torrent", "limit", "--upload", "1 MiB"]);
+    assert_eq!((&limits["upload"], &limits["download"]), (&1_048_576.into(), &0.into()));
+    let little = daemon.chiral(&["torrent", "limit", "--upload", "5 B"]);
+    assert!(String::from_utf8_lossy(&little.stderr).contains("16384"), "{little:?}");
+
+    // By its id it is the same one; it goes on after a kill.
+    let published = daemon.chiral(&["add", "-Q", path.to_str().unwrap()]).stdout;
+    let cid = String::from_utf8(published).unwrap();
+    assert_eq!(daemon.json(&["seed", cid.trim()])["infohash"], hash.as_str());
+    let scratch = daemon.kill();
+    let daemon = Daemon::start_in(scratch, &setup());
+    let state = || daemon.json(&["torrent", "list"])[0]["state"].as_str().unwrap().to_owned();
+    eventually("it is seeded again", || (state() == "seeding").then_some(()));
+    let out = daemon.scratch().join("copy.torrent");
+    let seeded = daemon.json(&["seed", &hash, "-o", out.to_str().unwrap()]);
+    assert_eq!(seeded["torrent"], out.to_str().unwrap());
+    assert!(fs::read(&out).unwrap() == fs::read(daemon.path("torrents/show.torrent")).unwrap());
+
+    daemon.json(&["torrent", "rm", &hash]);
+    assert_eq!(daemon.json(&["torrent", "ls"]), serde_json::json!([]));
+    assert!(!daemon.path("torrents/show").exists());
+    assert!(daemon.path("upload/show/ümläut").exists());
+    for (args, code) in [
+        (&["seed", "/no/such/file"][..], 2),
+        (&["torrent", "pause", "show"], 1),
+        (&["torrent", "add", "magnet:?xt=urn:btih:12"], 2),
+        (&["torrent", "add", path.to_str().unwrap()], 1),
+    ] {
+        assert_eq!(daemon.chiral(args).status.code(), Some(code), "{args:?}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_torrent_that_is_fetched_is_told_and_its_rate_changes_while_it_is() {
+    let runtime = Runtime::new().unwrap();
+    let there = tempfile::tempdir().unwrap();
+    let film = noise(4_000_000, 3);
+    let files: &[(&str, &[u8])] = &[("film.mkv", &film), ("note", b"hello\n")];
+    let seeder = runtime.block_on(Seeder::start(there.path(), files, 64 << 10));
+    let (link, hash) = (seeder.magnet().to_string(), seeder.metainfo.hash.to_string());
+    let daemon = Daemon::start(&setup());
+    // What happens from now on, line by line.
+    let events = std::io::BufReader::new(fs::File::open(daemon.path(".chiral/events")).unwrap());
+    let (said, told) = std::sync::mpsc::channel();
+    let listening = std::thread::spawn(move || {
+        for line in std::io::BufRead::lines(events).map_while(Result::ok) {
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if said.send(event).is_err() {
+                return;
+            }
+        }
+    });
+    let until = |wanted: &dyn Fn(&serde_json::Value) -> bool| loop {
+        let event = told.recv_timeout(PATIENCE).unwrap();
+        if wanted(&event) {
+            break event;
+        }
+    };
+    daemon.json(&["torrent", "limit", "--download", "64 KiB"]);
+    assert_eq!(daemon.json(&["status"])["torrents"]["download_limit"], 65_536);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| daemon.chiral(&["cat", &format!("{link}/film.mkv")]).stdout);
+        let running = eventually("it is among the transfers", || {
+            daemon
+                .json(&["transfers"])
+                .as_array()?
+                .iter()
+                .find(|t| t["infohash"] == hash.as_str())
+                .cloned()
+        });
+        assert_eq!((&running["total"], &running["name"]), (&4_000_006.into(), &"torrent".into()));
+        let event = until(&|e| e["event"] == "torrent_state" && e["state"] == "downloading");
+        assert_eq!(
+            (&event["infohash"], &event["name"]),
+            (&hash.as_str().into(), &"torrent".into())
+        );
+        let progress = until(&|e| e["event"] == "torrent_progress");
+        assert_eq!(
+            (&progress["infohash"], &progress["total"]),
+            (&hash.as_str().into(), &4_000_006.into())
+        );
+        // At that rate it would take a minute.
+        daemon.json(&["torrent", "limit", "--download", "0"]);
+        assert!(reader.join().unwrap() == film);
+    });
+    until(&|e| e["event"] == "torrent_state" && e["state"] == "seeding");
+    let listed = daemon.json(&["torrent", "list"]);
+    assert!(
+        listed[0]["bytes"].as_u64().unwrap() >= 4_000_000
+            && listed[0]["received"].as_u64().unwrap() >= 4_000_000
+    );
+    assert_eq!(daemon.json(&["transfers"]), serde_json::json!([]));
+    daemon.json(&["torrent", "pause", &hash]);
+    until(&|e| e["event"] == "torrent_state" && e["state"] == "paused");
+    daemon.json(&["torrent", "remove", &hash]);
+    until(&|e| e["event"] == "torrent_removed" && e["infohash"] == hash.as_str());
+    daemon.stop();
+    drop(told);
+    listening.join().unwrap();
 }

@@ -6,19 +6,9 @@ import shutil
 import subprocess
 import time
 
-LISTEN = {"tcp": "/ip4/127.0.0.1/tcp/0", "quic": "/ip4/127.0.0.1/udp/0/quic-v1"}
-PATIENCE = 200
+from daemon import TCP, Daemon, Failed, run
 
-
-class Failed(Exception):
-    pass
-
-
-def run(command, env=None, timeout=PATIENCE):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env and {**os.environ, **env}, timeout=timeout)
-    if done.returncode != 0:
-        raise Failed(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout.strip()
+LISTEN = {"tcp": TCP, "quic": "/ip4/127.0.0.1/udp/0/quic-v1"}
 
 
 class Lines:
@@ -116,31 +106,17 @@ class Kubo:
         self.log.close()
 
 
-class Chiral:
+class Chiral(Daemon):
     """A private daemon with its mount."""
 
     def __init__(self, home, listen, *args):
-        self.home = pathlib.Path(home)
-        self.mount = self.home / "mnt"
-        self.mount.mkdir(parents=True)
-        self.log = open(self.home / "log", "ab")
-        listen = [arg for addr in listen for arg in ("--listen", addr)]
-        self.process = subprocess.Popen(["chiral", "mount", "--private", "--data-dir", str(self.home / "data"), *listen, *args, str(self.mount)],
-                                        stdout=subprocess.PIPE, stderr=self.log, text=True)
-        if not self.process.stdout.readline().startswith("mounted "):
-            raise Failed(f"chiral did not start: {(self.home / 'log').read_text()}")
+        super().__init__(home, *args, listen=listen)
         about = self.json("id")
         self.id, self.addrs = about["peer_id"], about["addresses"]
 
-    def cli(self, *args):
-        return run(["chiral", *args], {"CHIRAL_DATA_DIR": str(self.home / "data")})
-
-    def json(self, *args):
-        return json.loads(self.cli(*args, "--json"))
-
     def add(self, path, _shape):
         run(["cp", "-a", path, self.mount / "upload" / path.name])
-        return os.getxattr(self.mount / "upload" / path.name, "user.chiral.cid").decode()
+        return self.cid(path.name)
 
     def get(self, cid, out):
         run(["cp", "-a", self.mount / cid, out])
@@ -149,10 +125,7 @@ class Chiral:
         self.cli("connect", addr)
 
     def close(self):
-        self.process.terminate()
-        if self.process.wait(30) != 0:
-            raise Failed(f"chiral ended with {self.process.returncode}: {(self.home / 'log').read_text()}")
-        self.log.close()
+        self.stop()
 
 
 class Lab:

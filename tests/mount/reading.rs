@@ -19,7 +19,10 @@ const ABSENT_RAW: &str = "bafkreigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55
 fn the_root_lists_its_folders_and_what_is_published() {
     let Some(m) = mounted(true) else { return };
     let names = || m.sh("ls -A").lines().map(str::to_owned).collect::<BTreeSet<_>>();
-    assert_eq!(names(), BTreeSet::from([".chiral", "ipfs", "upload"].map(str::to_owned)));
+    assert_eq!(
+        names(),
+        BTreeSet::from([".chiral", "ipfs", "torrents", "upload"].map(str::to_owned))
+    );
     fs::write(m.upload("a"), "a").unwrap();
     let cid = m.cid("a");
     assert!(names().contains(&cid));

@@ -147,3 +147,147 @@ fn what_nobody_has_times_out_and_what_is_no_link_is_absent_at_once() {
     assert!(!dir.path().join("data/torrents/cab507494d02ebb1178b38f2e9d7be299c86b862").exists());
     m.end();
 }
+
+/// A description that nobody has been asked for.
+fn description(name: &str, files: &[(&str, &[u8])]) -> (Vec<u8>, String) {
+    let text = seeder::torrent_of(name, files, 64 << 10);
+    let hash = Metainfo::parse(&text).unwrap().hash.to_string();
+    (text, hash)
+}
+
+#[test]
+fn a_description_that_is_dropped_is_listed_by_name_and_leads_to_its_files() {
+    if !can_mount() {
+        return;
+    }
+    let (setup, dir) = (seed(), folder());
+    let there = tempfile::tempdir().unwrap();
+    let peer = setup.seeder.address();
+    let m = mounted_in(
+        dir.path(),
+        |options| {
+            online(options);
+            options.torrent.peers = vec![peer];
+        },
+        true,
+    );
+    let files: &[(&str, &[u8])] = &[
+        ("film.mkv", &setup.big),
+        ("sub/other", &setup.big[1000..]),
+        ("sub/read me", b"hello\n"),
+        ("none", b""),
+    ];
+    let (text, hash) = description("torrent", files);
+    assert_eq!(hash, setup.seeder.metainfo.hash.to_string());
+    fs::write(there.path().join("mine.torrent"), &text).unwrap();
+    let from = there.path().join("mine.torrent");
+    m.sh(&format!("cp -p {} torrents/", from.display()));
+    assert_eq!(m.sh("ls torrents"), "mine.torrent\ntorrent\n");
+    assert_eq!(m.sh("readlink torrents/torrent").trim(), format!("../{hash}"));
+    assert!(fs::read(m.path("torrents/mine.torrent")).unwrap().starts_with(b"d4:info"));
+    assert_eq!(xattr(&m.path("torrents/mine.torrent"), "user.chiral.infohash").unwrap(), hash);
+    assert_eq!(m.sh("cat 'torrents/torrent/sub/read me'"), "hello\n");
+    // A part of the film, and what of it takes disk.
+    let mut part = [0; 1000];
+    File::open(m.path("torrents/torrent/film.mkv")).unwrap().read_exact_at(&mut part, 5).unwrap();
+    assert!(part == setup.big[5..1005]);
+    assert!(m.sh("cat torrents/torrent/film.mkv | wc -c").trim() == BIG.to_string());
+    let used = fs::metadata(m.path("torrents/torrent/film.mkv")).unwrap().blocks() * 512;
+    assert!((BIG as u64..BIG as u64 + (64 << 10)).contains(&used), "{used}");
+
+    // Again, over itself, and with rsync, which renames what it has written; a name that was given stays.
+    m.sh(&format!("cp {} torrents/", from.display()));
+    m.sh(&format!("cp {} torrents/other.torrent && rm -f torrents/none.torrent", from.display()));
+    assert_eq!(m.sh("ls torrents"), "other.torrent\ntorrent\n");
+    m.sh("mv torrents/other.torrent torrents/mine.torrent");
+    m.end();
+
+    let m = mounted_in(dir.path(), |_| {}, true);
+    assert_eq!(m.sh("ls torrents"), "mine.torrent\ntorrent\n");
+    m.sh("rm torrents/mine.torrent");
+    assert_eq!(m.sh("ls torrents"), "");
+    assert!(!dir.path().join("data/torrents").join(&hash).exists());
+    m.end();
+}
+
+#[test]
+fn what_is_no_torrent_is_refused_by_close_and_nothing_is_lost() {
+    if !can_mount() {
+        return;
+    }
+    let (dir, there) = (folder(), tempfile::tempdir().unwrap());
+    let m = mounted_in(dir.path(), |_| {}, true);
+    let (text, hash) = description("a film", &[("x", b"bytes")]);
+    let bad = there.path().join("bad.torrent");
+    let mut outside = text.clone();
+    let at = outside.windows(4).position(|four| four == b"1:xe").unwrap();
+    outside.splice(at..at + 3, *b"2:..");
+    for (what, bytes) in [
+        ("nothing that is bencode", b"hello\n".to_vec()),
+        ("cut off", text[..text.len() - 5].to_vec()),
+        ("a name that leads out", outside),
+        ("a malformed link", b"magnet:?xt=urn:btih:12".to_vec()),
+    ] {
+        fs::write(&bad, bytes).unwrap();
+        for command in ["cp", "mv"] {
+            let refused = m.run(&format!("LC_ALL=C {command} {} torrents/", bad.display()));
+            let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(
+                !refused.status.success() && told.contains("Invalid argument"),
+                "{what}: {told}"
+            );
+            assert!(bad.exists(), "{what}: what was refused is where it was");
+        }
+        assert_eq!(m.sh("ls -A torrents"), "", "{what}");
+    }
+    let long = File::create(m.path("torrents/long.torrent")).unwrap();
+    assert_eq!(errno(long.write_at(b"x", 32 << 20)), libc::EFBIG);
+    drop(long);
+    m.sh("rm torrents/long.torrent");
+
+    // What has the name of something unfinished waits for its own.
+    fs::write(&bad, &text).unwrap();
+    m.sh(&format!("cp {} torrents/film.torrent.part", bad.display()));
+    assert_eq!(m.sh("ls torrents"), "film.torrent.part\n");
+    m.sh("mv torrents/film.torrent.part torrents/film.torrent");
+    assert_eq!(m.sh("ls torrents"), "a film\nfilm.torrent\n");
+    let renamed = m.run(&format!(
+        "cp {} torrents/b.part && printf broken > torrents/c.part && mv torrents/c.part torrents/c.torrent",
+        bad.display()
+    ));
+    assert!(!renamed.status.success());
+    assert_eq!(m.sh("ls torrents"), "a film\nb.part\nc.part\nfilm.torrent\n");
+    m.sh("rm torrents/?.part");
+    // What is listed is not written to, nor is anything else made there.
+    for (command, told) in [
+        ("mkdir torrents/d", "Operation not permitted"),
+        ("echo x >> torrents/film.torrent", "Operation not permitted"),
+        ("mv 'torrents/a film' torrents/e", "Operation not permitted"),
+        ("ln -s x torrents/l", "Operation not permitted"),
+    ] {
+        let refused = m.run(&format!("LC_ALL=C {command}"));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains(told), "{command}: {said}");
+    }
+    // Moved out, it is copied, and forgotten here.
+    m.sh(&format!("mv torrents/film.torrent {}", there.path().display()));
+    assert!(fs::read(there.path().join("film.torrent")).unwrap().starts_with(b"d4:info"));
+    assert!(!dir.path().join("data/torrents").join(hash).exists());
+    m.end();
+}
+
+#[test]
+fn a_text_with_a_link_is_a_torrent_that_is_looked_for() {
+    if !can_mount() {
+        return;
+    }
+    let (setup, dir) = (seed(), folder());
+    let m = mounted_in(dir.path(), online, true);
+    let link = Magnet { name: Some("a film".to_owned()), ..setup.seeder.magnet() };
+    fs::write(m.path("torrents/link.txt"), format!("{link}\n")).unwrap();
+    assert_eq!(m.sh("cat 'torrents/a film/sub/read me'"), "hello\n");
+    let hash = setup.seeder.metainfo.hash.to_string();
+    assert_eq!(m.sh("readlink 'torrents/a film'").trim(), format!("../{hash}"));
+    assert!(m.sh("ls torrents").lines().any(|name| name == "torrent.torrent"));
+    m.end();
+}

@@ -34,6 +34,7 @@ pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeO
             allow_private_addresses: true,
             ..TorrentOptions::default()
         },
+        seed_uploads: false,
         publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
     }
 }

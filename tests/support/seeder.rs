@@ -20,7 +20,7 @@ pub(crate) struct Seeder {
 }
 
 /// The description of files by their paths.
-fn torrent_of(name: &str, files: &[(&str, &[u8])], piece_len: u32) -> Vec<u8> {
+pub(crate) fn torrent_of(name: &str, files: &[(&str, &[u8])], piece_len: u32) -> Vec<u8> {
     let path = |text: &str| text.split('/').map(OsString::from).collect::<Vec<_>>();
     let listed = files.iter().map(|(name, bytes)| (path(name), bytes.len() as u64)).collect();
     let mut builder = InfoBuilder::directory(name.into(), listed, piece_len);

@@ -4,7 +4,7 @@ use std::{io::IsTerminal, time::Duration};
 
 use chiral::{
     control::{Client, ConnectRequest, Connected, Identity, Method, Peer, Status},
-    node::{Multiaddr, Transfer},
+    node::{Multiaddr, Running},
 };
 use futures::StreamExt;
 
@@ -54,7 +54,7 @@ pub(crate) async fn status(client: &Client, json: bool, watch: bool) -> anyhow::
 fn described(status: &Status) -> String {
     let mountpoint = status.mountpoint.as_ref().map(|path| path.display().to_string());
     let mut text = format!(
-        "version     {}\npeer id     {}\nmountpoint  {}\ngateway     {}\nstore       {} in {} files, {} blocks; {} can be written\npeers       {}\ndownloads   {}\npublished   {}",
+        "version     {}\npeer id     {}\nmountpoint  {}\ngateway     {}\nstore       {} in {} files, {} blocks; {} can be written\npeers       {}\ndownloads   {}\npublished   {}\ntorrents    {} known, {} downloading at {}/s, {} seeding at {}/s",
         status.version,
         status.peer_id,
         mountpoint.as_deref().unwrap_or("-"),
@@ -66,6 +66,11 @@ fn described(status: &Status) -> String {
         status.peers,
         status.downloads,
         status.uploads,
+        status.torrents.known,
+        status.torrents.downloading,
+        bytes(status.torrents.download_rate),
+        status.torrents.seeding,
+        bytes(status.torrents.upload_rate),
     );
     for address in &status.addresses {
         text.push_str("\nlistens on  ");
@@ -75,18 +80,28 @@ fn described(status: &Status) -> String {
 }
 
 pub(crate) async fn transfers(client: &Client, json: bool) -> anyhow::Result<()> {
-    let transfers: Vec<Transfer> = client.get("/v1/transfers").await?;
+    let transfers: Vec<Running> = client.get("/v1/transfers").await?;
     if json {
         return output::json(&transfers);
     }
-    let row = |t: &Transfer| {
-        let eta = t.eta.map_or_else(|| "-".to_owned(), |eta| format!("{eta}s"));
-        let done = format!("{}/{}", bytes(t.bytes), bytes(t.total));
-        let rate = format!("{}/s", bytes(t.rate));
-        [t.cid.to_string(), done, rate, eta, t.sources.to_string(), t.retries.to_string()]
+    let row = |running: &Running| {
+        let (id, here, total, rate, sources) = match running {
+            Running::Content(t) => (t.cid.to_string(), t.bytes, t.total, t.rate, t.sources),
+            Running::Torrent { infohash, bytes, total, rate, sources, .. } => {
+                (infohash.clone(), *bytes, *total, *rate, *sources)
+            }
+        };
+        let (eta, retries) = match running {
+            Running::Content(t) => (t.eta, t.retries.to_string()),
+            // Only what is read of it is fetched: how long that takes is known to nobody.
+            Running::Torrent { .. } => (None, "-".to_owned()),
+        };
+        let eta = eta.map_or_else(|| "-".to_owned(), |eta| format!("{eta}s"));
+        let done = format!("{}/{}", bytes(here), bytes(total));
+        [id, done, format!("{}/s", bytes(rate)), eta, sources.to_string(), retries]
     };
     let rows: Vec<_> = transfers.iter().map(row).collect();
-    Ok(output::table(["CID", "DONE", "RATE", "ETA", "SOURCES", "RETRIES"], &rows)?)
+    Ok(output::table(["ID", "DONE", "RATE", "ETA", "SOURCES", "RETRIES"], &rows)?)
 }
 
 pub(crate) async fn peers(client: &Client, json: bool) -> anyhow::Result<()> {

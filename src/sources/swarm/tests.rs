@@ -11,7 +11,7 @@ use crate::{
     sources::{Permanent, Reply, Source, SourceError, Transient, Want},
     torrent::{
         TorrentOptions,
-        tests::{bytes_of, seeder::Seeder},
+        tests::{Around, bytes_of, seeder::Seeder},
     },
 };
 
@@ -66,7 +66,9 @@ async fn setup(file: u32) -> Setup {
         lookup_timeout: PATIENCE,
         ..TorrentOptions::default()
     };
-    let torrents = Torrents::open(options, &dirs[1].path().join("torrents"), &tasks).unwrap();
+    let torrents =
+        Torrents::open(options, &dirs[1].path().join("torrents"), Arc::<Around>::default(), &tasks)
+            .unwrap();
     torrents.learn(&seeder.magnet());
     finder.open(&torrents);
     Setup { finder, tasks, root, leaves, seeder, _dirs: dirs }

@@ -71,7 +71,7 @@ fn a_tree_is_shown_by_its_names_without_what_only_fills_up() {
 
 #[test]
 fn names_that_lead_out_are_refused() {
-    for name in [&b".."[..], b"a/b", b"/etc/passwd", b"a\0b"] {
+    for name in [&b".."[..], b"a/b", b"/etc/passwd", b"a\0b", b"a\\b"] {
         let error = Metainfo::parse(&described(&[(&[b"ok"], ""), (&[b"a", name], "")]));
         let Err(MetainfoError::Name { file: 1, .. }) = error else { panic!("{error:?}") };
     }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::torrent::{
     Feed, FeedError, Feeder, InfoBuilder, Magnet, Metainfo, TorrentFile, TorrentOptions, Torrents,
-    tests::{bytes_of, seeder::Seeder},
+    tests::{Around, bytes_of, seeder::Seeder},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -223,7 +223,9 @@ impl Peer {
         let (tasks, dir) = (Tasks::new(), tempfile::tempdir().unwrap());
         let options = torrent_options();
         let seeds = webseeds(&options);
-        let torrents = Torrents::open(options, &dir.path().join("torrents"), &tasks).unwrap();
+        let torrents =
+            Torrents::open(options, &dir.path().join("torrents"), Arc::<Around>::default(), &tasks)
+                .unwrap();
         torrents.feed_from(vec![Arc::new(seeds)]);
         Self { torrents, tasks, _dir: dir }
     }
@@ -292,7 +294,7 @@ async fn a_torrent_without_peers_is_read_from_a_server_and_no_byte_twice() {
     let list = format!("8:url-list{}:{url}e", url.len());
     let text = [&text[..text.len() - 1], list.as_bytes()].concat();
     let peer = Peer::open();
-    assert_eq!(peer.torrents.add(&text).unwrap().webseeds, [url]);
+    assert_eq!(peer.torrents.keep(&text).unwrap().webseeds, [url]);
     let file = peer.torrents.file(torrent.hash, 0).await.unwrap();
     assert_eq!(server.asked().len(), 0, "nobody is asked before somebody reads");
     assert!(read_all(&file).await == a);
