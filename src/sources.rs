@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use crate::content::{Block, ByteRange, ContentId};
 
 mod bitswap;
+mod desk;
 mod finders;
 mod hearsay;
 mod http;

@@ -1,14 +1,9 @@
 //! A gateway as a source of the blocks of one root.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     gateway::{Gateway, Rest, lie},
@@ -18,7 +13,8 @@ use crate::{
     content::{Block, BlockError, ContentId, Multihash},
     sources::{
         Permanent, Reply, Source, SourceError, SourceId, SourceKind, Want,
-        queue::{Ask, Job, Queue},
+        desk::Desk,
+        queue::{Ask, Job},
     },
     tasks::Tasks,
 };
@@ -33,23 +29,13 @@ pub(super) struct HttpSource {
 struct Inner {
     gateway: Arc<Gateway>,
     tasks: Tasks,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    queue: Queue,
-    /// Who waits for what.
-    routes: HashMap<ContentId, mpsc::UnboundedSender<Reply>>,
-    /// Ends a request that nobody needs any more.
-    running: HashMap<Job, CancellationToken>,
+    desk: Desk,
 }
 
 impl HttpSource {
     pub(super) fn new(gateway: Arc<Gateway>, tasks: &Tasks) -> Self {
-        let queue = Queue::new(gateway.most());
-        let state = State { queue, routes: HashMap::new(), running: HashMap::new() };
-        let inner = Inner { gateway, tasks: tasks.clone(), state: Mutex::new(state) };
+        let desk = Desk::new(gateway.most());
+        let inner = Inner { gateway, tasks: tasks.clone(), desk };
         Self { inner: Arc::new(inner) }
     }
 }
@@ -64,22 +50,12 @@ impl Source for HttpSource {
     }
 
     fn request(&self, wants: &[Want], replies: &mpsc::UnboundedSender<Reply>) {
-        let mut state = self.inner.state();
-        state.routes.extend(wants.iter().map(|want| (want.id, replies.clone())));
-        state.queue.add(wants);
-        drop(state);
+        self.inner.desk.request(wants, replies);
         self.inner.start();
     }
 
     fn cancel(&self, ids: &[ContentId]) {
-        let mut state = self.inner.state();
-        ids.iter().for_each(|id| drop(state.routes.remove(id)));
-        for job in state.queue.cancel(ids) {
-            if let Some(token) = state.running.get(&job) {
-                token.cancel();
-            }
-        }
-        drop(state);
+        self.inner.desk.cancel(ids);
         self.inner.start();
     }
 
@@ -95,24 +71,14 @@ impl Source for HttpSource {
 
 impl Drop for HttpSource {
     fn drop(&mut self) {
-        let mut state = self.inner.state();
-        state.queue = Queue::new(self.inner.gateway.most());
-        state.running.values().for_each(CancellationToken::cancel);
+        self.inner.desk.close();
     }
 }
 
 impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes the requests that are to be made now.
     fn start(self: &Arc<Self>) {
-        let windows = self.gateway.gives_windows();
-        let mut state = self.state();
-        while let Some((job, ask)) = state.queue.next(windows) {
-            let token = CancellationToken::new();
-            state.running.insert(job, token.clone());
+        while let Some((job, ask, token)) = self.desk.next(self.gateway.gives_windows()) {
             let (inner, ended) = (self.clone(), self.tasks.cancelled());
             self.tasks.spawn("http-request", async move {
                 tokio::select! {
@@ -120,19 +86,10 @@ impl Inner {
                     () = ended => return,
                     () = inner.run(job, ask) => {}
                 }
-                inner.end(job);
+                inner.desk.ended(job);
+                inner.start();
             });
         }
-    }
-
-    fn end(self: &Arc<Self>, job: Job) {
-        let mut state = self.state();
-        // What was taken back and asked for again meanwhile is a want of its own by now; of a request that was given up
-        // nothing is left.
-        state.queue.ended(job);
-        state.running.remove(&job);
-        drop(state);
-        self.start();
     }
 
     async fn run(self: &Arc<Self>, job: Job, ask: Ask) {
@@ -149,7 +106,7 @@ impl Inner {
                 let ids = wants.iter().map(|want| (*want.id.hash(), want.id)).collect();
                 let mut taker = Taker { inner: self, job, ids };
                 match self.gateway.window(&file, range, wants.len(), &mut taker).await {
-                    Rest::OneByOne => self.state().queue.one_by_one(job),
+                    Rest::OneByOne => self.desk.one_by_one(job),
                     Rest::FirstTells => self.ask_first(job).await,
                     Rest::Refused(error) => self.refuse(job, &error),
                 }
@@ -160,7 +117,7 @@ impl Inner {
 
     /// A window was answered with "not found": so is all of it where its first block is.
     async fn ask_first(&self, job: Job) {
-        let Some(first) = self.state().queue.left(job).first().copied() else { return };
+        let Some(first) = self.desk.left(job).first().copied() else { return };
         let result = self.gateway.block(&first.id).await;
         let failed = result.as_ref().err().cloned();
         self.answer(job, &first.id, result);
@@ -168,28 +125,18 @@ impl Inner {
             Some(error) => self.refuse(job, &error),
             None => {
                 self.gateway.gives_no_windows();
-                self.state().queue.one_by_one(job);
+                self.desk.one_by_one(job);
             }
         }
     }
 
     fn answer(&self, job: Job, id: &ContentId, result: Result<Block, SourceError>) {
-        let mut state = self.state();
-        if !state.queue.is_left(job, id) {
-            return;
-        }
-        state.queue.answered(job, id);
-        let to = state.routes.remove(id);
-        drop(state);
-        if let Some(to) = to {
-            // The download may have ended.
-            let _ = to.send(Reply { source: self.gateway.id().clone(), id: *id, result });
-        }
+        self.desk.answer(job, self.gateway.id(), id, result);
     }
 
     /// Everything that a request has not brought fails in the same way.
     fn refuse(&self, job: Job, error: &SourceError) {
-        let left = self.state().queue.left(job);
+        let left = self.desk.left(job);
         for want in left {
             self.answer(job, &want.id, Err(error.clone()));
         }
@@ -206,7 +153,7 @@ struct Taker<'a> {
 impl Takes for Taker<'_> {
     fn wanted(&self, hash: &Multihash) -> Option<ContentId> {
         let id = self.ids.get(hash)?;
-        self.inner.state().queue.is_left(self.job, id).then_some(*id)
+        self.inner.desk.is_left(self.job, id).then_some(*id)
     }
 
     fn take(&mut self, id: &ContentId, block: Result<Block, BlockError>) {
@@ -220,6 +167,6 @@ impl Takes for Taker<'_> {
     }
 
     fn is_waiting(&self) -> bool {
-        self.inner.state().queue.is_any_left(self.job)
+        self.inner.desk.is_any_left(self.job)
     }
 }

@@ -1,9 +1,8 @@
 //! The swarm of one file as a source of the blocks of its content.
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -11,14 +10,13 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use tokio::{sync::mpsc, time::Instant};
-use tokio_util::sync::CancellationToken;
 
 use super::{Direction, SwarmFile, Uses};
 use crate::{
     content::{Block, ByteRange, Codec, ContentId, MAX_BLOCK_LEN},
     sources::{
-        Permanent, Reply, Source, SourceError, SourceId, SourceKind, Transient, Want,
-        queue::{Ask, Job, Queue},
+        Permanent, Reply, Source, SourceError, SourceId, SourceKind, Transient, Want, desk::Desk,
+        queue::Job,
     },
     tasks::Tasks,
     torrent::{TorrentError, Torrents},
@@ -42,30 +40,16 @@ struct Inner {
     torrents: Torrents,
     uses: Arc<Uses>,
     tasks: Tasks,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    queue: Queue,
-    /// Who waits for what.
-    routes: HashMap<ContentId, (Want, mpsc::UnboundedSender<Reply>)>,
-    /// Ends a read that nobody needs any more.
-    running: HashMap<Job, CancellationToken>,
-    banned: Option<Instant>,
+    desk: Desk,
+    banned: Mutex<Option<Instant>>,
 }
 
 impl SwarmSource {
     pub(super) fn new(file: SwarmFile, torrents: Torrents, uses: Arc<Uses>, tasks: &Tasks) -> Self {
-        let state = State {
-            queue: Queue::new(RUNS),
-            routes: HashMap::new(),
-            running: HashMap::new(),
-            banned: None,
-        };
         let id = SourceId(format!("torrent:{}/{}", file.hash, file.file).into());
-        let (tasks, state) = (tasks.clone(), Mutex::new(state));
-        Self { inner: Arc::new(Inner { id, file, torrents, uses, tasks, state }) }
+        let (desk, banned) = (Desk::new(RUNS), Mutex::default());
+        let tasks = tasks.clone();
+        Self { inner: Arc::new(Inner { id, file, torrents, uses, tasks, desk, banned }) }
     }
 }
 
@@ -79,22 +63,12 @@ impl Source for SwarmSource {
     }
 
     fn request(&self, wants: &[Want], replies: &mpsc::UnboundedSender<Reply>) {
-        let mut state = self.inner.state();
-        state.routes.extend(wants.iter().map(|want| (want.id, (*want, replies.clone()))));
-        state.queue.add(wants);
-        drop(state);
+        self.inner.desk.request(wants, replies);
         self.inner.start();
     }
 
     fn cancel(&self, ids: &[ContentId]) {
-        let mut state = self.inner.state();
-        ids.iter().for_each(|id| drop(state.routes.remove(id)));
-        for job in state.queue.cancel(ids) {
-            if let Some(token) = state.running.get(&job) {
-                token.cancel();
-            }
-        }
-        drop(state);
+        self.inner.desk.cancel(ids);
         self.inner.start();
     }
 
@@ -104,78 +78,48 @@ impl Source for SwarmSource {
     }
 
     fn ban(&self, for_time: Duration) {
-        self.inner.state().banned = Instant::now().checked_add(for_time);
+        let mut banned = self.inner.banned.lock().unwrap_or_else(PoisonError::into_inner);
+        *banned = Instant::now().checked_add(for_time);
     }
 }
 
 impl Drop for SwarmSource {
     fn drop(&mut self) {
-        let mut state = self.inner.state();
-        state.queue = Queue::new(RUNS);
-        state.running.values().for_each(CancellationToken::cancel);
+        self.inner.desk.close();
     }
 }
 
 impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Begins the reads that are to begin now.
     fn start(self: &Arc<Self>) {
-        let mut state = self.state();
-        while let Some((job, ask)) = state.queue.next(true) {
-            let token = CancellationToken::new();
-            state.running.insert(job, token.clone());
-            let wants = match ask {
-                Ask::Window { wants, .. } => wants,
-                Ask::Block(id) => {
-                    state.routes.get(&id).map(|(want, _)| *want).into_iter().collect()
-                }
-            };
+        while let Some((job, _, token)) = self.desk.next(true) {
             let (inner, ended) = (self.clone(), self.tasks.cancelled());
             self.tasks.spawn("read a swarm", async move {
                 tokio::select! {
                     () = token.cancelled() => {}
                     () = ended => return,
-                    () = inner.run(job, wants) => {}
+                    () = inner.run(job) => {}
                 }
-                inner.end(job);
+                inner.desk.ended(job);
+                inner.start();
             });
         }
     }
 
-    fn end(self: &Arc<Self>, job: Job) {
-        let mut state = self.state();
-        state.queue.ended(job);
-        state.running.remove(&job);
-        drop(state);
-        self.start();
+    fn is_banned(&self) -> bool {
+        let banned = *self.banned.lock().unwrap_or_else(PoisonError::into_inner);
+        banned.is_some_and(|until| until > Instant::now())
     }
 
     /// Reads blocks that follow each other, each handed on as it comes.
-    async fn run(&self, job: Job, wants: Vec<Want>) {
+    async fn run(&self, job: Job) {
         let reader = Reader { inner: self, number: NEXT_READER.fetch_add(1, Ordering::Relaxed) };
-        for want in wants {
+        for want in self.desk.left(job) {
             // Nobody may want it any more by now.
-            if self.state().queue.is_left(job, &want.id) {
+            if self.desk.is_left(job, &want.id) {
                 let block = reader.read(&want).await;
-                self.answer(job, &want.id, block);
+                self.desk.answer(job, &self.id, &want.id, block);
             }
-        }
-    }
-
-    fn answer(&self, job: Job, id: &ContentId, result: Result<Block, SourceError>) {
-        let mut state = self.state();
-        if !state.queue.is_left(job, id) {
-            return;
-        }
-        state.queue.answered(job, id);
-        let to = state.routes.remove(id);
-        drop(state);
-        if let Some((_, to)) = to {
-            // The download may have ended.
-            let _ = to.send(Reply { source: self.id.clone(), id: *id, result });
         }
     }
 
@@ -199,7 +143,7 @@ impl Reader<'_> {
     async fn read(&self, want: &Want) -> Result<Block, SourceError> {
         let Inner { file, torrents, uses, .. } = self.inner;
         let range = self.inner.bytes_of(want).ok_or(Permanent::NotFound)?;
-        if self.inner.state().banned.is_some_and(|until| until > Instant::now()) {
+        if self.inner.is_banned() {
             return Err(Permanent::Rejected("it gave wrong bytes".to_owned()).into());
         }
         let _passage = uses.enter(file, Direction::Swarm).ok_or(Transient::Busy)?;
