@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Serialize};
 
-use super::{NetworkSettings, Size, Span, Timeout};
+use super::{NetworkSettings, Size, Span, Timeout, units::as_text};
 use crate::node::{Limits, TorrentOptions};
 
 /// Section `[torrent]`.
@@ -160,23 +160,6 @@ impl fmt::Display for TorrentProxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.as_deref().unwrap_or_default())
     }
-}
-
-/// Read and written as text.
-macro_rules! as_text {
-    ($($name:ty),*) => {$(
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                String::deserialize(from)?.parse().map_err(D::Error::custom)
-            }
-        }
-    )*};
 }
 
 as_text!(Tracker, TorrentProxy);
