@@ -132,7 +132,7 @@ impl Torrents {
 impl Active {
     /// Fills in what the session knows.
     fn describe(&self, status: &mut TorrentStatus) {
-        status.bytes = self.pieces().bytes_here((0..status.total).into());
+        status.bytes = self.pieces().all_here();
         status.received = self.pieces().received();
         status.cid = self.files().published().map(|published| published.source.root);
         let (live, peers) = self.is_live();

@@ -208,6 +208,16 @@ impl Metainfo {
         ByteRange::new(start, (start + len).min(self.len))
     }
 
+    /// The files that bytes of the torrent lie in, by their numbers, each with those that do.
+    pub fn parts(&self, bytes: ByteRange) -> impl Iterator<Item = (u32, &FileEntry, ByteRange)> {
+        let first = self.files.partition_point(|file| file.range.end <= bytes.start);
+        let rest = self.files.get(first..).unwrap_or_default();
+        let rest = (u32::try_from(first).unwrap_or(u32::MAX)..).zip(rest);
+        let within = rest.take_while(move |(_, file)| file.range.start < bytes.end);
+        let cut = within.map(move |(number, file)| (number, file, file.range.intersect(bytes)));
+        cut.filter(|(.., part)| !part.is_empty())
+    }
+
     /// A node of its tree.
     pub fn node(&self, node: u32) -> Option<&TreeNode> {
         self.tree.get(node as usize)

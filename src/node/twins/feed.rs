@@ -67,13 +67,6 @@ impl EngineFeed {
         self.useless.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The files that bytes of the torrent lie in, each with its bytes among those of the torrent.
-    fn parts(&self, bytes: ByteRange) -> impl Iterator<Item = (u32, FileKind, ByteRange)> + '_ {
-        let files = (0..).zip(&self.torrent.files);
-        let within = files.filter(move |(_, file)| !file.range.intersect(bytes).is_empty());
-        within.map(|(number, file)| (number, file.kind, file.range))
-    }
-
     async fn read_file(
         &self,
         number: u32,
@@ -117,13 +110,13 @@ impl Feed for EngineFeed {
     /// Nothing of a file whose content is fetched from the torrent.
     fn has(&self) -> RangeSet {
         let mut has = RangeSet::new();
-        for (number, kind, at) in self.parts(ByteRange::new(0, self.torrent.len)) {
+        for (number, file, at) in self.torrent.parts(ByteRange::new(0, self.torrent.len)) {
             let known = || {
                 let (_, place) = self.feeder.twin(&self.torrent, number)?;
                 let useful = !self.useless().contains(&number);
                 (useful && self.feeder.swarms.is_free_for_engine(&place)).then_some(())
             };
-            if kind == FileKind::Padding || known().is_some() {
+            if file.kind == FileKind::Padding || known().is_some() {
                 has.insert(at);
             }
         }
@@ -133,13 +126,12 @@ impl Feed for EngineFeed {
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes, FeedError>> {
         async move {
             let mut whole = BytesMut::new();
-            for (number, kind, at) in self.parts(range) {
-                let bytes = at.intersect(range);
-                if kind == FileKind::Padding {
+            for (number, file, bytes) in self.torrent.parts(range) {
+                if file.kind == FileKind::Padding {
                     let end = whole.len() as u64 + bytes.len();
                     whole.resize(usize::try_from(end).unwrap_or(usize::MAX), 0);
                 } else {
-                    whole.extend_from_slice(&self.read_file(number, at, bytes).await?);
+                    whole.extend_from_slice(&self.read_file(number, file.range, bytes).await?);
                 }
             }
             Ok(whole.freeze())

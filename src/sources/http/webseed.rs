@@ -168,16 +168,6 @@ impl Webseed {
             _ => Err(told(refusal(&answer))),
         }
     }
-
-    /// The files that bytes of the torrent lie in, each with those that do.
-    fn parts(&self, bytes: ByteRange) -> Vec<(usize, ByteRange)> {
-        let files = &self.torrent.files;
-        let first = files.partition_point(|file| file.range.end <= bytes.start);
-        let rest = files.iter().enumerate().skip(first);
-        let within = rest.take_while(|(_, file)| file.range.start < bytes.end);
-        let cut = within.map(|(number, file)| (number, file.range.intersect(bytes)));
-        cut.filter(|(_, part)| !part.is_empty()).collect()
-    }
 }
 
 impl Feed for Webseed {
@@ -191,7 +181,8 @@ impl Feed for Webseed {
 
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes, FeedError>> {
         async move {
-            let parts = self.parts(range);
+            let parts = self.torrent.parts(range);
+            let parts: Vec<_> = parts.map(|(file, _, part)| (file as usize, part)).collect();
             if let [(file, part)] = parts[..] {
                 return self.read_file(file, part).await;
             }

@@ -192,3 +192,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn bytes_of_a_torrent_lie_in_the_files_that_hold_them() {
+    let names: [&[&[u8]]; 3] = [&[b"a"], &[b"b"], &[b"c"]];
+    let metainfo = Metainfo::parse(&described(&names.map(|name| (name, "")))).unwrap();
+    let parts = |start, end| -> Vec<_> {
+        let parts = metainfo.parts(ByteRange::new(start, end));
+        parts.map(|(file, entry, part)| (file, entry.range.start, part.start..part.end)).collect()
+    };
+    assert_eq!(parts(0, 30), [(0, 0, 0..10), (1, 10, 10..20), (2, 20, 20..30)]);
+    assert_eq!(parts(19, 21), [(1, 10, 19..20), (2, 20, 20..21)]);
+    assert_eq!(parts(10, 20), [(1, 10, 10..20)]);
+    assert!(parts(10, 10).is_empty() && parts(30, 40).is_empty());
+}
+
+#[test]
+fn what_is_here_in_all_is_the_sum_of_the_pieces() {
+    // 30 bytes in pieces of 16: the last one has 14.
+    let names: [&[&[u8]]; 3] = [&[b"a"], &[b"b"], &[b"c"]];
+    let metainfo = Metainfo::parse(&described(&names.map(|name| (name, "")))).unwrap();
+    let pieces = crate::torrent::pieces::Pieces::new(metainfo.into());
+    assert_eq!(pieces.all_here(), 0);
+    for (bits, len) in [(0x00, 0), (0x80, 16), (0x40, 14), (0xff, 30)] {
+        assert!(pieces.load(vec![bits]));
+        assert_eq!((pieces.all_here(), pieces.bytes_here(ByteRange::new(0, 30))), (len, len));
+    }
+}
