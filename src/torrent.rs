@@ -20,6 +20,7 @@ mod manage;
 mod metainfo;
 mod meter;
 mod pieces;
+mod pins;
 mod policy;
 mod published;
 mod reach;
@@ -36,7 +37,7 @@ mod wire;
 use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 pub use self::{
-    about::ListedTorrent,
+    about::{ListedTorrent, TorrentPin},
     bencode::BencodeError,
     bridge::{Feed, FeedError, Feeder},
     build::{BuildError, InfoBuilder, piece_len_for},

@@ -229,9 +229,9 @@ pub(crate) enum TorrentCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PinCommand {
-    /// Fetch content and keep it
+    /// Fetch content, or a torrent or a part of it, and keep it
     Add {
-        /// CID, with or without a path behind it
+        /// CID, magnet link or info hash, with or without a path behind it
         id: String,
         /// A name for people
         #[arg(long, default_value = "")]
@@ -239,10 +239,10 @@ pub(crate) enum PinCommand {
     },
     /// Stop keeping content; it stays as cache
     Rm {
-        /// CID, with or without a path behind it
+        /// CID, magnet link or info hash, with or without a path behind it
         id: String,
     },
-    /// List what is kept: CID, whether all of it is here, and name. What is incomplete is being fetched
+    /// List what is kept: id, whether all of it is here, and name. What is incomplete is being fetched
     Ls,
 }
 

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    node::{Node, Pin, PublishError, UploadIno},
+    node::{Node, Place, PublishError, UploadIno},
 };
 
 /// Bytes between two lines of progress: enough of them for a smooth bar.
@@ -55,16 +55,18 @@ pub(super) async fn added(
     let Some(name) = path.file_name().map(OsStr::to_owned) else {
         return Err(Failure::invalid("the path has no name"));
     };
-    let entries = match Place::of(&path, node.mountpoint().as_deref()) {
-        Place::Elsewhere => node.uploads().import_reporting(&path, &name, reporter(tell)).await?,
-        Place::Around(mountpoint) if mountpoint == path => return Err(Failure::invalid(WHOLE)),
-        Place::Around(mountpoint) => {
+    let entries = match Position::of(&path, node.mountpoint().as_deref()) {
+        Position::Elsewhere => {
+            node.uploads().import_reporting(&path, &name, reporter(tell)).await?
+        }
+        Position::Around(mountpoint) if mountpoint == path => return Err(Failure::invalid(WHOLE)),
+        Position::Around(mountpoint) => {
             let mount = mountpoint.display();
             return Err(Failure::invalid(format!(
                 "it holds the mountpoint {mount}: publish the parts beside it one by one"
             )));
         }
-        Place::Under(names) => vec![(keep(node, &names).await?, name.display().to_string())],
+        Position::Under(names) => vec![(keep(node, &names).await?, name.display().to_string())],
     };
     let entries = entries.into_iter().map(|(cid, name)| AddedEntry { cid, name }).collect();
     Ok(Added { entries })
@@ -90,7 +92,7 @@ fn reporter(tell: impl Fn(AddLine) + Send + Sync) -> impl Fn(u64, u64, u64) + Se
 
 /// Where a path lies beside the daemon's own mount.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Position {
     Elsewhere,
     /// The mount is a part of it.
     Around(PathBuf),
@@ -98,7 +100,7 @@ pub(super) enum Place {
     Under(Vec<OsString>),
 }
 
-impl Place {
+impl Position {
     pub(super) fn of(path: &Path, mountpoint: Option<&Path>) -> Self {
         let Some(mountpoint) = mountpoint else { return Self::Elsewhere };
         match path.strip_prefix(mountpoint) {
@@ -133,9 +135,10 @@ async fn keep(node: &Node, names: &[OsString]) -> Result<ContentId, Failure> {
     let found = node.walk(&root, below.join(OsStr::new("/"))).await?;
     let name = below.last().map_or_else(|| root.to_string(), |name| name.display().to_string());
     // A name that somebody gave it is a better one.
-    let name = name_of(node, &found.id)?.filter(|name| !name.is_empty()).unwrap_or(name);
+    let place = Place::Content { root: found.id, id: found.id };
+    let name = name_of(node, place).await?.filter(|name| !name.is_empty()).unwrap_or(name);
     // What is announced is here, and stays.
-    pinned(node, Pin { root: found.id, name }).await?;
+    pinned(node, place, name).await?;
     node.net().announce(&found.id)?;
     Ok(found.id)
 }
@@ -155,13 +158,16 @@ mod tests {
     #[test]
     fn paths_beside_the_mount_are_told_from_those_in_and_around_it() {
         let mount = Some(Path::new("/mnt/chiral"));
-        let place = |path: &str| Place::of(Path::new(path), mount);
-        assert_eq!(place("/home/a"), Place::Elsewhere);
-        assert_eq!(place("/mnt/chiral2"), Place::Elsewhere);
-        assert_eq!(place("/mnt/chiral/upload/a"), Place::Under(vec!["upload".into(), "a".into()]));
+        let place = |path: &str| Position::of(Path::new(path), mount);
+        assert_eq!(place("/home/a"), Position::Elsewhere);
+        assert_eq!(place("/mnt/chiral2"), Position::Elsewhere);
+        assert_eq!(
+            place("/mnt/chiral/upload/a"),
+            Position::Under(vec!["upload".into(), "a".into()])
+        );
         for around in ["/mnt", "/mnt/chiral", "/"] {
-            assert_eq!(place(around), Place::Around("/mnt/chiral".into()));
+            assert_eq!(place(around), Position::Around("/mnt/chiral".into()));
         }
-        assert_eq!(Place::of(Path::new("/mnt/chiral/x"), None), Place::Elsewhere);
+        assert_eq!(Position::of(Path::new("/mnt/chiral/x"), None), Position::Elsewhere);
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{
     ErrorCode, Failure, ImportLine, ImportRequest, Reference,
-    add::Place,
+    add::Position,
     content::{Trailing, body_of},
     server::{App, line_of, ndjson},
 };
@@ -48,7 +48,7 @@ pub(super) async fn import(
         return Err(Failure::invalid(format!("{}: the path is not absolute", path.display())));
     }
     // A thread of the daemon that reads its own mount may wait for itself.
-    if let Place::Under(_) = Place::of(&path, app.node.mountpoint().as_deref()) {
+    if let Position::Under(_) = Position::of(&path, app.node.mountpoint().as_deref()) {
         let shown = path.display();
         return Err(Failure::invalid(format!(
             "{shown} lies in the mount of this daemon; pipe it in: `chiral store import - < {shown}`"

@@ -14,14 +14,24 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    node::{DownloadError, Node, NodeError, Pin},
+    node::{DownloadError, Node, NodeError, PinState, Place},
 };
 
 /// A line for each so many bytes is enough for a smooth bar.
 const PROGRESS_STEP: u64 = 8 << 20;
 
 pub(super) async fn pins(State(app): State<App>) -> Result<Json<Vec<PinRow>>, Failure> {
-    Ok(Json(app.node.pins()?.into_iter().map(PinRow::from).collect()))
+    Ok(Json(rows(&app.node, |_| true).await?))
+}
+
+/// The pins that are wanted. What of a torrent is here is looked up on the disk.
+async fn rows(
+    node: &Node,
+    wanted: impl Fn(&PinState) -> bool + Send + 'static,
+) -> Result<Vec<PinRow>, Failure> {
+    let inside = node.clone();
+    let pins = joined(node.tasks().blocking("list pins", move || inside.all_pins()).await)??;
+    Ok(pins.into_iter().filter(wanted).map(PinRow::from).collect())
 }
 
 /// Pins and waits until everything is here; a client that leaves does not end the fetching.
@@ -29,29 +39,29 @@ pub(super) async fn pin(
     State(app): State<App>,
     Asked(request): Asked<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
-    let root = target(&app.node, &request.id.parse()?).await?;
+    let place = place(&app.node, &request.id.parse()?).await?;
     // One that is asked for again to see it complete keeps the name that it has.
     let name = match request.name.is_empty() {
-        true => name_of(&app.node, &root)?.unwrap_or_default(),
+        true => name_of(&app.node, place).await?.unwrap_or_default(),
         false => request.name,
     };
-    let pin = Pin { root, name };
-    pinned(&app.node, pin.clone()).await?;
-    Ok(Json(PinRow { cid: root, name: pin.name, complete: true }))
+    pinned(&app.node, place, name).await?;
+    let row = rows(&app.node, move |pin| pin.place == place).await?.pop();
+    row.map(Json).ok_or_else(|| Failure::invalid("it was unpinned meanwhile"))
 }
 
 /// The name under which something is pinned.
-pub(super) fn name_of(node: &Node, root: &ContentId) -> Result<Option<String>, Failure> {
-    let pins = node.store().pins()?;
-    Ok(pins.into_iter().find(|pin| pin.root == *root).map(|pin| pin.name))
+pub(super) async fn name_of(node: &Node, place: Place) -> Result<Option<String>, Failure> {
+    let row = rows(node, move |pin| pin.place == place).await?.pop();
+    Ok(row.map(|row| row.name))
 }
 
 /// Pins and fetches in a task of its own, which ends with the node.
-pub(super) async fn pinned(node: &Node, pin: Pin) -> Result<(), Failure> {
+pub(super) async fn pinned(node: &Node, place: Place, name: String) -> Result<(), Failure> {
     let (inside, cancelled) = (node.clone(), node.tasks().cancelled());
     let fetch = async move {
         tokio::select! {
-            fetched = inside.pin(pin) => fetched,
+            fetched = inside.pin_to_end(place, name) => fetched,
             () = cancelled => Err(DownloadError::Closed.into()),
         }
     };
@@ -62,8 +72,19 @@ pub(super) async fn unpin(
     State(app): State<App>,
     Target(reference): Target,
 ) -> Result<Json<Unpinned>, Failure> {
-    let root = target(&app.node, &reference).await?;
-    Ok(Json(Unpinned { removed: app.node.unpin(&root)? }))
+    let place = place(&app.node, &reference).await?;
+    Ok(Json(Unpinned { removed: app.node.protocol(&place).unpin(&place).await? }))
+}
+
+/// Where a reference leads; without a path nobody is asked. The root of a content's path is the content itself.
+async fn place(node: &Node, reference: &Reference) -> Result<Place, Failure> {
+    if reference.path.is_empty() {
+        return Ok(node.place(&reference.root)?);
+    }
+    Ok(match node.walk_to(&reference.root, &reference.path).await?.0 {
+        Place::Content { id, .. } => Place::Content { root: id, id },
+        place @ Place::Torrent { .. } => place,
+    })
 }
 
 pub(super) async fn provide(

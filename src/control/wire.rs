@@ -205,8 +205,12 @@ pub struct PinRequest {
 /// A pin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinRow {
-    /// The root.
-    pub cid: ContentId,
+    /// The id that leads to it, with the names that lead there from it: `ID[/path]`.
+    pub id: String,
+    /// Its CID, where it is content of IPFS.
+    pub cid: Option<ContentId>,
+    /// The info hash of its torrent, where it is in one.
+    pub infohash: Option<String>,
     /// A name for people.
     pub name: String,
     /// Whether all of it is here; else it is being fetched.
@@ -214,8 +218,15 @@ pub struct PinRow {
 }
 
 impl From<PinState> for PinRow {
-    fn from(PinState { pin, complete }: PinState) -> Self {
-        Self { cid: pin.root, name: pin.name, complete }
+    fn from(PinState { place, path, name, complete }: PinState) -> Self {
+        let cid = place.content().copied();
+        let infohash = place.torrent().map(|hash| hash.to_string());
+        let root = cid.map(|cid| cid.to_string()).or_else(|| infohash.clone()).unwrap_or_default();
+        let id = match path.as_os_str().is_empty() {
+            true => root,
+            false => format!("{root}/{}", path.display()),
+        };
+        Self { id, cid, infohash, name, complete }
     }
 }
 

@@ -6,12 +6,13 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 
 use super::{
-    Child, Children, Described, Here, Known, Node, NodeError, OpenFile, Place, Protocol, Resolved,
-    Root,
+    Child, Children, Described, Here, Known, Node, NodeError, OpenFile, PinState, Place, Protocol,
+    Resolved, Root,
 };
 use crate::{
     content::{ByteRange, Codec, ContentId, Entry, EntryKind, NodeKind},
     download::{FileHandle, ReaderId},
+    store::Pin,
     torrent::Cached,
 };
 
@@ -151,6 +152,23 @@ impl Protocol for Node {
 
     fn here_at(&self, place: &Place) -> Result<Here, NodeError> {
         self.here(ids(place)?.1)
+    }
+
+    fn pin(&self, place: &Place, name: String) -> Result<(), NodeError> {
+        let (_, id) = ids(place)?;
+        Ok(self.store().pin(Pin { root: *id, name })?)
+    }
+
+    fn unpin<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<bool, NodeError>> {
+        async move { self.unpin_content(ids(place)?.1) }.boxed()
+    }
+
+    fn pins(&self) -> Result<Vec<PinState>, NodeError> {
+        self.pinned_contents()
+    }
+
+    fn fetch<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(), NodeError>> {
+        async move { self.fetch_content(ids(place)?.1).await }.boxed()
     }
 
     /// Blocks are given to whoever asks; this tells the DHT of them.

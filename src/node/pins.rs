@@ -1,10 +1,10 @@
 //! What is kept: fetching it to its end, also after a restart, and knowing what is complete.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use futures::StreamExt;
 
-use super::{Node, NodeError};
+use super::{Node, NodeError, Place};
 use crate::{
     content::ContentId,
     download::Strategy,
@@ -26,46 +26,60 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinState {
     /// What is kept.
-    pub pin: Pin,
+    pub place: Place,
+    /// The names that lead to it from its id; of a content, which has an id of its own, none.
+    pub path: PathBuf,
+    /// A name for people.
+    pub name: String,
     /// Whether all of it is here.
     pub complete: bool,
 }
 
 impl Node {
-    /// Keeps a root and waits until all of it is here. The pin stays when that fails: it is fetched again later, also
-    /// by the next process.
+    /// Keeps a file, or a directory with all below it, and waits until all of it is here. The pin stays when that fails:
+    /// it is fetched again later, also by the next process.
     ///
     /// # Errors
-    /// When somebody has to wait too long for a part, or the store cannot write.
-    pub async fn pin(&self, pin: Pin) -> Result<(), NodeError> {
-        let root = pin.root;
-        self.store().pin(pin)?;
-        let fetched = self.fetch_pin(&root).await;
+    /// When somebody has to wait too long for a part, or the disk fails.
+    pub async fn pin_to_end(&self, place: Place, name: String) -> Result<(), NodeError> {
+        let protocol = self.protocol(&place);
+        protocol.pin(&place, name)?;
+        let fetched = protocol.fetch(&place).await;
         if fetched.is_err() {
             self.inner.pins_to_fetch.notify_one();
         }
         fetched
     }
 
-    /// Stops keeping a root; whether it was kept.
+    /// All pins, of all protocols.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn all_pins(&self) -> Result<Vec<PinState>, NodeError> {
+        let mut all = Vec::new();
+        for protocol in self.protocols() {
+            all.extend(protocol.pins()?);
+        }
+        Ok(all)
+    }
+
+    /// Stops keeping a content; whether it was kept.
     ///
     /// # Errors
     /// When the store cannot write.
-    pub fn unpin(&self, root: &ContentId) -> Result<bool, NodeError> {
+    pub(super) fn unpin_content(&self, root: &ContentId) -> Result<bool, NodeError> {
         let removed = self.store().unpin(root)?;
         self.complete_pins()?.remove(&key(root))?;
         Ok(removed)
     }
 
-    /// All pins.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn pins(&self) -> Result<Vec<PinState>, NodeError> {
+    /// The contents that are kept.
+    pub(super) fn pinned_contents(&self) -> Result<Vec<PinState>, NodeError> {
         let complete = self.complete_pins()?;
-        let state = |pin: Pin| {
-            let complete = complete.get(&key(&pin.root))?.is_some();
-            Ok(PinState { pin, complete })
+        let state = |Pin { root, name }| {
+            let complete = complete.get(&key(&root))?.is_some();
+            let place = Place::Content { root, id: root };
+            Ok(PinState { place, path: PathBuf::new(), name, complete })
         };
         self.store().pins()?.into_iter().map(state).collect()
     }
@@ -85,9 +99,9 @@ impl Node {
         let mut wait = FIRST_WAIT;
         loop {
             let missing = self.missing_pins();
-            let all = futures::stream::iter(&missing).for_each_concurrent(AT_ONCE, async |root| {
-                if let Err(error) = self.fetch_pin(root).await {
-                    tracing::info!(%root, %error, "a pin is not complete; it is tried again");
+            let all = futures::stream::iter(&missing).for_each_concurrent(AT_ONCE, async |place| {
+                if let Err(error) = self.protocol(place).fetch(place).await {
+                    tracing::info!(?place, %error, "a pin is not complete; it is tried again");
                 }
             });
             all.await;
@@ -101,9 +115,9 @@ impl Node {
         }
     }
 
-    fn missing_pins(&self) -> Vec<ContentId> {
-        match self.pins() {
-            Ok(pins) => pins.into_iter().filter(|p| !p.complete).map(|p| p.pin.root).collect(),
+    fn missing_pins(&self) -> Vec<Place> {
+        match self.all_pins() {
+            Ok(pins) => pins.into_iter().filter(|p| !p.complete).map(|p| p.place).collect(),
             Err(error) => {
                 tracing::warn!(%error, "the pins cannot be read");
                 Vec::new()
@@ -111,7 +125,8 @@ impl Node {
         }
     }
 
-    async fn fetch_pin(&self, root: &ContentId) -> Result<(), NodeError> {
+    /// Fetches a content to its end.
+    pub(super) async fn fetch_content(&self, root: &ContentId) -> Result<(), NodeError> {
         self.engine().fetch(root, Strategy::RarestFirst).await?;
         Ok(self.note_complete(root)?)
     }

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{Here, Node, NodeError, Root, reading::next_reader};
+use super::{Here, Node, NodeError, PinState, Root, reading::next_reader};
 use crate::{
     content::{ByteRange, Codec, ContentId, InfoHash, Metadata, NodeKind},
     download::ReaderId,
@@ -157,6 +157,20 @@ pub trait Protocol: Send + Sync {
     /// # Errors
     /// When the disk fails.
     fn here_at(&self, place: &Place) -> Result<Here, NodeError>;
+    /// Keeps a file, or a directory with all below it, from now on. `name` is for people.
+    ///
+    /// # Errors
+    /// When it does not exist, or the disk fails.
+    fn pin(&self, place: &Place, name: String) -> Result<(), NodeError>;
+    /// Stops keeping it; whether it was kept.
+    fn unpin<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<bool, NodeError>>;
+    /// All that is kept, with whether all of it is here. May wait for the disk.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn pins(&self) -> Result<Vec<PinState>, NodeError>;
+    /// Fetches a file, or a directory with all below it, to its end.
+    fn fetch<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(), NodeError>>;
     /// Gives it to others from now on; a link that leads to it.
     fn seed<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<String, NodeError>>;
 }

@@ -10,11 +10,10 @@ use std::{
 use bytes::BytesMut;
 use tokio::sync::mpsc;
 
-use super::{Node, NodeError};
+use super::{Node, NodeError, Place};
 use crate::{
     content::{ContentId, InfoHash, NodeKind},
     download::DownloadError,
-    store::Pin,
     torrent::{BuildError, InfoBuilder, Magnet, Source, TorrentError, piece_len_for},
 };
 
@@ -95,9 +94,9 @@ impl Node {
         }
         let pinned = !self.store().pins()?.iter().any(|pin| pin.root == root);
         let made = async {
-            let pin = Pin { root, name: name.to_string_lossy().into_owned() };
             if pinned {
-                self.pin(pin).await?;
+                let place = Place::Content { root, id: root };
+                self.pin_to_end(place, name.to_string_lossy().into_owned()).await?;
             }
             self.described(root, name.clone(), pinned, automatic).await
         };
@@ -105,7 +104,7 @@ impl Node {
             Ok(made) => made,
             Err(error) => {
                 if pinned {
-                    self.unpin(&root)?;
+                    self.unpin_content(&root)?;
                 }
                 return Err(error);
             }
@@ -216,7 +215,7 @@ impl Node {
                 let other = Source { pinned: true, ..other };
                 Ok(self.torrents().change_source(metainfo.hash, &other)?)
             }
-            None => self.unpin(&source.root).map(drop),
+            None => self.unpin_content(&source.root).map(drop),
         }
     }
 

@@ -5,12 +5,16 @@ use std::{ffi::OsStr, fs::File, sync::Arc};
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 
-use super::{Child, Children, Described, Here, Known, NodeError, OpenFile, Place, Protocol, Root};
+use super::{
+    Child, Children, Described, Here, Known, NodeError, OpenFile, PinState, Place, Protocol, Root,
+    reading::next_reader,
+};
 use crate::{
     content::{ByteRange, InfoHash, Metadata, NodeKind},
     download::ReaderId,
     torrent::{
-        Cached, FileKind, Metainfo, TorrentError, TorrentFile, Torrents, TreeKind, TreeNode,
+        Cached, FileKind, Metainfo, TorrentError, TorrentFile, TorrentPin, Torrents, TreeKind,
+        TreeNode,
     },
 };
 
@@ -86,19 +90,6 @@ fn file_at(metainfo: &Metainfo, node: u32) -> Result<u32, NodeError> {
         TreeKind::File(file) => Ok(file),
         TreeKind::Directory(_) => Err(TorrentError::IsADirectory(metainfo.hash).into()),
     }
-}
-
-/// All files at and below a node.
-fn files_below(metainfo: &Metainfo, node: u32) -> Vec<u32> {
-    let (mut files, mut left) = (Vec::new(), vec![node]);
-    while let Some(node) = left.pop() {
-        match metainfo.node(node).map(|node| &node.what) {
-            Some(TreeKind::File(file)) => files.push(*file),
-            Some(TreeKind::Directory(names)) => left.extend(names.values()),
-            None => {}
-        }
-    }
-    files
 }
 
 /// Asks what is known of a torrent.
@@ -197,7 +188,7 @@ impl Protocol for Torrents {
         };
         node_of(&metainfo, node)?;
         let mut sum = Cached { complete: true, ..Cached::default() };
-        for number in files_below(&metainfo, node) {
+        for number in metainfo.files_below(node) {
             let Some(file) = self.file_now(hash, number).transpose()? else { continue };
             let cached = file.cached();
             sum.bytes += cached.bytes;
@@ -220,6 +211,38 @@ impl Protocol for Torrents {
             (false, true) => Here::Part,
             (false, false) => Here::Nothing,
         })
+    }
+
+    fn pin(&self, place: &Place, name: String) -> Result<(), NodeError> {
+        let (hash, node) = ids(place)?;
+        Ok(Self::pin(self, hash, TorrentPin { node, name })?)
+    }
+
+    fn unpin<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<bool, NodeError>> {
+        async move {
+            let (hash, node) = ids(place)?;
+            Ok(Self::unpin(self, hash, node).await?)
+        }
+        .boxed()
+    }
+
+    fn pins(&self) -> Result<Vec<PinState>, NodeError> {
+        let state = |(hash, pin): (InfoHash, TorrentPin)| {
+            let place = Place::Torrent { hash, node: pin.node };
+            let known = self.metainfo_now(hash).and_then(Result::ok);
+            let path = known.map(|metainfo| metainfo.path_of(pin.node)).unwrap_or_default();
+            let complete = self.here_at(&place)? == Here::All;
+            Ok(PinState { place, path, name: pin.name, complete })
+        };
+        Self::pins(self).into_iter().map(state).collect()
+    }
+
+    fn fetch<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<(), NodeError>> {
+        async move {
+            let (hash, node) = ids(place)?;
+            Ok(Self::fetch(self, hash, node, next_reader().0).await?)
+        }
+        .boxed()
     }
 
     fn seed<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<String, NodeError>> {

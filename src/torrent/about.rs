@@ -32,6 +32,17 @@ pub(super) struct About {
     pub(super) file: String,
     /// The link that it is known by, as long as nobody gave its description.
     pub(super) magnet: Option<String>,
+    /// What of it is kept.
+    pub(super) pins: Vec<TorrentPin>,
+}
+
+/// A file or directory of a torrent that is fetched to its end and kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TorrentPin {
+    /// The node of its tree; 0 is all of it.
+    pub node: u32,
+    /// A name for people.
+    pub name: String,
 }
 
 impl About {

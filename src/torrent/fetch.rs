@@ -1,7 +1,7 @@
 //! A torrent in the librqbit session: taken up, set going, and told what is read.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::SeekFrom,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -71,8 +71,8 @@ impl Fetch {
         peers.extend(torrents.searches().take_seen(hash));
         let options = AddTorrentOptions {
             paused: true,
-            // What is read is fetched, and nothing else.
-            only_files: Some(Vec::new()),
+            // What is read or kept is fetched, and nothing else.
+            only_files: Some(torrents.pinned_files(active.metainfo()).into_iter().collect()),
             overwrite: true,
             // Not used by our storage, but asked for.
             output_folder: Some(hash.to_string()),
@@ -182,6 +182,11 @@ impl Fetch {
             }
             _ => None,
         })
+    }
+
+    /// Has exactly these files fetched besides what is read.
+    pub(super) async fn select(&self, files: HashSet<usize>) -> Result<(), TorrentError> {
+        self.session.update_only_files(&self.torrent, &files).await.map_err(failed)
     }
 
     /// Has what stands from `at` on in a file fetched before everything else.

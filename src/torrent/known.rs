@@ -88,11 +88,11 @@ impl Known {
                 Some(about) if described => {
                     guard(&self.listing).put(hash, about, "");
                 }
-                Some(About { magnet: Some(magnet), link, .. }) => {
+                Some(About { magnet: Some(magnet), link, pins, .. }) => {
                     let Ok(said) = magnet.parse::<Magnet>() else { continue };
                     let name = said.name.clone().unwrap_or_default();
                     self.learn(&said);
-                    let about = About { magnet: Some(magnet), link, ..About::default() };
+                    let about = About { magnet: Some(magnet), link, pins, ..About::default() };
                     guard(&self.listing).put(hash, about, &shown(&name));
                 }
                 Some(_) => {}

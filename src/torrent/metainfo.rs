@@ -1,13 +1,12 @@
 //! What a torrent consists of: the description that a `.torrent` file or a peer gives, checked.
 
-use std::{
-    collections::BTreeMap,
-    ffi::{OsStr, OsString},
-    os::unix::ffi::OsStringExt,
-};
+mod tree;
+
+use std::{collections::BTreeMap, ffi::OsString, os::unix::ffi::OsStringExt};
 
 use sha1::{Digest, Sha1};
 
+pub use self::tree::{TreeKind, TreeNode};
 use super::{
     bencode::{self, BencodeError, Dict, Value},
     magnet::Magnet,
@@ -86,24 +85,6 @@ pub struct FileEntry {
     pub range: ByteRange,
     /// What it is.
     pub kind: FileKind,
-}
-
-/// A file or directory of a torrent's tree; the root is node 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TreeNode {
-    /// The directory that it is in; the root's own for the root.
-    pub parent: u32,
-    /// What it is.
-    pub what: TreeKind,
-}
-
-/// What a node of a torrent's tree is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TreeKind {
-    /// A directory: the nodes by their names.
-    Directory(BTreeMap<OsString, u32>),
-    /// A file, by its number in [`Metainfo::files`].
-    File(u32),
 }
 
 /// A torrent's description. Immutable, as its hash is.
@@ -216,34 +197,6 @@ impl Metainfo {
         let within = rest.take_while(move |(_, file)| file.range.start < bytes.end);
         let cut = within.map(move |(number, file)| (number, file, file.range.intersect(bytes)));
         cut.filter(|(.., part)| !part.is_empty())
-    }
-
-    /// A node of its tree.
-    pub fn node(&self, node: u32) -> Option<&TreeNode> {
-        self.tree.get(node as usize)
-    }
-
-    /// The names on the way to each file that is shown, by its number.
-    pub fn paths(&self) -> Vec<Option<Vec<&OsStr>>> {
-        let mut paths = vec![None; self.files.len()];
-        let mut left = vec![(0, Vec::new())];
-        while let Some((node, path)) = left.pop() {
-            match self.node(node).map(|node| &node.what) {
-                Some(TreeKind::File(file)) => {
-                    if let Some(place) = paths.get_mut(*file as usize) {
-                        *place = Some(path);
-                    }
-                }
-                Some(TreeKind::Directory(names)) => {
-                    for (name, node) in names {
-                        let below = path.iter().copied().chain([name.as_os_str()]).collect();
-                        left.push((*node, below));
-                    }
-                }
-                None => {}
-            }
-        }
-        paths
     }
 
     /// A link that leads to it.

@@ -12,6 +12,7 @@ use super::*;
 use crate::{content::sha2_256, tasks::Tasks};
 
 mod manage;
+mod pins;
 
 #[path = "../../tests/support/noise.rs"]
 pub(crate) mod bytes_of;

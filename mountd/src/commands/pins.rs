@@ -15,7 +15,7 @@ pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> any
             if json {
                 output::json(&pin)
             } else {
-                Ok(output::line(format_args!("pinned {}", pin.cid))?)
+                Ok(output::line(format_args!("pinned {}", pin.id))?)
             }
         }
         PinCommand::Rm { id } => {
@@ -37,7 +37,7 @@ pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> any
             }
             for pin in pins {
                 let state = if pin.complete { "complete  " } else { "incomplete" };
-                let line = format!("{}  {state}  {}", pin.cid, pin.name);
+                let line = format!("{}  {state}  {}", pin.id, pin.name);
                 output::line(line.trim_end())?;
             }
             Ok(())

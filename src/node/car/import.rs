@@ -162,7 +162,7 @@ impl Pins<'_> {
     fn take_back(&self) {
         for root in &self.made {
             // The first error tells more.
-            let _ = self.node.unpin(root);
+            let _ = self.node.unpin_content(root);
         }
     }
 }

@@ -125,8 +125,8 @@ async fn a_tree_comes_in_whatever_the_order_of_its_blocks_and_goes_out_depth_fir
         assert_eq!((imported.version, imported.roots), (1, vec![root]));
         assert_eq!(imported.blocks, blocks.len() as u64);
         is_whole(&node, &tree);
-        let pins = node.pins().unwrap();
-        assert!(pins.len() == 1 && pins[0].pin.root == tree.root && pins[0].complete);
+        let pins = node.pinned_contents().unwrap();
+        assert!(pins.len() == 1 && pins[0].place.content() == Some(&tree.root) && pins[0].complete);
 
         let exported = export(&node, tree.root).await.unwrap();
         let mut expected = Vec::new();
@@ -154,7 +154,7 @@ async fn a_wrong_block_is_named_and_what_came_before_it_stays_without_its_pin() 
     let said = import(&node, &bad).await.unwrap_err().to_string();
     assert!(said.contains(&last.cid().to_string()), "{said}");
     assert!(said.contains(&format!("at byte {at}:")), "{said} {at}");
-    assert!(node.pins().unwrap().is_empty());
+    assert!(node.pinned_contents().unwrap().is_empty());
     assert!(node.store().block_len(&tree.root).unwrap().is_some());
     assert!(node.store().block_len(last.cid()).unwrap().is_none());
     import(&node, &good).await.unwrap();
@@ -178,7 +178,7 @@ async fn what_is_cut_off_or_broken_off_is_completed_by_the_next_import() {
     let watch = move |done, _| done < len + 10_000;
     let broken = node.import_car(CarInput::Path(path), true, watch).await;
     assert!(matches!(broken, Err(CarFailure::BrokenOff)));
-    assert!(node.pins().unwrap().is_empty());
+    assert!(node.pinned_contents().unwrap().is_empty());
     let object = node.store().object(&tree.big.0).unwrap().unwrap();
     let before = object.present().bytes();
     assert!(before > 0 && !object.is_complete(), "{before}");
@@ -201,13 +201,13 @@ async fn missing_blocks_are_counted_and_come_with_another_archive() {
     let imported = import(&node, &archive(&[tree.root], &rest)).await.unwrap();
     let distinct: HashSet<_> = some.iter().map(|block| *block.cid()).collect();
     assert_eq!(imported.roots[0].missing, distinct.len() as u64);
-    assert!(imported.roots[0].pinned && !node.pins().unwrap()[0].complete);
+    assert!(imported.roots[0].pinned && !node.pinned_contents().unwrap()[0].complete);
     let said = export(&node, tree.root).await.unwrap_err();
     assert!(matches!(said, CarFailure::Missing(_)), "{said}");
     // The second archive has only what was missing, and names the root again.
     let imported = import(&node, &archive(&[tree.root], &some)).await.unwrap();
     assert_eq!(imported.roots[0].missing, 0);
-    assert!(node.pins().unwrap()[0].complete);
+    assert!(node.pinned_contents().unwrap()[0].complete);
     is_whole(&node, &tree);
 }
 
@@ -219,7 +219,7 @@ async fn blocks_without_a_root_are_kept_and_other_codecs_are_not_pinned() {
     let car = archive(&[], &[stray.clone(), stray.clone()]);
     assert_eq!(import(&node, &car).await.unwrap().roots, []);
     let object = node.store().object(stray.cid()).unwrap().unwrap();
-    assert!(object.is_complete() && node.pins().unwrap().is_empty());
+    assert!(object.is_complete() && node.pinned_contents().unwrap().is_empty());
 
     // Roots in dag-cbor, a directory of CIDv0 below them, and blocks in three codecs.
     let fixture = include_bytes!("../../content/tests/car/carv1-basic.car");
@@ -251,7 +251,7 @@ async fn what_is_piped_in_leaves_no_file_behind() {
     }
     assert_eq!(names(), before);
     let imported = node.import_car(CarInput::Spool(spool), false, |_, _| true).await.unwrap();
-    assert!(!imported.roots[0].pinned && node.pins().unwrap().is_empty());
+    assert!(!imported.roots[0].pinned && node.pinned_contents().unwrap().is_empty());
     is_whole(&node, &tree);
     assert_eq!(names(), before);
     let fifo = node.import_car(CarInput::Path("/dev/null".into()), true, |_, _| true).await;

@@ -85,23 +85,23 @@ async fn what_is_seeded_is_kept_until_its_last_torrent_is_removed() {
     // It is not published any more, and still here.
     node.uploads().unlink(crate::publish::UploadIno::ROOT, OsStr::new("film")).unwrap();
     node.store().gc().unwrap();
-    assert_eq!(node.pins().unwrap().len(), 1);
+    assert_eq!(node.pinned_contents().unwrap().len(), 1);
     assert!(node.torrents().text(one).is_ok());
 
     node.remove_torrent(one).await.unwrap();
     node.store().gc().unwrap();
     assert!(node.store().object(&root).unwrap().unwrap().is_complete());
     node.remove_torrent(two).await.unwrap();
-    assert!(node.pins().unwrap().is_empty());
+    assert!(node.pinned_contents().unwrap().is_empty());
     let again = node.remove_torrent(two).await;
     assert!(matches!(again, Err(NodeError::Torrent(TorrentError::NoSuchTorrent(_)))), "{again:?}");
 
     // A pin of the user's stays.
     let root = publish(&node, "other", |path| fs::write(path, b"other").unwrap()).await;
-    node.pin(Pin { root, name: "mine".to_owned() }).await.unwrap();
+    node.pin_to_end(Place::Content { root, id: root }, "mine".to_owned()).await.unwrap();
     let hash = node.seed_content(root, "other".into()).await.unwrap().hash;
     node.remove_torrent(hash).await.unwrap();
-    assert_eq!(node.pins().unwrap().len(), 1);
+    assert_eq!(node.pinned_contents().unwrap().len(), 1);
     node.stop(PATIENCE).await.unwrap();
 }
 
@@ -125,7 +125,7 @@ async fn what_no_torrent_can_be_made_of_is_not_seeded_and_nothing_of_it_is_kept(
     let odd = publish(&node, "odd", odd).await;
     let refused = node.seed_content(odd, "odd".into()).await;
     assert!(matches!(refused, Err(NodeError::Seed(SeedError::Name(_)))), "{refused:?}");
-    assert!(node.pins().unwrap().is_empty() && node.torrents().statuses().is_empty());
+    assert!(node.pinned_contents().unwrap().is_empty() && node.torrents().statuses().is_empty());
     node.stop(PATIENCE).await.unwrap();
 }
 
