@@ -317,7 +317,11 @@ impl Settings {
     pub fn node_options(&self) -> NodeOptions {
         let download = self.download.options();
         NodeOptions {
-            torrent: self.torrent.options(&self.network, download.lookup_timeout),
+            torrent: self.torrent.options(
+                &self.network,
+                self.store.min_free,
+                download.lookup_timeout,
+            ),
             seed_uploads: self.upload.torrent && !self.upload.read_only,
             store: StoreOptions {
                 dir: self.data_dir.clone(),

@@ -24,6 +24,7 @@ mod pins;
 mod policy;
 mod published;
 mod reach;
+mod room;
 mod search;
 mod session;
 mod storage;
@@ -75,6 +76,10 @@ pub struct TorrentOptions {
     pub peers: Vec<SocketAddr>,
     /// Most peers of one torrent.
     pub peer_limit: usize,
+    /// Disk that torrents may take that are neither pinned nor seeded; none: a tenth of it.
+    pub cache_limit: Option<u64>,
+    /// Disk to leave free.
+    pub min_free: u64,
     /// Most bytes per second that are sent.
     pub upload_limit: Option<NonZeroU32>,
     /// Most bytes per second that are received.
@@ -102,6 +107,8 @@ impl Default for TorrentOptions {
             allow_private_addresses: false,
             peers: Vec::new(),
             peer_limit: 128,
+            cache_limit: None,
+            min_free: 1 << 30,
             upload_limit: None,
             download_limit: None,
             proxy: None,

@@ -75,6 +75,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("torrent.upnp", "ask the router to let peers in"),
     ("torrent.dht", "join the public DHT of BitTorrent, unless network.private"),
     (
+        "torrent.cache_limit",
+        "disk that torrents may take that are neither pinned nor seeded: \"auto\" (a tenth of the disk) or a size",
+    ),
+    (
         "torrent.local_discovery",
         "look for peers in the own network by multicast, unless network.private",
     ),

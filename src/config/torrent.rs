@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{NetworkSettings, Size, Span, Timeout, units::as_text};
+use super::{CacheLimit, NetworkSettings, Size, Span, Timeout, units::as_text};
 use crate::node::{Limits, TorrentOptions};
 
 /// Section `[torrent]`.
@@ -35,6 +35,8 @@ pub struct TorrentSettings {
     pub allow_private_addresses: bool,
     /// Most peers of one torrent.
     pub max_peers: NonZeroUsize,
+    /// Disk that torrents may take that are neither pinned nor seeded.
+    pub cache_limit: CacheLimit,
     /// Most bytes per second that are sent; 0: no limit.
     pub upload_limit: Size,
     /// Most bytes per second that are received; 0: no limit.
@@ -60,6 +62,7 @@ impl Default for TorrentSettings {
             trackers: Vec::new(),
             peers: options.peers,
             allow_private_addresses: options.allow_private_addresses,
+            cache_limit: CacheLimit::Auto,
             max_peers: NonZeroUsize::new(options.peer_limit).unwrap_or(NonZeroUsize::MIN),
             upload_limit: limit(options.upload_limit),
             download_limit: limit(options.download_limit),
@@ -76,6 +79,7 @@ impl TorrentSettings {
     pub(super) fn options(
         &self,
         network: &NetworkSettings,
+        min_free: Size,
         lookup_timeout: Duration,
     ) -> TorrentOptions {
         // Below the least one that works nothing would be sent at all.
@@ -94,6 +98,8 @@ impl TorrentSettings {
             allow_private_addresses: self.allow_private_addresses || network.private,
             peers: self.peers.clone(),
             peer_limit: self.max_peers.get(),
+            cache_limit: self.cache_limit.bytes(),
+            min_free: min_free.0,
             upload_limit: limit(self.upload_limit),
             download_limit: limit(self.download_limit),
             proxy: self.proxy.0.clone(),

@@ -220,8 +220,14 @@ impl Node {
     async fn look_for_twins(&self, serve: bool) {
         // Files that cannot be read or taken in would not be the next time either; there is another try with each start.
         let mut tried = HashSet::new();
+        let mut losses = None;
         loop {
-            self.leave_orphans().await;
+            let now = Some(self.torrents().losses());
+            if losses != now {
+                losses = now;
+                tried.clear();
+                self.leave_orphans().await;
+            }
             self.torrents().pieces_came().await;
             tokio::time::sleep(GATHER).await;
             for file in self.torrents().whole_files().into_iter().filter(|_| serve) {
@@ -270,7 +276,7 @@ impl Node {
 
     /// Lets go of the files of torrents that are not here any more.
     async fn leave_orphans(&self) {
-        let torrents = self.torrents().known_torrents().into_iter().collect();
+        let torrents = self.torrents().with_bytes();
         let node = self.clone();
         let leaving = self.tasks().blocking("leave torrents", move || {
             for (place, object) in node.inner.twins.orphans(&torrents) {

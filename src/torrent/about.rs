@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::known::write_whole;
 use crate::content::InfoHash;
 
-const ABOUT: &str = "about.json";
+/// The file in the folder of a torrent that says it.
+pub(super) const ABOUT: &str = "about.json";
 /// Longest name without its ending; some filesystems that a listing is copied to take 255 bytes of it.
 const MAX_STEM: usize = 200;
 /// How descriptions end.

@@ -62,6 +62,7 @@ impl TorrentFile {
 
     /// Forgets the window of a reader that closed its handle.
     pub fn close_reader(&self, reader: u64) {
+        self.active.torrents().known().touch(self.hash());
         self.active.close_reader(reader);
     }
 
@@ -85,6 +86,8 @@ impl TorrentFile {
         if entry.range.is_empty() || !self.active.pieces().has(entry.range) {
             return Ok(None);
         }
+        // Its reads go past here.
+        self.active.torrents().known().touch(self.hash());
         let opened = self.active.files().open_read_only(self.file);
         opened.map_err(|e| TorrentError::disk("open", e))
     }

@@ -5,7 +5,10 @@ use std::{
     net::SocketAddr,
     num::NonZeroU32,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,6 +29,9 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How many times that passes between two notes of what is here: at most so much of what has come is forgotten when the
 /// daemon is killed.
 const NOTE_EVERY: u32 = 2;
+
+/// How many times that passes between two looks at how much disk is taken.
+const ROOM_EVERY: u32 = 15;
 
 /// All torrents of this node; clones share them.
 #[derive(Clone, Debug)]
@@ -53,6 +59,7 @@ struct Inner {
     feeders: Mutex<Vec<Arc<dyn Feeder>>>,
     /// Pieces of any torrent came.
     came: Arc<Notify>,
+    losses: AtomicU64,
     active: Mutex<HashMap<InfoHash, Arc<Active>>>,
     /// Whether the notes of the last session were looked at.
     prepared: Mutex<bool>,
@@ -87,6 +94,7 @@ impl Torrents {
             searches: Searches::default(),
             feeders: Mutex::default(),
             came: Arc::default(),
+            losses: AtomicU64::new(0),
             active: Mutex::default(),
             prepared: Mutex::default(),
             session: OnceCell::new(),
@@ -199,6 +207,28 @@ impl Torrents {
         self.guard().values().filter(|active| active.is_managed()).cloned().collect()
     }
 
+    /// Marks one as removed of which nobody but the caller has anything; whether that is so. Under the lock, nobody takes it
+    /// up meanwhile.
+    pub(super) fn retire_idle(&self, active: &Arc<Active>) -> bool {
+        let _all = self.guard();
+        let idle = Arc::strong_count(active) <= 2;
+        if idle {
+            active.set_removed();
+        }
+        idle
+    }
+
+    /// How many torrents have lost what was here of them since the start.
+    pub fn losses(&self) -> u64 {
+        self.inner.losses.load(Ordering::Relaxed)
+    }
+
+    /// What was here of a torrent is gone. Whoever waits for pieces has something to look at, too.
+    pub(super) fn lost(&self) {
+        self.inner.losses.fetch_add(1, Ordering::Relaxed);
+        self.inner.came.notify_one();
+    }
+
     /// Takes a torrent out of those that are taken up.
     pub(super) fn take_active(&self, hash: InfoHash) -> Option<Arc<Active>> {
         self.guard().remove(&hash)
@@ -293,7 +323,7 @@ impl Torrents {
     async fn look_after(&self, session: &Session) {
         let mut limits = self.inner.limits.subscribe();
         limits.mark_changed();
-        let mut round = 0_u32;
+        let (mut round, mut looked_at) = (0_u32, 0);
         loop {
             tokio::select! {
                 // The sender lives as long as this does.
@@ -303,11 +333,19 @@ impl Torrents {
                 }
                 () = tokio::time::sleep(TELL_EVERY) => {}
             }
+            let mut received = 0;
             for active in self.managed() {
                 active.measure();
                 self.tell(&active);
+                received += active.pieces().received();
             }
             round = round.wrapping_add(1);
+            if received != looked_at && round.is_multiple_of(ROOM_EVERY) {
+                looked_at = received;
+                if let Err(error) = self.make_room().await {
+                    tracing::warn!(%error, "the limit of what torrents take does not hold");
+                }
+            }
             if !round.is_multiple_of(NOTE_EVERY) {
                 continue;
             }

@@ -203,6 +203,21 @@ impl Known {
         }
     }
 
+    /// Where everything is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether it was made of what is published here.
+    pub(super) fn is_made_here(&self, hash: InfoHash) -> bool {
+        self.folder(hash).join(SOURCE).exists()
+    }
+
+    /// From now on nothing of its files is believed to be here.
+    pub(super) fn forget_pieces(&self, hash: InfoHash) -> io::Result<()> {
+        remove(&self.bitfield_path(hash))
+    }
+
     /// Where the files of a torrent are.
     pub(super) fn folder(&self, hash: InfoHash) -> PathBuf {
         self.dir.join(hash.to_string())

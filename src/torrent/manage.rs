@@ -171,6 +171,7 @@ impl Torrents {
         let forgotten = self.tasks().blocking("remove a torrent", move || known.forget(hash));
         forgotten.await.map_err(|_| TorrentError::Closed)??;
         self.host().told(TorrentEvent::Removed(hash));
+        self.lost();
         Ok(source)
     }
 

@@ -13,6 +13,7 @@ use crate::{content::sha2_256, tasks::Tasks};
 
 mod manage;
 mod pins;
+mod room;
 
 #[path = "../../tests/support/noise.rs"]
 pub(crate) mod bytes_of;
