@@ -7,7 +7,7 @@ use std::{
     cmp::Reverse, collections::HashSet, fs, io, os::unix::fs::MetadataExt, time::SystemTime,
 };
 
-use super::{TorrentError, Torrents, about::ABOUT, known::Known};
+use super::{TorrentError, TorrentEvent, Torrents, about::ABOUT, known::Known};
 use crate::content::InfoHash;
 
 /// A torrent of which nothing has to stay.
@@ -90,6 +90,9 @@ impl Torrents {
         self.take_active(hash);
         dropped.map_err(|_| TorrentError::Closed)?.map_err(|e| TorrentError::disk("remove", e))?;
         self.lost();
+        if let Ok(status) = self.status(hash) {
+            self.host().told(TorrentEvent::State(status));
+        }
         tracing::info!(%hash, "what was read of a torrent was removed: the cache of torrents is full");
         Ok(true)
     }
