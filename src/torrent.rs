@@ -13,6 +13,7 @@ mod build;
 mod fetch;
 mod file;
 mod handle;
+mod introduce;
 mod known;
 mod listed;
 mod magnet;

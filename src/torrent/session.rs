@@ -16,9 +16,9 @@ use url::Url;
 use super::{Limits, TorrentError, TorrentOptions, known::Known};
 
 /// Size of librqbit's one semaphore. Each open stream holds one of its permits for good, as each disk access and each
-/// torrent that is added does for a moment: at its default of 8 the eighth open file stops everything. Those who open
-/// streams here take at most half.
-const PERMITS: usize = 256;
+/// torrent that is added does for a moment: at its default of 8 the eighth open file stops everything. So it is more
+/// than there are ever reads that wait and torrents that are read, each of which may hold some; it stands for no thread.
+const PERMITS: usize = 1 << 20;
 /// Torrents that are hashed at once when they are taken up.
 const CHECKS: usize = 3;
 /// What other peers see of us.

@@ -9,7 +9,7 @@ use self::seeder::Seeder;
 use crate::harness::{Daemon, PATIENCE, Setup, eventually, noise, sh};
 
 #[path = "../support/seeder.rs"]
-mod seeder;
+pub(crate) mod seeder;
 
 fn setup() -> Setup {
     Setup { args: Vec::new(), config: "[torrent]\nlisten = \"127.0.0.1:0\"\n".to_owned() }
