@@ -411,7 +411,7 @@ impl Active {
                 let hash = self.metainfo.hash;
                 return Err(TorrentError::Stalled { hash, file, range });
             }
-            if wait.start_over_at <= now && fetch.start_over(self).await? {
+            if wait.start_over_at <= now && fetch.start_over(self, wait.last).await? {
                 wait.start_over_at = now + START_OVER * 4;
             }
             if wait.dial_at <= now {

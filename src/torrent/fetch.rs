@@ -10,7 +10,8 @@ use std::{
 };
 
 use librqbit::{
-    AddTorrent, AddTorrentOptions, AddTorrentResponse, ManagedTorrent, ManagedTorrentState, Session,
+    AddTorrent, AddTorrentOptions, AddTorrentResponse, ManagedTorrent, ManagedTorrentState,
+    PeerConnectionOptions, Session,
 };
 use tokio::{io::AsyncSeek, time::Instant};
 
@@ -89,6 +90,10 @@ impl Fetch {
             output_folder: Some(hash.to_string()),
             initial_peers: Some(peers.clone()),
             storage_factory: Some(active.files().factory()),
+            peer_opts: Some(PeerConnectionOptions {
+                read_write_timeout: Some(torrents.options().read_timeout),
+                ..PeerConnectionOptions::default()
+            }),
             ..AddTorrentOptions::default()
         };
         let text = with_trackers(&text, &trackers)?;
@@ -276,14 +281,20 @@ impl Fetch {
         drop(anchor);
     }
 
-    /// Stops and starts it: all pieces that are waited for are asked for anew, of whoever has them. Those that are being
-    /// dialled are better left to connect; where those are gone that were named, they are dialled, which librqbit does
-    /// only ten seconds and then a minute after they hung up. Whether it did.
-    pub(super) async fn start_over(&self, active: &Active) -> Result<bool, TorrentError> {
+    /// Stops and starts it, because nothing has come since a time: all pieces that are waited for are asked for anew, of
+    /// whoever has them. Those that are being dialled are better left to connect, as long as that may take; where those
+    /// are gone that were named, they are dialled, which librqbit does only ten seconds and then a minute after they hung
+    /// up. Whether it did.
+    pub(super) async fn start_over(
+        &self,
+        active: &Active,
+        since: Instant,
+    ) -> Result<bool, TorrentError> {
         let Some(live) = self.torrent.live() else { return Ok(false) };
         let peers = live.stats_snapshot().peer_stats;
-        let gone = !self.introduced().is_empty() && peers.connecting == 0 && peers.queued == 0;
-        if peers.live == 0 && !gone {
+        let dialling = peers.connecting + peers.queued > 0
+            && since.elapsed() < active.torrents().options().connect_timeout;
+        if peers.live == 0 && (dialling || self.introduced().is_empty()) {
             return Ok(false);
         }
         tracing::debug!(

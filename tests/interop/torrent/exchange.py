@@ -69,13 +69,16 @@ def give(scene, table):
 def same_files(info, folder, source):
     """By their numbers: libtorrent writes some names otherwise. A file that is the whole torrent has no path below it."""
     for number, name in enumerate(ordered(source) if source.is_dir() else [None]):
-        wanted = source / name if name else source
         got = pathlib.Path(folder, info.files().file_path(number))
-        if not got.exists():
-            got = pathlib.Path(folder, source.name, name or "")
-        # Some make no empty files.
-        if wanted.stat().st_size or got.exists():
-            expect(f"sha256 of {name}", sha256(got), sha256(wanted))
+        expect(f"sha256 of {name}", sha256(got), sha256(source / name if name else source))
+
+
+def same_bytes(folder, source):
+    """Whatever the names are that transmission gives; it makes no empty files."""
+    def all_of(path):
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and file.stat().st_size]
+        return sorted(sha256(file) for file in files)
+    expect("what came", all_of(folder), all_of(source))
 
 
 def fetch(scene, chiral, client, content, by_link):
@@ -91,23 +94,29 @@ def fetch(scene, chiral, client, content, by_link):
         seconds = be_dialled(chiral, client, source, out, seeded["infohash"])
     else:
         seconds = client.fetch(source, out, chiral.json("status")["torrent_port"])
-    same_files(info, out, content)
+    if isinstance(client, Transmission):
+        same_bytes(out, content)
+    else:
+        same_files(info, out, content)
     run(["rm", "-rf", out])
     size, files = info.total_size(), info.num_files()
     return f"{seconds:.2f} s, {size / seconds / 1e6:.0f} MB/s" if files == 1 else f"{files} files, {seconds:.2f} s"
 
 
 def be_dialled(chiral, client, source, out, infohash):
-    """chiral dials whom its configuration names when a torrent begins to go; who is not ready then is dialled no more."""
+    """chiral dials whom its configuration names when a torrent begins to go; one who hangs up then is dialled no more by who has all.
+    transmission does while it looks at what is there, and once it has the description."""
     client.want(source, out)
 
-    def dial():
-        chiral.cli("torrent", "pause", infohash)
-        chiral.cli("torrent", "resume", infohash)
-        time.sleep(1)
-        return client.has_peers(infohash)
-    until("the connection", dial, 60)
-    seconds, _ = lab.timed(lambda: client.wait(infohash))
+    def complete():
+        if client.has_all(infohash):
+            return True
+        if not client.has_peers(infohash):
+            chiral.cli("torrent", "pause", infohash)
+            chiral.cli("torrent", "resume", infohash)
+            time.sleep(1)
+        return False
+    seconds, _ = lab.timed(lambda: until("transmission's download", complete, every=0.05))
     return seconds
 
 
@@ -115,11 +124,11 @@ def take(scene, table):
     """Each client fetches what chiral seeds, by its link and by its description."""
     transmission = scene.client(Transmission)
     chiral = scene.chiral(f'peers = ["127.0.0.1:{transmission.port}"]')
-    large, _ = scene.contents.large()
     for kind in (Libtorrent, Qbittorrent, Transmission):
+        one, _ = scene.contents.large() if kind is not Transmission else scene.contents.file("small", 32)
         # transmission puts something behind the names of files that are not whole, so that the longest cannot be had.
         odd = scene.contents.odd(more=kind is not Transmission)
-        for what, content, by_link in [("large", large, True), ("odd names", odd, True), ("odd names", odd, False)]:
+        for what, content, by_link in [(f"{one.stat().st_size >> 20} MiB", one, True), ("odd names", odd, True), ("odd names", odd, False)]:
             # Each has it for the first time.
             client = transmission if kind is Transmission else scene.client(kind)
             name = f"{kind.name}, {what}, {'magnet' if by_link else '.torrent'}"

@@ -268,9 +268,6 @@ class Transmission(Program):
     def has_peers(self, infohash):
         return "Peers: connected to 0" not in self.tell("-t", infohash, "-i")
 
-    def wait(self, infohash):
-        until("transmission's download", lambda: self.has_all(infohash), every=0.05)
-
 
 class Btfs(Program):
     """The mount that chiral is measured beside. It does not dial whom a link names: the seed dials it."""
