@@ -13,6 +13,7 @@ mod build;
 mod fetch;
 mod file;
 mod handle;
+mod introduce;
 mod known;
 mod listed;
 mod magnet;
@@ -113,7 +114,8 @@ impl Default for TorrentOptions {
             download_limit: None,
             proxy: None,
             connect_timeout: Duration::from_secs(10),
-            read_timeout: Duration::from_secs(10),
+            // Two minutes are what peers may be silent for, and one that waits for its turn is.
+            read_timeout: Duration::from_secs(130),
             lookup_timeout: Duration::from_secs(30),
         }
     }

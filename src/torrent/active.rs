@@ -411,9 +411,8 @@ impl Active {
                 let hash = self.metainfo.hash;
                 return Err(TorrentError::Stalled { hash, file, range });
             }
-            if wait.start_over_at <= now {
+            if wait.start_over_at <= now && fetch.start_over(self, wait.last).await? {
                 wait.start_over_at = now + START_OVER * 4;
-                fetch.start_over(self).await?;
             }
             if wait.dial_at <= now {
                 wait.dial_at = now + DIAL_AGAIN * 2;
@@ -431,12 +430,12 @@ impl Active {
         waiting: &Waiting<'_>,
     ) -> Result<(), TorrentError> {
         // A place first: a session without one sends peers away that it connects to.
-        if let Err(error) = fetch.want(waiting.reader, file, self.place_of(waiting)).await {
+        if let Err(error) = fetch.want(self, waiting.reader, file, self.place_of(waiting)).await {
             tracing::debug!(%error, "the torrent is looked at anew");
         }
         fetch.go_live(self).await?;
         fetch.feed(self);
-        fetch.want(waiting.reader, file, self.place_of(waiting)).await
+        fetch.want(self, waiting.reader, file, self.place_of(waiting)).await
     }
 
     /// What is to be fetched first for a reader, of whom other reads may wait before this one.

@@ -3,19 +3,24 @@
 use std::{
     collections::{HashMap, HashSet},
     io::SeekFrom,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use librqbit::{
-    AddTorrent, AddTorrentOptions, AddTorrentResponse, ManagedTorrent, ManagedTorrentState, Session,
+    AddTorrent, AddTorrentOptions, AddTorrentResponse, ManagedTorrent, ManagedTorrentState,
+    PeerConnectionOptions, Session,
 };
 use tokio::{io::AsyncSeek, time::Instant};
 
-use super::{TorrentError, active::Active, bridges::Bridges, metainfo::with_trackers};
+use super::{
+    TorrentError, active::Active, bridges::Bridges, introduce::introduce, metainfo::with_trackers,
+};
 
-/// Streams of one torrent. Each is a window of 32 MiB from which librqbit fetches in turn.
+/// Streams of one torrent that are kept for readers who wait for nothing. Each is a window of 32 MiB from which librqbit
+/// fetches in turn.
 const STREAMS: usize = 8;
 
 /// Longest wait for librqbit to see what went wrong, and how often it is looked at.
@@ -34,6 +39,9 @@ pub(super) struct Fetch {
     torrent: Arc<ManagedTorrent>,
     /// Held while it is set going, so that of several readers one does.
     starting: tokio::sync::Mutex<()>,
+    /// Peers that it was taken up with, and those that it knows now besides what it found itself.
+    named: HashSet<SocketAddr>,
+    introduced: Mutex<HashSet<SocketAddr>>,
     /// By the reader. Held for a moment only, never while waiting.
     streams: Mutex<HashMap<u64, Stream>>,
     bridges: Bridges,
@@ -57,6 +65,7 @@ impl Fetch {
         let torrents = active.torrents();
         let session = torrents.session().await?;
         let hash = active.metainfo().hash;
+        torrents.searches().over(hash).await;
         if active.files().published().is_some() {
             // Nothing of it is hashed but what librqbit looks at for a sample.
             let bits = active.pieces().load_all();
@@ -69,26 +78,39 @@ impl Fetch {
         let mut peers = torrents.policy().peers(&magnet.peers);
         peers.extend(&torrents.options().peers);
         peers.extend(torrents.searches().take_seen(hash));
-        let options = AddTorrentOptions {
+        let named: HashSet<_> = peers.iter().copied().collect();
+        let options = || AddTorrentOptions {
             paused: true,
+            // librqbit's own choice is the same for two that are added at once, and one of both would be the other.
+            preferred_id: Some(torrents.next_id()),
             // What is read or kept is fetched, and nothing else.
             only_files: Some(torrents.pinned_files(active.metainfo()).into_iter().collect()),
             overwrite: true,
             // Not used by our storage, but asked for.
             output_folder: Some(hash.to_string()),
-            initial_peers: Some(peers),
+            initial_peers: Some(peers.clone()),
             storage_factory: Some(active.files().factory()),
+            peer_opts: Some(PeerConnectionOptions {
+                read_write_timeout: Some(torrents.options().read_timeout),
+                ..PeerConnectionOptions::default()
+            }),
             ..AddTorrentOptions::default()
         };
         let text = with_trackers(&text, &trackers)?;
-        let added = session.add_torrent(AddTorrent::from_bytes(text), Some(options)).await;
-        let torrent = match added.map_err(failed)? {
-            AddTorrentResponse::Added(_, torrent)
-            | AddTorrentResponse::AlreadyManaged(_, torrent) => torrent,
-            AddTorrentResponse::ListOnly(_) => return Err(TorrentError::Closed),
+        let torrent = loop {
+            let add = AddTorrent::from_bytes(text.clone());
+            match session.add_torrent(add, Some(options())).await.map_err(failed)? {
+                AddTorrentResponse::Added(_, torrent) => break torrent,
+                // One who took it up has left before it was. That one would tell nobody here of its pieces.
+                AddTorrentResponse::AlreadyManaged(id, _) => {
+                    session.delete(id.into(), false).await.map_err(failed)?;
+                }
+                AddTorrentResponse::ListOnly(_) => return Err(TorrentError::Closed),
+            }
         };
         let (starting, streams, bridges) = Default::default();
-        let fetch = Self { session, torrent, starting, streams, bridges };
+        let introduced = Mutex::new(named.clone());
+        let fetch = Self { session, torrent, starting, named, introduced, streams, bridges };
         fetch.checked(active).await?;
         Ok(fetch)
     }
@@ -124,6 +146,8 @@ impl Fetch {
         if failed_before {
             active.pieces().forget();
         }
+        // It begins with those that it was taken up with.
+        self.introduced().clone_from(&self.named);
         if let Err(error) = self.session.unpause(&self.torrent).await {
             // Another one was faster.
             if !self.is_live() {
@@ -190,15 +214,23 @@ impl Fetch {
     }
 
     /// Has what stands from `at` on in a file fetched before everything else.
-    pub(super) async fn want(&self, reader: u64, file: u32, at: u64) -> Result<(), TorrentError> {
+    pub(super) async fn want(
+        &self,
+        active: &Active,
+        reader: u64,
+        file: u32,
+        at: u64,
+    ) -> Result<(), TorrentError> {
         if self.move_to(reader, file, SeekFrom::Start(at)) {
             return Ok(());
         }
         self.open(reader, file, at).await?;
-        // Those that nobody uses go first; their readers get a new one with their next read that waits.
+        // Readers whose streams go get a new one with their next read that waits. One that waits already would wait until
+        // all others are done: nothing of what it waits for would be fetched.
+        let waiting = active.waiting();
         let oldest = {
             let mut streams = self.streams();
-            let others = streams.iter().filter(|(id, _)| **id != reader);
+            let others = streams.iter().filter(|(id, _)| **id != reader && !waiting.contains(id));
             let oldest = others.min_by_key(|(_, stream)| stream.used).map(|(id, _)| *id);
             oldest.filter(|_| streams.len() > STREAMS).and_then(|id| streams.remove(&id))
         };
@@ -254,26 +286,68 @@ impl Fetch {
         drop(anchor);
     }
 
-    /// Stops and starts it: all pieces that are waited for are asked for anew, of whoever has them. Only where peers are
-    /// connected; others are better left to connect.
-    pub(super) async fn start_over(&self, active: &Active) -> Result<(), TorrentError> {
-        let peers = self.torrent.live().map_or(0, |live| live.stats_snapshot().peer_stats.live);
-        if peers == 0 {
-            return Ok(());
+    /// Stops and starts it, because nothing has come since a time: all pieces that are waited for are asked for anew, of
+    /// whoever has them. Those that are being dialled are better left to connect, as long as that may take; where those
+    /// are gone that were named, they are dialled, which librqbit does only ten seconds and then a minute after they hung
+    /// up. Whether it did.
+    pub(super) async fn start_over(
+        &self,
+        active: &Active,
+        since: Instant,
+    ) -> Result<bool, TorrentError> {
+        let Some(live) = self.torrent.live() else { return Ok(false) };
+        let peers = live.stats_snapshot().peer_stats;
+        let dialling = peers.connecting + peers.queued > 0
+            && since.elapsed() < active.torrents().options().connect_timeout;
+        if peers.live == 0 && (dialling || self.introduced().is_empty()) {
+            return Ok(false);
         }
-        tracing::debug!(hash = %active.metainfo().hash, peers, "nothing comes; the torrent starts over");
+        tracing::debug!(
+            hash = %active.metainfo().hash, peers = peers.live,
+            "nothing comes; the torrent starts over"
+        );
         self.stop().await?;
-        self.go_live(active).await
+        self.go_live(active).await?;
+        Ok(true)
     }
 
     /// Has those give what somebody waits for who are no peers.
     pub(super) fn feed(&self, active: &Active) {
         self.bridges.wanted(active);
+        self.introduce(active);
+    }
+
+    /// Tells the session of peers that links have named since it took the torrent up.
+    pub(super) fn introduce(&self, active: &Active) {
+        let (torrents, hash) = (active.torrents(), active.metainfo().hash);
+        // One that does not go takes no connection.
+        let Some(session) = self.address().filter(|_| self.is_live()) else { return };
+        let mut peers = torrents.policy().peers(&torrents.known().said(hash).peers);
+        {
+            let mut introduced = self.introduced();
+            peers.retain(|peer| introduced.insert(*peer));
+        }
+        if !peers.is_empty() {
+            torrents.tasks().spawn("introduce peers", async move {
+                let took = introduce(session, hash, &peers).await;
+                tracing::debug!(%hash, ?peers, took, "peers are told to the session");
+            });
+        }
     }
 
     /// Where the session is reached.
-    pub(super) fn address(&self) -> Option<std::net::SocketAddr> {
+    pub(super) fn address(&self) -> Option<SocketAddr> {
         self.session.listen_addr()
+    }
+
+    fn introduced(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {
+        self.introduced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many readers have a window.
+    #[cfg(test)]
+    pub(super) fn windows(&self) -> usize {
+        self.streams().len()
     }
 
     fn streams(&self) -> MutexGuard<'_, HashMap<u64, Stream>> {

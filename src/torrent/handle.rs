@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -64,6 +64,8 @@ struct Inner {
     /// Whether the notes of the last session were looked at.
     prepared: Mutex<bool>,
     session: OnceCell<Arc<Session>>,
+    /// Torrents that were added to the session.
+    added: AtomicUsize,
     tasks: Tasks,
 }
 
@@ -98,6 +100,7 @@ impl Torrents {
             active: Mutex::default(),
             prepared: Mutex::default(),
             session: OnceCell::new(),
+            added: AtomicUsize::new(0),
             tasks: tasks.clone(),
         };
         let torrents = Self { inner: Arc::new(inner) };
@@ -123,10 +126,15 @@ impl Torrents {
         drop(all);
     }
 
-    /// Remembers what a link says, for when its torrent is looked for.
+    /// Remembers what a link says, for when its torrent is looked for; one that goes is told of new peers now.
     pub fn learn(&self, magnet: &Magnet) {
-        if self.inner.known.learn(magnet) {
-            self.inner.searches.told(magnet.hash);
+        if !self.inner.known.learn(magnet) {
+            return;
+        }
+        self.inner.searches.told(magnet.hash);
+        let active = self.guard().get(&magnet.hash).cloned();
+        if let Some(active) = active {
+            active.introduce();
         }
     }
 
@@ -236,6 +244,11 @@ impl Torrents {
 
     pub(super) fn options(&self) -> &TorrentOptions {
         &self.inner.options
+    }
+
+    /// A number that no other torrent has in the session.
+    pub(super) fn next_id(&self) -> usize {
+        self.inner.added.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn policy(&self) -> &Policy {

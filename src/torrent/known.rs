@@ -44,7 +44,8 @@ pub(super) struct Known {
     all: Mutex<BTreeSet<InfoHash>>,
     /// What is to be done with each, and its names.
     listing: Mutex<Listing>,
-    /// Held while a change of the listing is written, so that the last change is the last on disk. Taken before `listing`.
+    /// Held while a description or a change of the listing is written, so that the last change is the last on disk.
+    /// Taken before all others.
     writing: Mutex<()>,
 }
 
@@ -309,6 +310,8 @@ impl Known {
     pub(super) fn keep(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
         let mut metainfo = Metainfo::parse(text)?;
         let hash = metainfo.hash;
+        // The one that is dropped in and the one that a peer gives may come at once.
+        let _writing = guard(&self.writing);
         if let Some(Ok(known)) = self.metainfo(hash) {
             self.learn(&metainfo.magnet());
             return Ok(known);
@@ -328,11 +331,11 @@ impl Known {
         metainfo
     }
 
+    /// To be called with `writing` held.
     fn write(&self, hash: InfoHash, text: &[u8], metainfo: &Metainfo) -> io::Result<()> {
         let folder = self.folder(hash);
         fs::create_dir_all(&folder)?;
         write_whole(&folder, METAINFO, text)?;
-        let _writing = guard(&self.writing);
         let about = About { magnet: None, ..self.about(hash).unwrap_or_default() };
         let name = shown(&metainfo.name.to_string_lossy());
         let about = guard(&self.listing).put(hash, about, &name).clone();

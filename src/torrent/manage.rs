@@ -41,6 +41,7 @@ impl Torrents {
     /// # Errors
     /// When the disk fails.
     pub fn add_link(&self, magnet: &Magnet) -> Result<(), TorrentError> {
+        self.learn(magnet);
         self.known().seek(magnet)?;
         self.look_for(magnet.hash);
         Ok(())

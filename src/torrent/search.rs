@@ -55,6 +55,16 @@ impl Searches {
         }
     }
 
+    /// Waits for the end of the search of a torrent whose description is here: what it has dialled is closed then. Peers
+    /// keep one connection to a session at a time, and a second one would cost the first.
+    pub(super) async fn over(&self, hash: InfoHash) {
+        let outcome = self.running().get(&hash).map(|search| search.outcome.clone());
+        let Some(mut outcome) = outcome else { return };
+        self.told(hash);
+        // An error says that its task is gone.
+        let _ = outcome.wait_for(Option::is_some).await;
+    }
+
     /// Peers that were met while the description was looked for.
     pub(super) fn take_seen(&self, hash: InfoHash) -> Vec<SocketAddr> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash).unwrap_or_default()

@@ -16,11 +16,13 @@ use url::Url;
 use super::{Limits, TorrentError, TorrentOptions, known::Known};
 
 /// Size of librqbit's one semaphore. Each open stream holds one of its permits for good, as each disk access and each
-/// torrent that is added does for a moment: at its default of 8 the eighth open file stops everything. Those who open
-/// streams here take at most half.
-const PERMITS: usize = 256;
+/// torrent that is added does for a moment: at its default of 8 the eighth open file stops everything. So it is more
+/// than there are ever reads that wait and torrents that are read, each of which may hold some; it stands for no thread.
+const PERMITS: usize = 1 << 20;
 /// Torrents that are hashed at once when they are taken up.
 const CHECKS: usize = 3;
+/// Longest wait for the greeting of somebody who calls: of these only so many are waited for at a time.
+const GREETING: Duration = Duration::from_secs(10);
 /// What other peers see of us.
 const CLIENT: &str = concat!("chiral/", env!("CARGO_PKG_VERSION"));
 /// Longest wait for the session's end: it sleeps a second by itself.
@@ -85,7 +87,8 @@ fn session_options(
             proxy_url: options.proxy.clone(),
             peer_opts: Some(PeerConnectionOptions {
                 connect_timeout: Some(options.connect_timeout),
-                read_write_timeout: Some(options.read_timeout),
+                // Each torrent has its own; this holds for those who have not said yet which one they want.
+                read_write_timeout: Some(options.read_timeout.min(GREETING)),
                 ..PeerConnectionOptions::default()
             }),
             ..ConnectionOptions::default()

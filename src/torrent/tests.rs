@@ -12,6 +12,7 @@ use super::*;
 use crate::{content::sha2_256, tasks::Tasks};
 
 mod manage;
+mod peers;
 mod pins;
 mod room;
 
@@ -156,7 +157,14 @@ struct Setup {
     big: Vec<u8>,
     seeder: Seeder,
     here: TempDir,
-    _there: TempDir,
+    there: TempDir,
+}
+
+impl Setup {
+    /// The description as a file.
+    fn torrent(&self) -> std::path::PathBuf {
+        self.there.path().join(seeder::TORRENT)
+    }
 }
 
 /// A seeder of two big files and a small one.
@@ -166,7 +174,7 @@ async fn setup() -> Setup {
     let files: &[(&str, &[u8])] =
         &[("film.mkv", &big), ("other/film.mkv", &other), ("read me", b"hello\n"), ("empty", b"")];
     let seeder = Seeder::start(there.path(), files, PIECE).await;
-    Setup { big, seeder, here, _there: there }
+    Setup { big, seeder, here, there }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,6 +1,9 @@
 //! What the user has said of a torrent that is taken up, and what those who watch are told.
 
-use std::sync::{MutexGuard, PoisonError};
+use std::{
+    collections::HashSet,
+    sync::{MutexGuard, PoisonError},
+};
 
 use tokio::time::Instant;
 
@@ -48,6 +51,13 @@ impl Active {
         }
     }
 
+    /// Has the session told of peers that were named meanwhile, if it goes.
+    pub(super) fn introduce(&self) {
+        if let Some(fetch) = self.fetch.get() {
+            fetch.introduce(self);
+        }
+    }
+
     /// Whether it goes, and with how many peers.
     pub(super) fn is_live(&self) -> (bool, usize) {
         match self.fetch.get().and_then(Fetch::traffic) {
@@ -58,7 +68,14 @@ impl Active {
 
     /// Whether somebody waits for a part of it.
     pub(super) fn is_waited_for(&self) -> bool {
-        self.readers().values().any(|reader| !reader.waiting.is_empty())
+        !self.waiting().is_empty()
+    }
+
+    /// The readers that wait for a part of it.
+    pub(super) fn waiting(&self) -> HashSet<u64> {
+        let readers = self.readers();
+        let waiting = readers.iter().filter(|(_, reader)| !reader.waiting.is_empty());
+        waiting.map(|(id, _)| *id).collect()
     }
 
     /// Why it does not go on.

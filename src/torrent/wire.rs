@@ -19,6 +19,9 @@ const BITFIELD: u8 = 5;
 const REQUEST: u8 = 6;
 const PIECE: u8 = 7;
 const CANCEL: u8 = 8;
+/// A message of an extension (BEP 10), and the extension that tells of peers (BEP 11) as librqbit numbers it.
+const EXTENDED: u8 = 20;
+const PEX: u8 = 1;
 
 /// Says nothing but that the connection lives.
 pub(super) const KEEP_ALIVE: [u8; 4] = [0; 4];
@@ -62,18 +65,49 @@ pub(super) fn bits_of(pieces: u32, has: impl Fn(u32) -> bool) -> Vec<u8> {
 /// Handshake, pieces and permission to ask, all at once: an answer is waited for nowhere. Each greeting is one of a new
 /// peer.
 pub(super) fn greeting(hash: InfoHash, bits: &[u8]) -> Vec<u8> {
+    let mut to = handshake(hash, [0; 8]);
+    message(&mut to, BITFIELD, bits);
+    message(&mut to, UNCHOKE, &[]);
+    to
+}
+
+/// What a peer says that only tells of others.
+pub(super) fn introduction(hash: InfoHash, peers: &[SocketAddr]) -> Vec<u8> {
+    // The bit of those that know extensions.
+    let mut to = handshake(hash, [0, 0, 0, 0, 0, 0x10, 0, 0]);
+    message(&mut to, EXTENDED, b"\0d1:md6:ut_pexi1eee");
+    let (mut four, mut six) = (Vec::new(), Vec::new());
+    for peer in peers {
+        match peer.ip() {
+            IpAddr::V4(ip) => four.extend(ip.octets().into_iter().chain(peer.port().to_be_bytes())),
+            IpAddr::V6(ip) => six.extend(ip.octets().into_iter().chain(peer.port().to_be_bytes())),
+        }
+    }
+    let mut told = vec![PEX, b'd'];
+    for (key, list) in [("5:added", four), ("6:added6", six)] {
+        told.extend(format!("{key}{}:", list.len()).into_bytes());
+        told.extend(list);
+    }
+    told.push(b'e');
+    message(&mut to, EXTENDED, &told);
+    to
+}
+
+fn handshake(hash: InfoHash, extensions: [u8; 8]) -> Vec<u8> {
     let mut to = PROTOCOL.to_vec();
-    to.extend([0; 8]);
+    to.extend(extensions);
     to.extend(hash.0);
     to.extend(*b"-CH0100-");
     to.extend(rand::random::<[u8; 12]>());
-    // At most some 200,000 bytes: the number of pieces is bounded.
-    let len = u32::try_from(bits.len() + 1).unwrap_or(u32::MAX);
-    to.extend(len.to_be_bytes());
-    to.push(BITFIELD);
-    to.extend(bits);
-    to.extend([0, 0, 0, 1, UNCHOKE]);
     to
+}
+
+fn message(to: &mut Vec<u8>, kind: u8, body: &[u8]) {
+    // At most some 200,000 bytes: the number of pieces is bounded.
+    let len = u32::try_from(body.len() + 1).unwrap_or(u32::MAX);
+    to.extend(len.to_be_bytes());
+    to.push(kind);
+    to.extend(body);
 }
 
 /// What stands before the bytes of a chunk.

@@ -16,7 +16,7 @@ use crate::harness::{Daemon, Setup, eventually, noise};
 
 #[allow(dead_code, reason = "the unit tests use the rest")]
 #[path = "../support/gateway.rs"]
-mod server;
+pub(crate) mod server;
 
 /// More memory than a daemon may have that reads from gateways which send more than was asked for.
 const MEMORY: u64 = 250 << 20;

@@ -6,10 +6,13 @@ use chiral::torrent::{InfoBuilder, Magnet, Metainfo};
 use tokio::runtime::Runtime;
 
 use self::seeder::Seeder;
-use crate::harness::{Daemon, PATIENCE, Setup, eventually, noise, sh};
+use crate::{
+    gateways::server::socks5,
+    harness::{Daemon, PATIENCE, Setup, eventually, noise, sh},
+};
 
 #[path = "../support/seeder.rs"]
-mod seeder;
+pub(crate) mod seeder;
 
 fn setup() -> Setup {
     Setup { args: Vec::new(), config: "[torrent]\nlisten = \"127.0.0.1:0\"\n".to_owned() }
@@ -236,4 +239,23 @@ fn a_torrent_that_is_fetched_is_told_and_its_rate_changes_while_it_is() {
     daemon.stop();
     drop(told);
     listening.join().unwrap();
+}
+
+#[test]
+fn torrents_go_through_a_socks_proxy_and_no_other_way() {
+    let runtime = Runtime::new().unwrap();
+    let there = tempfile::tempdir().unwrap();
+    let film = noise(2_000_000, 4);
+    let seeder = runtime.block_on(Seeder::start(there.path(), &[("film.mkv", &film)], 64 << 10));
+    let (proxy, asked) = socks5(seeder.address());
+    let config = format!("[torrent]\nlisten = \"127.0.0.1:0\"\nproxy = \"socks5://{proxy}\"\n");
+    let daemon = Daemon::start(&Setup { args: Vec::new(), config });
+    // An address that leads nowhere: nobody but the proxy knows a way.
+    let peers = vec!["192.0.2.1:6881".parse().unwrap()];
+    let link = Magnet { peers, ..Magnet::of(seeder.metainfo.hash) }.to_string();
+    assert!(daemon.chiral(&["cat", &format!("{link}/film.mkv")]).stdout == film);
+    let asked = asked.lock().unwrap();
+    assert!(!asked.is_empty() && asked.iter().all(|host| host == "192.0.2.1"), "{asked:?}");
+    drop(asked);
+    daemon.stop();
 }

@@ -291,3 +291,42 @@ fn a_text_with_a_link_is_a_torrent_that_is_looked_for() {
     assert!(m.sh("ls torrents").lines().any(|name| name == "torrent.torrent"));
     m.end();
 }
+
+#[test]
+fn a_link_that_somebody_typed_sends_nothing_into_this_machine() {
+    if !can_mount() {
+        return;
+    }
+    let dir = folder();
+    let careful = |options: &mut NodeOptions| {
+        online(options);
+        options.torrent.allow_private_addresses = false;
+        options.torrent.lookup_timeout = Duration::from_secs(1);
+    };
+    let m = mounted_in(dir.path(), careful, true);
+    let listen = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    };
+    let ((tracker, http), (peer, named), (server, seeded)) = (listen(), listen(), listen());
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    datagrams.set_nonblocking(true).unwrap();
+    let udp = datagrams.local_addr().unwrap().port();
+    let (text, hash) = description("film", &[("film.mkv", b"bytes that nobody has")]);
+    let link = format!(
+        "magnet:?xt=urn:btih:{hash}&tr=http:%2F%2F127.0.0.1:{http}%2Fannounce\
+         &tr=udp:%2F%2F127.0.0.1:{udp}&tr=http:%2F%2Flocalhost:{http}%2Fannounce\
+         &x.pe=127.0.0.1:{named}&ws=http:%2F%2F127.0.0.1:{seeded}%2Ffilm"
+    );
+    assert_eq!(errno(fs::read_dir(m.path(&link))), libc::ETIMEDOUT);
+    // Nor once it is known what to ask for.
+    fs::write(m.path("torrents/film.torrent"), text).unwrap();
+    assert_eq!(errno(fs::read(m.path("torrents/film/film.mkv"))), libc::EIO);
+    for listener in [tracker, peer, server] {
+        assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    }
+    assert!(datagrams.recv(&mut [0; 64]).is_err());
+    m.end();
+}

@@ -13,6 +13,9 @@ use librqbit::{AddTorrent, AddTorrentOptions, ListenerOptions, Session, SessionO
 
 use super::{InfoBuilder, Magnet, Metainfo};
 
+/// Where the description is, beside the files.
+pub(crate) const TORRENT: &str = ".torrent";
+
 /// A torrent that somebody else has.
 pub(crate) struct Seeder {
     pub(crate) session: Arc<Session>,
@@ -41,6 +44,7 @@ impl Seeder {
             fs::write(path, bytes).unwrap();
         }
         let torrent = torrent_of("torrent", files, piece_len);
+        fs::write(dir.join(TORRENT), &torrent).unwrap();
         let metainfo = Metainfo::parse(&torrent).unwrap();
         let options = SessionOptions {
             dht: None,
