@@ -10,6 +10,7 @@ mod bencode;
 mod bridge;
 mod bridges;
 mod build;
+mod fellows;
 mod fetch;
 mod file;
 mod handle;
@@ -40,6 +41,7 @@ pub use self::{
     bencode::BencodeError,
     bridge::{Feed, FeedError, Feeder},
     build::{BuildError, InfoBuilder, piece_len_for},
+    fellows::PeerTraffic,
     file::{Cached, TorrentFile},
     handle::{Limits, Torrents},
     listed::{TorrentEvent, TorrentState, TorrentStatus},

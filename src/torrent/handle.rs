@@ -14,7 +14,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use super::{
     Feeder, Host, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active,
-    known::Known, policy::Policy, search::Searches, session,
+    fellows::Met, known::Known, policy::Policy, search::Searches, session,
 };
 use crate::{content::InfoHash, tasks::Tasks};
 
@@ -50,6 +50,7 @@ struct Inner {
     policy: Policy,
     known: Arc<Known>,
     searches: Searches,
+    met: Met,
     feeders: Mutex<Vec<Arc<dyn Feeder>>>,
     /// Pieces of any torrent came.
     came: Arc<Notify>,
@@ -85,6 +86,7 @@ impl Torrents {
             limits: tokio::sync::watch::Sender::new(limits),
             known: Arc::new(Known::open(dir)?),
             searches: Searches::default(),
+            met: Met::default(),
             feeders: Mutex::default(),
             came: Arc::default(),
             active: Mutex::default(),
@@ -218,6 +220,10 @@ impl Torrents {
 
     pub(super) fn searches(&self) -> &Searches {
         &self.inner.searches
+    }
+
+    pub(super) fn met(&self) -> &Met {
+        &self.inner.met
     }
 
     pub(super) fn feeders(&self) -> MutexGuard<'_, Vec<Arc<dyn Feeder>>> {

@@ -61,6 +61,11 @@ impl Active {
         self.readers().values().any(|reader| !reader.waiting.is_empty())
     }
 
+    /// The files of which somebody reads.
+    pub(super) fn files_read(&self) -> Vec<u32> {
+        self.readers().values().map(|reader| reader.file).collect()
+    }
+
     /// Why it does not go on.
     pub(super) fn trouble(&self) -> Option<TorrentError> {
         let of_will = self.will().trouble.clone();

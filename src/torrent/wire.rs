@@ -7,6 +7,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 
+use super::bencode;
 use crate::content::InfoHash;
 
 /// Longest message that is read: bitfields of other peers' pieces are as long as ours.
@@ -19,6 +20,9 @@ const BITFIELD: u8 = 5;
 const REQUEST: u8 = 6;
 const PIECE: u8 = 7;
 const CANCEL: u8 = 8;
+const EXTENDED: u8 = 20;
+/// The number that librqbit gives to messages about other peers.
+const TAKES_PEERS: u8 = 1;
 
 /// Says nothing but that the connection lives.
 pub(super) const KEEP_ALIVE: [u8; 4] = [0; 4];
@@ -74,6 +78,35 @@ pub(super) fn greeting(hash: InfoHash, bits: &[u8]) -> Vec<u8> {
     to.extend(bits);
     to.extend([0, 0, 0, 1, UNCHOKE]);
     to
+}
+
+/// Tells of other peers (BEP 11). No handshake of extensions is needed for it: the number is the one under which
+/// librqbit takes it.
+pub(super) fn peers_told(peers: &[SocketAddr]) -> Vec<u8> {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for peer in peers {
+        let to = match peer.ip() {
+            IpAddr::V4(ip) => {
+                v4.extend(ip.octets());
+                &mut v4
+            }
+            IpAddr::V6(ip) => {
+                v6.extend(ip.octets());
+                &mut v6
+            }
+        };
+        to.extend(peer.port().to_be_bytes());
+    }
+    let mut said = vec![EXTENDED, TAKES_PEERS, b'd'];
+    for (key, list) in [("added", v4), ("added6", v6)] {
+        if !list.is_empty() {
+            bencode::write_bytes(&mut said, key.as_bytes());
+            bencode::write_bytes(&mut said, &list);
+        }
+    }
+    said.push(b'e');
+    let len = u32::try_from(said.len()).unwrap_or(u32::MAX);
+    [&len.to_be_bytes()[..], &said].concat()
 }
 
 /// What stands before the bytes of a chunk.
@@ -162,6 +195,17 @@ pub(super) mod tests {
             assert_eq!(tail, expected);
         }
         assert_eq!(bits_of(10, |piece| piece % 3 == 0), [0b1001_0010, 0b0100_0000]);
+    }
+
+    #[test]
+    fn others_are_told_of_as_ten_or_eighteen_bytes_each() {
+        let peers = ["1.2.3.4:258", "[::1]:3", "5.6.7.8:9"].map(|peer| peer.parse().unwrap());
+        let mut said = vec![0, 0, 0, 58, 20, 1];
+        said.extend(b"d5:added12:\x01\x02\x03\x04\x01\x02\x05\x06\x07\x08\x00\x09");
+        said.extend(b"6:added618:\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\x03e");
+        said[3] = u8::try_from(said.len() - 4).unwrap();
+        assert_eq!(peers_told(&peers), said);
+        assert_eq!(peers_told(&[]), [0, 0, 0, 4, 20, 1, b'd', b'e']);
     }
 
     #[test]

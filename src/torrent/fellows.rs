@@ -1,0 +1,181 @@
+//! Other nodes of our kind that have a torrent: what they are told of it, and what they tell.
+//!
+//! librqbit has no place in its handshakes and no call for peers that are found elsewhere. So they are found by a record
+//! in the DHT of the other network, and told to a session that runs as one peer tells another of a third (BEP 11), over
+//! a connection of our own.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lru::LruCache;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{
+    Metainfo, MetainfoError, Source, TorrentError, Torrents,
+    metainfo::{around_info, info_of},
+    wire::{greeting, near, peers_told},
+};
+use crate::content::InfoHash;
+
+/// Torrents whose fellows are remembered, and how many of each.
+const TORRENTS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+const MOST: usize = 32;
+/// Life of a connection that tells of others: what was written is read by then, and a hasty end would take it back.
+const LIFE: Duration = Duration::from_millis(250);
+
+/// What went between this node and a peer of a swarm, since the torrent last went on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerTraffic {
+    /// The torrent.
+    pub hash: InfoHash,
+    /// The peer.
+    pub peer: SocketAddr,
+    /// Whether it is connected and has said what program it is.
+    pub named: bool,
+    /// Bytes sent to it.
+    pub sent: u64,
+    /// Bytes that came from it, right or wrong.
+    pub received: u64,
+}
+
+/// Where fellows take part in swarms.
+#[derive(Debug)]
+pub(super) struct Met(Mutex<LruCache<InfoHash, Vec<SocketAddr>>>);
+
+impl Default for Met {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(TORRENTS)))
+    }
+}
+
+impl Met {
+    /// Those of a torrent.
+    pub(super) fn of(&self, hash: InfoHash) -> Vec<SocketAddr> {
+        self.lock().get(&hash).cloned().unwrap_or_default()
+    }
+
+    /// Takes them in; those that are new.
+    fn add(&self, hash: InfoHash, peers: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let mut lock = self.lock();
+        let known = lock.get_or_insert_mut(hash, Vec::new);
+        let mut new = Vec::new();
+        for peer in peers {
+            if known.len() < MOST && !known.contains(&peer) {
+                known.push(peer);
+                new.push(peer);
+            }
+        }
+        new
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<InfoHash, Vec<SocketAddr>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Torrents {
+    /// Whether something of a torrent is here for others: it is not private, not paused, and bytes of it are here. With
+    /// `given`, only what the user gives counts, and not what was only read. May read a file.
+    pub fn is_for_others(&self, hash: InfoHash, given: bool) -> bool {
+        let Some(about) = self.known().about(hash).filter(|about| !about.paused) else {
+            return false;
+        };
+        let Some(Ok(metainfo)) = self.metainfo_now(hash) else { return false };
+        if metainfo.private || !self.options().online || (given && !about.seed) {
+            return false;
+        }
+        let taken_up = self.taken_up().into_iter().find(|active| active.metainfo().hash == hash);
+        let some = |bits: Vec<u8>| bits.iter().any(|byte| *byte != 0);
+        taken_up.is_some_and(|active| active.pieces().all_here() > 0)
+            || self.known().source(&metainfo).is_some()
+            || fs::read(self.known().bitfield_path(hash)).is_ok_and(some)
+    }
+
+    /// The info dictionary of a torrent, as others know it by its hash. May read a file.
+    pub fn info(&self, hash: InfoHash) -> Option<Vec<u8>> {
+        info_of(&self.known().read(hash).ok()?).ok()
+    }
+
+    /// What a torrent was made from, where that is published here. May read a file.
+    pub fn source(&self, hash: InfoHash) -> Option<Source> {
+        let metainfo = self.metainfo_now(hash)?.ok()?;
+        self.known().source(&metainfo)
+    }
+
+    /// Where a torrent that is given or fetched now takes part in its swarm.
+    pub fn port(&self, hash: InfoHash) -> Option<u16> {
+        let live = self.managed().into_iter().any(|torrent| {
+            torrent.metainfo().hash == hash && !torrent.metainfo().private && torrent.is_live().0
+        });
+        self.address().filter(|_| live).map(|address| address.port())
+    }
+
+    /// What went between this node and the peers of all swarms that it takes part in.
+    pub fn traffic_by_peer(&self) -> Vec<PeerTraffic> {
+        let managed = self.managed();
+        managed.iter().filter_map(|active| Some(active.fetch.get()?.by_peer())).flatten().collect()
+    }
+
+    /// Keeps a description that somebody says is that of a torrent.
+    ///
+    /// # Errors
+    /// [`MetainfoError::Other`] where it is not; else as [`Torrents::keep`].
+    pub fn keep_info(&self, hash: InfoHash, info: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
+        let text = around_info(info, &[]);
+        let found = Metainfo::parse(&text)?;
+        if found.hash != hash {
+            return Err(MetainfoError::Other(found.hash).into());
+        }
+        self.keep(&text)
+    }
+
+    /// The files of a torrent that are being read, by their numbers.
+    pub fn files_read(&self, hash: InfoHash) -> BTreeSet<u32> {
+        let all = self.taken_up().into_iter().filter(|active| active.metainfo().hash == hash);
+        all.flat_map(|active| active.files_read()).collect()
+    }
+
+    /// Names peers of a torrent, who are dialled where a link may name them: now where it is fetched, else with
+    /// its next start.
+    pub fn meet(&self, hash: InfoHash, peers: &[SocketAddr]) {
+        let new = self.met().add(hash, self.policy().peers(peers));
+        let Some(session) = self.address().filter(|_| !new.is_empty()) else { return };
+        let managed = self.managed().into_iter().find(|active| active.metainfo().hash == hash);
+        let Some(active) = managed.filter(|active| !active.metainfo().private) else { return };
+        tracing::debug!(%hash, peers = ?new, "a swarm is told of peers");
+        self.tasks().spawn("tell a swarm of peers", async move {
+            if let Ok(Err(error)) = timeout(LIFE * 4, tell(session, &active.greeting(), &new)).await
+            {
+                tracing::debug!(%hash, %error, "the session does not hear of peers");
+            }
+        });
+    }
+}
+
+impl super::active::Active {
+    /// What a peer says first that has nothing.
+    fn greeting(&self) -> Vec<u8> {
+        let bits = vec![0; self.metainfo().pieces().div_ceil(8) as usize];
+        greeting(self.metainfo().hash, &bits)
+    }
+}
+
+async fn tell(session: SocketAddr, greeting: &[u8], peers: &[SocketAddr]) -> std::io::Result<()> {
+    let mut connection = TcpStream::connect(near(session)).await?;
+    connection.write_all(greeting).await?;
+    connection.write_all(&peers_told(peers)).await?;
+    // Until the session hangs up or has had the time to read; what it says is of no interest.
+    let mut rest = Vec::new();
+    let _ = timeout(LIFE, connection.take(1 << 20).read_to_end(&mut rest)).await;
+    Ok(())
+}
