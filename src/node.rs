@@ -5,6 +5,7 @@
 mod cache;
 mod car;
 mod contents;
+mod fellows;
 mod here;
 mod listener;
 mod paths;
@@ -70,6 +71,7 @@ use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
     node::{
         cache::Cache,
+        fellows::{Book, Changes, Fellows},
         listener::Announcer,
         torrent_host::TorrentHost,
         twins::{EngineFeeder, Twins},
@@ -198,7 +200,8 @@ impl Node {
         let net = Net::start(options.net, store.clone(), &tasks).await?;
         let twins = open_twins(&store, &tasks).await?;
         let swarms = SwarmFinder::new(twins::places(&twins), &tasks);
-        let finder = finder(&net, http.as_ref(), &swarms, &tasks);
+        let hearsay = Hearsay::default();
+        let finder = finder(&net, http.as_ref(), &swarms, &hearsay, &tasks);
         let engine = Engine::new(download, store.clone(), finder, &tasks);
         let (seeds, published) = seeding::queue(options.seed_uploads);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone(), seeds));
@@ -206,10 +209,14 @@ impl Node {
         tasks.spawn("announced", told);
         let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
         let webseeds = http.as_ref().and_then(|http| Webseeds::new(http, &options.torrent));
-        let torrents = open_torrents(options.torrent, &store, &engine, &tasks).await?;
+        let changes = Arc::new(Changes::default());
+        let host = TorrentHost::new(store.clone(), engine.clone(), changes.clone());
+        let torrents = open_torrents(options.torrent, &store, host, &tasks).await?;
         swarms.open(&torrents);
+        net.answer_torrents(Arc::new(Book::new(&net, &torrents, &twins, !serves_cached)));
+        let fellows = Fellows::new(&net, &torrents, &twins, &hearsay, &tasks);
         let mut feeders: Vec<Arc<dyn Feeder>> =
-            vec![Arc::new(EngineFeeder::new(&twins, &engine, &swarms))];
+            vec![Arc::new(fellows), Arc::new(EngineFeeder::new(&twins, &engine, &swarms))];
         feeders.extend(webseeds.map(|seeds| Arc::new(seeds) as Arc<dyn Feeder>));
         torrents.feed_from(feeders);
         let inner = Inner {
@@ -230,6 +237,7 @@ impl Node {
         let node = Self { inner: Arc::new(inner) };
         node.keep_fetching_pins();
         node.find_twins(serves_cached);
+        node.announce_torrents(changes, !serves_cached);
         node.torrents().go_on();
         node.seed_what_is_published(published);
         Ok(node)
@@ -322,13 +330,13 @@ fn finder(
     net: &Net,
     http: Option<&HttpOptions>,
     swarms: &SwarmFinder,
+    hearsay: &Hearsay,
     tasks: &Tasks,
 ) -> Arc<dyn Finder> {
-    let hearsay = Hearsay::default();
-    let bitswap = Arc::new(BitswapFinder::new(net.clone(), &hearsay, tasks));
+    let bitswap = Arc::new(BitswapFinder::new(net.clone(), hearsay, tasks));
     let mut all: Vec<Arc<dyn Finder>> = vec![bitswap, Arc::new(swarms.clone())];
     if let Some(http) = http {
-        all.push(Arc::new(HttpFinder::new(http, &hearsay, tasks)));
+        all.push(Arc::new(HttpFinder::new(http, hearsay, tasks)));
     }
     Arc::new(Finders::new(all, tasks))
 }
@@ -365,12 +373,11 @@ async fn open_twins(store: &Store, tasks: &Tasks) -> Result<Arc<Twins>, NodeErro
 async fn open_torrents(
     options: TorrentOptions,
     store: &Store,
-    engine: &Engine,
+    host: TorrentHost,
     tasks: &Tasks,
 ) -> Result<Torrents, NodeError> {
     let (inside, dir) = (tasks.clone(), store.dir().join(TORRENTS));
-    let host = Arc::new(TorrentHost::new(store.clone(), engine.clone()));
-    let open = move || Torrents::open(options, &dir, host, &inside);
+    let open = move || Torrents::open(options, &dir, Arc::new(host), &inside);
     let opened = tasks.blocking("open torrents", open);
     Ok(opened.await.map_err(|e| blocked("opening", store.dir(), e))??)
 }

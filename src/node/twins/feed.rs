@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, future::BoxFuture};
 
-use super::Twins;
+use super::{Twins, doubt::Doubt};
 use crate::{
     content::{ByteRange, ContentId, RangeSet},
     download::Engine,
@@ -94,10 +94,15 @@ impl EngineFeed {
             file.close_reader(reader);
             read.map(Some)
         };
-        match tokio::time::timeout(PATIENCE, reading).await {
+        let read = tokio::time::timeout(PATIENCE, reading).await;
+        let failed = |why: String| {
+            self.feeder.twins.doubt((self.torrent.hash, number), Doubt::Failed);
+            FeedError::Failed(why)
+        };
+        match read {
             Ok(Ok(read)) => read.ok_or_else(lacks),
-            Ok(Err(error)) => Err(FeedError::Failed(error.to_string())),
-            Err(_) => Err(FeedError::Failed("nobody gave it in time".to_owned())),
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(_) => Err(failed("nobody gave it in time".to_owned())),
         }
     }
 }
@@ -121,6 +126,13 @@ impl Feed for EngineFeed {
             }
         }
         has
+    }
+
+    /// Of the files in it, one whose content somebody else has told may be another.
+    fn wrong(&self, piece: ByteRange) {
+        for (number, ..) in self.torrent.parts(piece) {
+            self.feeder.twins.doubt((self.torrent.hash, number), Doubt::Wrong);
+        }
     }
 
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes, FeedError>> {

@@ -178,6 +178,14 @@ async fn the_map_is_read_as_it_was_written() {
     assert_eq!(read.get(other), Some(twin(None)));
     assert_eq!(read.orphans(&HashSet::from([other.0])), [(one, ObjectId(9))]);
     assert_eq!(read.orphans(&HashSet::from([one.0])), []);
+    // What was said by others goes when it is found out here.
+    let found = Twin { id: ContentId::raw(crate::content::sha2_256(b"found")), ..twin(None) };
+    let third = (InfoHash([3; 20]), 0);
+    let said = Twin { id: ContentId::raw(crate::content::sha2_256(b"said")), ..twin(None) };
+    twins.put(third, said.clone()).unwrap();
+    twins.put(third, found.clone()).unwrap();
+    assert_eq!(twins.place_of(&said.id), None);
+    assert_eq!(twins.place_of(&found.id).map(|place| place.hash), Some(third.0));
     twins.remove(one).unwrap();
     assert_eq!(Twins::open(&store).unwrap().get(one), None);
     assert_eq!(twins.place_of(&id).map(|place| place.hash), Some(other.0));
