@@ -2,6 +2,7 @@
 //!
 //! `fs`, `config` and `control` see the layers below through the names that are exported again here.
 
+mod accounts;
 mod cache;
 mod car;
 mod contents;
@@ -36,6 +37,7 @@ use tokio::{
 };
 
 pub use self::{
+    accounts::Account,
     car::{CarFailure, CarInput, CarPlan, CarScope, Imported, ImportedRoot, Spool},
     here::Here,
     paths::{default_data_dir, refuse_nested},
@@ -70,6 +72,7 @@ pub use crate::{
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
     node::{
+        accounts::Accounts,
         cache::Cache,
         fellows::{Book, Changes, Fellows},
         listener::Announcer,
@@ -93,6 +96,8 @@ pub struct NodeOptions {
     pub torrent: TorrentOptions,
     /// Whether everything that is published is given to others as a torrent, too.
     pub seed_uploads: bool,
+    /// Bytes that a peer may owe before that is told, and again with each further such amount; 0: never.
+    pub credit: u64,
 }
 
 /// Why the node could not start or resolve something.
@@ -165,6 +170,7 @@ struct Inner {
     uploads: Uploads,
     torrents: Torrents,
     twins: Arc<Twins>,
+    accounts: Arc<Accounts>,
     tasks: Tasks,
     cache: Cache,
     mountpoint: Mutex<Option<PathBuf>>,
@@ -198,7 +204,7 @@ impl Node {
         let store = open_store(options.store, &tasks).await?;
         let http = (!options.net.offline).then_some(options.http);
         let net = Net::start(options.net, store.clone(), &tasks).await?;
-        let twins = open_twins(&store, &tasks).await?;
+        let (twins, accounts) = open_rows(&store, options.credit, &tasks).await?;
         let swarms = SwarmFinder::new(twins::places(&twins), &tasks);
         let hearsay = Hearsay::default();
         let finder = finder(&net, http.as_ref(), &swarms, &hearsay, &tasks);
@@ -226,6 +232,7 @@ impl Node {
             uploads,
             torrents,
             twins,
+            accounts,
             tasks,
             cache: Cache::default(),
             mountpoint: Mutex::new(None),
@@ -237,6 +244,7 @@ impl Node {
         let node = Self { inner: Arc::new(inner) };
         node.keep_fetching_pins();
         node.find_twins(serves_cached);
+        node.keep_accounts();
         node.announce_torrents(changes, !serves_cached);
         node.torrents().go_on();
         node.seed_what_is_published(published);
@@ -362,11 +370,18 @@ async fn open_uploads(
     Ok(opened.map_err(|e| blocked("opening", store.dir(), e))??)
 }
 
-/// Reads which files of torrents are which contents.
-async fn open_twins(store: &Store, tasks: &Tasks) -> Result<Arc<Twins>, NodeError> {
-    let open = store.clone();
-    let opened = tasks.blocking("open twins", move || Twins::open(&open)).await;
-    Ok(Arc::new(opened.map_err(|e| blocked("opening", store.dir(), e))??))
+/// Reads which files of torrents are which contents, and what peers owe.
+async fn open_rows(
+    store: &Store,
+    credit: u64,
+    tasks: &Tasks,
+) -> Result<(Arc<Twins>, Arc<Accounts>), NodeError> {
+    let inside = store.clone();
+    let open = move || Ok((Twins::open(&inside)?, Accounts::open(&inside, credit)?));
+    let opened: Result<_, StoreError> =
+        tasks.blocking("open rows", open).await.map_err(|e| blocked("opening", store.dir(), e))?;
+    let (twins, accounts) = opened?;
+    Ok((Arc::new(twins), Arc::new(accounts)))
 }
 
 /// Looks which torrents are known.

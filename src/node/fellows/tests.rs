@@ -5,11 +5,15 @@ use std::{ffi::OsStr, fs, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::timeout,
+};
 
 use super::*;
 use crate::{
     content::ByteRange,
+    download::Event,
     net::TorrentBook,
     node::{Multiaddr, Node, NodeOptions, tests::options},
     torrent::{
@@ -89,11 +93,26 @@ fn received(node: &Node, from: &Node) -> u64 {
     peers.iter().find(|peer| peer.peer == from.net().peer_id()).map_or(0, |peer| peer.received)
 }
 
+/// Waits until a peer is told to owe something.
+async fn owes(events: &mut broadcast::Receiver<Event>) -> (String, u64) {
+    let next = async {
+        loop {
+            match events.recv().await {
+                Ok(Event::PaymentRequired { peer, bytes }) => return (peer, bytes),
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => panic!("the node has ended"),
+            }
+        }
+    };
+    timeout(PATIENCE, next).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_bare_info_hash_is_described_and_read_by_way_of_the_dht_alone() {
     let [hub, there, here] = dirs();
     let hub = start(&hub, None, |_| {}).await;
-    let seeder = start(&there, Some(&hub), |_| {}).await;
+    let seeder = start(&there, Some(&hub), |options| options.credit = 1_000_000).await;
+    let mut events = seeder.events();
     let film = bytes_of::noise(BIG, 3);
     let root = import(&seeder, "film.mkv", &film).await;
     let hash = seeder.seed_content(root, "film.mkv".into()).await.unwrap().hash;
@@ -105,6 +124,9 @@ async fn a_bare_info_hash_is_described_and_read_by_way_of_the_dht_alone() {
     assert_eq!(reader.content_of(hash, 0), Some(root));
     assert!(received(&reader, &seeder) > 0, "what has two names comes over Bitswap");
     assert!(reader.net().claimed(&seeder.net().peer_id()).is_some());
+    let (peer, bytes) = owes(&mut events).await;
+    assert_eq!(peer, reader.net().peer_id().to_string());
+    assert!(bytes >= 1_000_000 && seeder.account(reader.net().peer_id()).given >= bytes);
     // Whoever has read it is a fellow to others; whoever gives it up is none.
     let own = ContentId::torrent(hash);
     until("the reader announces it", || reader.net().is_queued(&own)).await;
