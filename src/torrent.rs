@@ -16,6 +16,7 @@ mod file;
 mod handle;
 mod known;
 mod listed;
+mod made;
 mod magnet;
 mod manage;
 mod metainfo;
@@ -45,6 +46,7 @@ pub use self::{
     file::{Cached, TorrentFile},
     handle::{Limits, Torrents},
     listed::{TorrentEvent, TorrentState, TorrentStatus},
+    made::Made,
     magnet::{Magnet, MagnetError},
     metainfo::{FileEntry, FileKind, Metainfo, MetainfoError, TreeKind, TreeNode},
     published::{Host, Source},

@@ -111,6 +111,9 @@ impl Fellows {
 
     /// Somebody waits for a torrent. Asks nobody itself.
     fn wanted(&self, hash: InfoHash) {
+        if !self.inner.torrents.seeks_fellows() {
+            return;
+        }
         let read = self.inner.torrents.files_read(hash);
         let lacking = read.iter().any(|file| self.inner.twins.get((hash, *file)).is_none());
         let mut all = self.sought();

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Metainfo, MetainfoError, Source, TorrentError, Torrents,
+    Metainfo, MetainfoError, TorrentError, Torrents,
     metainfo::{around_info, info_of},
     wire::{greeting, near, peers_told},
 };
@@ -84,6 +84,12 @@ impl Met {
 }
 
 impl Torrents {
+    /// Whether anybody is asked for torrents, and told of them, outside of their swarms. Whoever goes through a proxy wants
+    /// nothing else to tell what he reads.
+    pub fn seeks_fellows(&self) -> bool {
+        self.options().online && self.options().proxy.is_none()
+    }
+
     /// Whether something of a torrent is here for others: it is not private, not paused, and bytes of it are here. With
     /// `given`, only what the user gives counts, and not what was only read. May read a file.
     pub fn is_for_others(&self, hash: InfoHash, given: bool) -> bool {
@@ -91,25 +97,22 @@ impl Torrents {
             return false;
         };
         let Some(Ok(metainfo)) = self.metainfo_now(hash) else { return false };
-        if metainfo.private || !self.options().online || (given && !about.seed) {
+        if metainfo.private || !self.seeks_fellows() || (given && !about.seed) {
             return false;
         }
         let taken_up = self.taken_up().into_iter().find(|active| active.metainfo().hash == hash);
         let some = |bits: Vec<u8>| bits.iter().any(|byte| *byte != 0);
         taken_up.is_some_and(|active| active.pieces().all_here() > 0)
-            || self.known().source(&metainfo).is_some()
+            || self.known().was_made(hash)
             || fs::read(self.known().bitfield_path(hash)).is_ok_and(some)
     }
 
-    /// The info dictionary of a torrent, as others know it by its hash. May read a file.
-    pub fn info(&self, hash: InfoHash) -> Option<Vec<u8>> {
-        info_of(&self.known().read(hash).ok()?).ok()
-    }
-
-    /// What a torrent was made from, where that is published here. May read a file.
-    pub fn source(&self, hash: InfoHash) -> Option<Source> {
-        let metainfo = self.metainfo_now(hash)?.ok()?;
-        self.known().source(&metainfo)
+    /// The info dictionary of a torrent, as others know it by its hash, where it is not longer than that. May read a file.
+    pub fn info(&self, hash: InfoHash, longest: usize) -> Option<Vec<u8>> {
+        // Trackers and servers stand beside it: what is far longer is not even read.
+        let fits = self.known().text_len(hash) <= 2 * longest as u64;
+        let text = fits.then(|| self.known().read(hash).ok()).flatten()?;
+        info_of(&text).ok().filter(|info| info.len() <= longest)
     }
 
     /// Where a torrent that is given or fetched now takes part in its swarm.

@@ -18,6 +18,7 @@ use lru::LruCache;
 use super::{
     ListedTorrent, Magnet, Metainfo, MetainfoError, Source, TorrentError,
     about::{About, Listing},
+    made::{Index, Made},
     metainfo::{MAX_METAINFO, with_link},
 };
 use crate::content::InfoHash;
@@ -44,6 +45,8 @@ pub(super) struct Known {
     all: Mutex<BTreeSet<InfoHash>>,
     /// What is to be done with each, and its names.
     listing: Mutex<Listing>,
+    /// Those that were made from what is published.
+    pub(super) made: Mutex<Index>,
     /// Held while a change of the listing is written, so that the last change is the last on disk. Taken before `listing`.
     writing: Mutex<()>,
 }
@@ -51,7 +54,7 @@ pub(super) struct Known {
 impl Known {
     /// Reads which torrents there are; makes the folder when the first one comes.
     pub(super) fn open(dir: &Path) -> Result<Self, TorrentError> {
-        let (mut all, mut found) = (BTreeSet::new(), Vec::new());
+        let (mut all, mut found, mut made) = (BTreeSet::new(), Vec::new(), Index::default());
         match fs::read_dir(dir) {
             Ok(entries) => {
                 for entry in entries {
@@ -60,6 +63,8 @@ impl Known {
                     let Some(hash) = hash else { continue };
                     if entry.path().join(METAINFO).exists() {
                         all.insert(hash);
+                        let source = Made::read(&entry.path().join(SOURCE));
+                        source.into_iter().for_each(|source| made.put(hash, source));
                     }
                     found.push((hash, About::read(&entry.path())));
                 }
@@ -73,6 +78,7 @@ impl Known {
             said: Mutex::new(LruCache::new(SAID)),
             all: Mutex::new(all),
             listing: Mutex::default(),
+            made: Mutex::new(made),
             writing: Mutex::default(),
         };
         known.list(found);
@@ -185,7 +191,9 @@ impl Known {
         let folder = self.folder(hash);
         let written = fs::create_dir_all(&folder)
             .and_then(|()| write_whole(&folder, SOURCE, source.encode().as_bytes()));
-        written.map_err(|e| TorrentError::disk("write", e))
+        written.map_err(|e| TorrentError::disk("write", e))?;
+        guard(&self.made).put(hash, Made { root: source.root, automatic: source.automatic });
+        Ok(())
     }
 
     /// Forgets a torrent, with all of it that is on disk.
@@ -195,6 +203,7 @@ impl Known {
         guard(&self.all).remove(&hash);
         guard(&self.cached).pop(&hash);
         guard(&self.said).pop(&hash);
+        guard(&self.made).remove(hash);
         let told = |e| TorrentError::disk("remove", e);
         remove(&self.bitfield_path(hash)).map_err(told)?;
         match fs::remove_dir_all(self.folder(hash)) {

@@ -63,10 +63,10 @@ impl TorrentBook for Book {
         if !self.torrents.is_for_others(hash, self.given_only) {
             return TorrentAnswer::default();
         }
-        let info = question.describe.then(|| self.torrents.info(hash)).flatten();
+        let info = question.describe.then(|| self.torrents.info(hash, MAX_INFO)).flatten();
         TorrentAnswer {
             known: true,
-            info: info.filter(|info| info.len() <= MAX_INFO).map(Bytes::from),
+            info: info.map(Bytes::from),
             port: self.torrents.port(hash),
             statements: self.statements(hash, question.files.clone()),
         }

@@ -191,8 +191,15 @@ async fn what_was_read_is_nobodys_business_where_that_is_not_served_and_a_privat
     private.torrents().keep(&text).unwrap();
     private.torrents().seed(metainfo.hash).await.unwrap();
     assert!(!private.torrents().is_for_others(metainfo.hash, false));
+    // Behind a proxy nothing else is to tell what somebody has or reads.
+    let [dir] = dirs();
+    let proxy = Some("socks5://127.0.0.1:9".to_owned());
+    let shy = start(&dir, Some(&hub), |options| options.torrent.proxy = proxy).await;
+    let root = import(&shy, "film.mkv", &film).await;
+    let own = shy.seed_content(root, "film.mkv".into()).await.unwrap().hash;
+    assert!(!shy.torrents().is_for_others(own, false) && !shy.torrents().seeks_fellows());
     seeder.session.stop().await;
-    stop([private, node, hub]).await;
+    stop([shy, private, node, hub]).await;
 }
 
 /// Says what it is told to.
