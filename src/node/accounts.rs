@@ -191,38 +191,44 @@ impl Node {
                     () = tokio::time::sleep(LOOK_EVERY) => false,
                     () = &mut cancelled => true,
                 };
-                let inside = node.clone();
-                let look = move || {
-                    inside.settle(&mut looked);
-                    looked
-                };
-                match node.tasks().blocking("accounts", look).await {
-                    Ok(back) if !end => looked = back,
-                    _ => return,
+                let news = node.went(&mut looked);
+                if !news.is_empty() {
+                    let inside = node.clone();
+                    let settling = node.tasks().blocking("accounts", move || inside.settle(news));
+                    if settling.await.is_err() {
+                        return;
+                    }
+                }
+                if end {
+                    return;
                 }
             }
         });
     }
 
-    fn settle(&self, looked: &mut Looked) {
+    /// What went since the last look. Waits for no disk.
+    fn went(&self, looked: &mut Looked) -> Vec<(Party, Account)> {
         let peers = self.net().ledgers().into_iter().map(|(peer, counted)| {
             (peer, Account { given: counted.sent, taken: counted.received })
         });
-        let mut news: Vec<(Party, Account)> = Vec::new();
-        news.extend(looked.peers.news(peers).into_iter().map(|(peer, n)| (Party::Peer(peer), n)));
-        let swarms: Vec<_> = self
-            .torrents()
-            .traffic_by_peer()
-            .into_iter()
-            .filter_map(|peer| {
-                let key = (peer.hash, peer.peer);
-                // The bridges of this node are peers of its own session, which call themselves nothing.
-                let own = peer.peer.ip().is_loopback() && !peer.named && !looked.swarms.knows(&key);
-                (!own).then_some((key, Account { given: peer.sent, taken: peer.received }))
-            })
-            .collect();
+        let peers = looked.peers.news(peers).into_iter();
+        let mut news: Vec<_> = peers.map(|(peer, new)| (Party::Peer(peer), new)).collect();
+        let mut swarms = Vec::new();
+        for traffic in self.torrents().traffic_by_peer() {
+            let key = (traffic.hash, traffic.peer);
+            // The bridges of this node are peers of its own session, which call themselves nothing.
+            let nameless = traffic.peer.ip().is_loopback() && !traffic.named;
+            if !nameless || looked.swarms.knows(&key) {
+                swarms.push((key, Account { given: traffic.sent, taken: traffic.received }));
+            }
+        }
         let swarms = looked.swarms.news(swarms).into_iter();
-        news.extend(swarms.map(|((_, at), n)| (Party::Host(at.ip().to_canonical()), n)));
+        news.extend(swarms.map(|((_, at), new)| (Party::Host(at.ip().to_canonical()), new)));
+        news
+    }
+
+    /// Writes it down, and tells who owes too much.
+    fn settle(&self, news: Vec<(Party, Account)>) {
         for (party, new) in news {
             if let Some(bytes) = self.inner.accounts.add(party, new) {
                 self.engine().emit(Event::PaymentRequired { peer: party.to_string(), bytes });
