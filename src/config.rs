@@ -477,6 +477,14 @@ mod tests {
     }
 
     #[test]
+    fn a_credit_is_a_size_and_off_by_default() {
+        assert_eq!(Settings::default().node_options().credit, 0);
+        let settings: Settings = toml::from_str("[accounting]\ncredit = \"1 GiB\"\n").unwrap();
+        assert_eq!(settings.node_options().credit, 1 << 30);
+        toml::from_str::<Settings>("[accounting]\ncredits = \"1 GiB\"\n").unwrap_err();
+    }
+
+    #[test]
     fn time_for_a_chunk_at_one_source_and_over_all_are_two_keys() {
         let text = "[download]\nchunk_timeout_secs = 7\nchunk_timeout = \"9m\"\n";
         let settings: Settings = toml::from_str(text).unwrap();

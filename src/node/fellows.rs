@@ -42,7 +42,7 @@ const MOST: usize = 20;
 const ASKED_AT_ONCE: usize = 8;
 /// Time after which the DHT is asked again while somebody still waits.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// The same where it named nobody.
+/// The same where it named nobody, doubled each time up to that.
 const LOOK_AGAIN_SOON: Duration = Duration::from_secs(10);
 /// The same where the DHT could not be asked at all, as before its first peer is connected.
 const NOBODY: Duration = Duration::from_secs(2);
@@ -75,6 +75,8 @@ struct Sought {
     running: bool,
     /// When the DHT may be asked again.
     next: Option<Instant>,
+    /// How many times in a row it named nobody.
+    in_vain: u32,
     peers: HashSet<PeerId>,
     /// The first of the files that were asked about, by so many as one question takes.
     asked: BTreeSet<u32>,
@@ -144,7 +146,7 @@ impl Fellows {
         }
         let id = ContentId::torrent(hash);
         let mut found = look_up.then(|| self.inner.net.find_providers(&id));
-        let mut pause = LOOK_AGAIN;
+        let mut named = Named::Somebody;
         loop {
             tokio::select! {
                 provider = next(&mut found), if found.is_some() => match provider {
@@ -154,8 +156,8 @@ impl Fellows {
                             visits.push(self.visit(hash, provider, &batches));
                         }
                     }
-                    Some(Err(NetError::Bootstrap)) => pause = NOBODY,
-                    Some(Err(_)) => pause = LOOK_AGAIN_SOON,
+                    Some(Err(NetError::Bootstrap)) => named = Named::NotAsked,
+                    Some(Err(_)) => named = Named::Nobody,
                     None => found = None,
                 },
                 Some(()) = visits.next(), if !visits.is_empty() => {}
@@ -167,7 +169,7 @@ impl Fellows {
         let sought = all.get_or_insert_mut(hash, Sought::default);
         sought.running = false;
         if look_up {
-            sought.next = Some(Instant::now() + pause);
+            sought.looked_up(named);
         }
     }
 
@@ -232,8 +234,15 @@ impl Fellows {
                 Err(_) => return false,
             }
         }
+        let Some(Ok(metainfo)) = self.inner.torrents.metainfo_now(hash) else {
+            // What is said of files cannot be looked at yet: it is asked for again.
+            if let Some(sought) = self.sought().get_mut(&hash) {
+                sought.asked.clear();
+            }
+            return true;
+        };
         let (twins, files) = (self.inner.twins.clone(), question.files.clone());
-        let learn = move || learn(&twins, hash, &files, &told.statements);
+        let learn = move || learn(&twins, &metainfo, &files, &told.statements);
         let learnt = self.inner.tasks.blocking("learn of torrents", learn).await;
         for id in learnt.unwrap_or_default() {
             tracing::debug!(%hash, %peer, %id, "a fellow tells of a content");
@@ -266,7 +275,27 @@ impl Fellows {
     }
 }
 
+/// How a search in the DHT ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    Somebody,
+    Nobody,
+    /// There was nobody to ask.
+    NotAsked,
+}
+
 impl Sought {
+    /// A search has ended; sets when the next one may begin.
+    fn looked_up(&mut self, named: Named) {
+        let pause = match named {
+            Named::Somebody => LOOK_AGAIN,
+            Named::Nobody => LOOK_AGAIN_SOON * 2_u32.saturating_pow(self.in_vain.min(8)),
+            Named::NotAsked => NOBODY,
+        };
+        self.in_vain = if named == Named::Nobody { self.in_vain + 1 } else { 0 };
+        self.next = Some(Instant::now() + pause.min(LOOK_AGAIN));
+    }
+
     /// The doors that are to be knocked at now: all where a file is read whose content nobody knows, else after a
     /// while.
     fn open_doors(&mut self, lacking: bool) -> Vec<SocketAddr> {
@@ -309,26 +338,26 @@ impl Sought {
     }
 }
 
-/// Keeps statements about what was asked; the contents that they name.
+/// Keeps statements about what was asked, as far as they fit to it; the contents that they name.
 fn learn(
     twins: &Twins,
-    hash: InfoHash,
+    metainfo: &Metainfo,
     files: &std::ops::Range<u32>,
     statements: &[bytes::Bytes],
 ) -> Vec<ContentId> {
     let mut learnt = Vec::new();
     for signed in statements {
         let Some((signer, said)) = Statement::open(signed) else { continue };
-        if said.hash != hash || !files.contains(&said.file) {
+        let place = (metainfo.hash, said.file);
+        let size = metainfo.files.get(said.file as usize).map(|file| file.range.len());
+        if said.hash != metainfo.hash || !files.contains(&said.file) || Some(said.size) != size {
             continue;
         }
-        let (id, file) = (said.id, said.file);
+        let id = said.id;
         match twins.learn(signer, said, signed) {
             Ok(true) => learnt.push(id),
             // Known already: this peer has it, too.
-            Ok(false) if twins.get((hash, file)).is_some_and(|twin| twin.id == id) => {
-                learnt.push(id);
-            }
+            Ok(false) if twins.get(place).is_some_and(|twin| twin.id == id) => learnt.push(id),
             Ok(false) => {}
             Err(error) => {
                 tracing::warn!(%error, "what peers say of torrents is not kept");

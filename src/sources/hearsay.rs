@@ -56,7 +56,9 @@ impl Hearsay {
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         let known = named.get_or_insert_mut(*root, Vec::new);
         known.retain(|known| known.peer != provider.peer);
-        known.truncate(MOST - 1);
+        if known.len() >= MOST {
+            known.remove(0);
+        }
         known.push(provider.clone());
         drop(named);
         if let Some(running) = self.running.get(root) {
@@ -69,5 +71,32 @@ impl Hearsay {
     pub(super) fn named(&self, root: &ContentId) -> Vec<Provider> {
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         named.get(root).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::net::PeerId;
+
+    #[test]
+    fn the_last_who_were_named_are_remembered_each_once_and_a_search_that_runs_hears_of_them() {
+        let (hearsay, root) = (Hearsay::default(), ContentId::raw(crate::content::sha2_256(b"x")));
+        let peers: Vec<PeerId> = (0..MOST + 2).map(|_| PeerId::random()).collect();
+        let name = |peer: PeerId| hearsay.name(&root, &Provider { peer, addresses: Vec::new() });
+        peers.iter().copied().for_each(name);
+        name(peers[5]);
+        let known: Vec<PeerId> = hearsay.named(&root).iter().map(|known| known.peer).collect();
+        let mut expected = peers[2..].to_vec();
+        expected.retain(|peer| *peer != peers[5]);
+        expected.push(peers[5]);
+        assert_eq!(known, expected);
+        let running = hearsay.of(&root);
+        let mut heard = running.peers.subscribe();
+        name(peers[0]);
+        assert_eq!(heard.try_recv().unwrap().peer, peers[0]);
+        assert!(hearsay.named(&ContentId::raw(crate::content::sha2_256(b"y"))).is_empty());
     }
 }

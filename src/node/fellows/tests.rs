@@ -282,32 +282,31 @@ async fn a_wrong_word_on_a_file_costs_no_wrong_byte_and_is_forgotten() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_word_on_somebody_elses_content_harms_neither_of_both() {
-    let [hub, there, false_one, here] = dirs();
-    let hub = start(&hub, None, |_| {}).await;
-    let (film, book) = (bytes_of::noise(BIG, 9), bytes_of::noise(400_000, 10));
+    let [hub, there, here] = dirs();
+    let (hub, film) = (start(&hub, None, |_| {}).await, bytes_of::noise(BIG, 9));
     let seeder = Seeder::start(there.path(), &[("film.mkv", &film)], PIECE).await;
     let hash = seeder.metainfo.hash;
-    let false_one = liar(&false_one, &hub, hash, TorrentAnswer::default()).await;
-    // The other content is the hub's.
+    let book = bytes_of::noise(400_000, 10);
     let id = import(&hub, "book", &book).await;
-    let answer = said(&false_one, hash, id, 400_000);
-    false_one.net().answer_torrents(Arc::new(Liar(answer)));
-
     let reader = start(&here, Some(&hub), |_| {}).await;
-    reader.torrents().keep(&torrent_of("torrent", &[("film.mkv", &film)], PIECE)).unwrap();
-    let file = opened(&reader, &Magnet::of(hash), 0).await;
-    let heard = async {
-        until("the lie is heard", || reader.content_of(hash, 0) == Some(id)).await;
-        reader.torrents().meet(hash, &[seeder.address()]);
+    let lie = said(&hub, hash, id, BIG);
+    assert!(reader.learn_twin(&lie.statements[0]).unwrap().is_some());
+    // Each of both is read while the lie is believed, and after that.
+    let content = timeout(PATIENCE, reader.engine().file(&id, &id)).await.unwrap().unwrap();
+    let all = ByteRange::new(0, 400_000);
+    let reading = async || {
+        let read = content.read(crate::node::ReaderId(1), ByteRange::new(0, 100_000)).await;
+        assert!(read.unwrap() == book[..100_000]);
     };
-    let (got, ()) = tokio::join!(read(&file, ByteRange::new(0, BIG as u64)), heard);
-    assert!(got == film);
-    let file = timeout(PATIENCE, reader.engine().file(&id, &id)).await.unwrap().unwrap();
-    let all = ByteRange::new(0, 100_000);
-    let got = timeout(PATIENCE, file.read(crate::node::ReaderId(1), all)).await.unwrap().unwrap();
-    assert!(got == book[..100_000]);
+    timeout(PATIENCE, reading()).await.unwrap();
+    let file = opened(&reader, &seeder.magnet(), 0).await;
+    assert!(read(&file, ByteRange::new(0, BIG as u64)).await == film);
+    let rest = content.read(crate::node::ReaderId(1), all);
+    assert!(timeout(PATIENCE, rest).await.unwrap().unwrap() == book);
+    let of_film = || reader.content_of(hash, 0).is_some_and(|found| found != id);
+    until("what was found here takes its place", of_film).await;
     seeder.session.stop().await;
-    stop([reader, false_one, hub]).await;
+    stop([reader, hub]).await;
 }
 
 #[test]
@@ -316,18 +315,23 @@ fn an_answer_is_learnt_only_as_far_as_it_was_asked_for() {
     runtime.block_on(async {
         let [dir] = dirs();
         let node = start(&dir, None, |_| {}).await;
-        let (hash, id) = (InfoHash([1; 20]), ContentId::raw(crate::content::sha2_256(b"x")));
-        let sign = |hash, file| {
-            Bytes::from(Statement { hash, file, size: 1, id }.sign(node.net()).unwrap())
+        let text = torrent_of("torrent", &[("a", b"x"), ("b", b"y")], PIECE);
+        let metainfo = Metainfo::parse(&text).unwrap();
+        let (hash, other) = (metainfo.hash, InfoHash([2; 20]));
+        let id = ContentId::raw(crate::content::sha2_256(b"x"));
+        let sign = |hash, file, size| {
+            Bytes::from(Statement { hash, file, size, id }.sign(node.net()).unwrap())
         };
         let twins = &node.inner.twins;
-        let other = InfoHash([2; 20]);
-        let told = [sign(other, 0), sign(hash, 300), Bytes::from_static(b"none")];
-        assert!(learn(twins, hash, &(0..256), &told).is_empty());
-        assert_eq!(learn(twins, hash, &(0..256), &[sign(hash, 255)]), [id]);
+        // Of another torrent, of a file that was not asked for or is not there, of another length, of nothing.
+        let told =
+            [sign(other, 0, 1), sign(hash, 1, 1), sign(hash, 9, 1), sign(hash, 0, 2), Bytes::new()];
+        assert!(learn(twins, &metainfo, &(0..1), &told).is_empty());
+        assert!(learn(twins, &metainfo, &(9..10), &told).is_empty());
+        assert_eq!(learn(twins, &metainfo, &(0..1), &[sign(hash, 0, 1)]), [id]);
         // One who says the same has it, too.
-        assert_eq!(learn(twins, hash, &(0..256), &[sign(hash, 255)]), [id]);
-        assert!(twins.get((hash, 300)).is_none() && twins.get((other, 0)).is_none());
+        assert_eq!(learn(twins, &metainfo, &(0..1), &[sign(hash, 0, 1)]), [id]);
+        assert!(twins.get((hash, 1)).is_none() && twins.get((other, 0)).is_none());
         stop([node]).await;
     });
 }
@@ -339,7 +343,8 @@ async fn the_dht_is_asked_now_and_then_and_fellows_about_each_file_once() {
     let round = sought.next_round(hash, &read(&[])).unwrap();
     assert_eq!((round.look_up, round.batches), (true, vec![0]));
     assert!(sought.next_round(hash, &read(&[900])).is_none(), "one at a time");
-    (sought.running, sought.next) = (false, Some(Instant::now() + LOOK_AGAIN));
+    sought.running = false;
+    sought.looked_up(Named::Somebody);
     assert!(sought.next_round(hash, &read(&[900])).is_none(), "nobody to be asked");
     let peer = PeerId::random();
     sought.peers.insert(peer);
@@ -350,6 +355,18 @@ async fn the_dht_is_asked_now_and_then_and_fellows_about_each_file_once() {
     tokio::time::advance(LOOK_AGAIN).await;
     let round = sought.next_round(hash, &read(&[900])).unwrap();
     assert_eq!((round.look_up, round.batches), (true, vec![768]));
+    for (named, seconds) in [
+        (Named::Nobody, 10),
+        (Named::Nobody, 20),
+        (Named::Nobody, 40),
+        (Named::Nobody, 60),
+        (Named::NotAsked, 2),
+        (Named::Nobody, 10),
+        (Named::Somebody, 60),
+    ] {
+        sought.looked_up(named);
+        assert_eq!(sought.next, Some(Instant::now() + Duration::from_secs(seconds)), "{named:?}");
+    }
     // Doors are opened at once where something is lacking, else after a while.
     sought.doors.push(([1, 1, 1, 1], 1).into());
     assert!(sought.open_doors(false).is_empty());

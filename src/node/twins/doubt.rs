@@ -17,7 +17,7 @@ use crate::{content::ContentId, net::PeerId};
 /// Sayings and peers that are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Doubt at which a saying is forgotten: two wrong pieces, since a session may hang up amid a right one, or three reads
-/// that nobody answers.
+/// that nobody answers. What it says of the length is wrong or not.
 const ENOUGH: u32 = 3;
 
 /// What speaks against a saying.
@@ -27,20 +27,38 @@ pub(super) enum Doubt {
     Wrong,
     /// Nobody gave it.
     Failed,
+    /// Its content has another length than the file.
+    Length,
+}
+
+impl Doubt {
+    fn weight(self) -> u32 {
+        match self {
+            Self::Failed => 1,
+            Self::Wrong => 2,
+            Self::Length => ENOUGH,
+        }
+    }
 }
 
 /// The doubts of this start of the daemon.
 #[derive(Debug)]
 pub(super) struct Doubts {
     doubted: HashMap<Place, u32>,
+    /// What was forgotten once because nobody gave it: they may only have been away.
+    forgotten: LruCache<(Place, ContentId), ()>,
     refused: LruCache<(Place, ContentId), ()>,
     liars: LruCache<PeerId, ()>,
 }
 
 impl Default for Doubts {
     fn default() -> Self {
-        let (refused, liars) = (LruCache::new(REMEMBERED), LruCache::new(REMEMBERED));
-        Self { doubted: HashMap::new(), refused, liars }
+        Self {
+            doubted: HashMap::new(),
+            forgotten: LruCache::new(REMEMBERED),
+            refused: LruCache::new(REMEMBERED),
+            liars: LruCache::new(REMEMBERED),
+        }
     }
 }
 
@@ -58,14 +76,17 @@ impl Twins {
         {
             let mut doubts = self.doubts();
             let doubted = doubts.doubted.entry(place).or_default();
-            *doubted += if doubt == Doubt::Wrong { 2 } else { 1 };
+            *doubted += doubt.weight();
             if *doubted < ENOUGH {
                 return;
             }
             doubts.doubted.remove(&place);
-            doubts.refused.put((place, twin.id.to_v1()), ());
+            let saying = (place, twin.id.to_v1());
+            if doubt != Doubt::Failed || doubts.forgotten.put(saying, ()).is_some() {
+                doubts.refused.put(saying, ());
+            }
             let signer = Statement::open(&twin.signed).map(|(peer, _)| peer);
-            if let Some(peer) = signer.filter(|_| doubt == Doubt::Wrong) {
+            if let Some(peer) = signer.filter(|_| doubt != Doubt::Failed) {
                 doubts.liars.put(peer, ());
             }
         }

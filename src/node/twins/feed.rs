@@ -12,7 +12,7 @@ use futures::{FutureExt, future::BoxFuture};
 use super::{Twins, doubt::Doubt};
 use crate::{
     content::{ByteRange, ContentId, RangeSet},
-    download::Engine,
+    download::{DownloadError, Engine},
     node::reading::next_reader,
     sources::{SwarmFile, SwarmFinder},
     torrent::{Feed, FeedError, Feeder, FileKind, Magnet, Metainfo},
@@ -94,15 +94,24 @@ impl EngineFeed {
             file.close_reader(reader);
             read.map(Some)
         };
-        let read = tokio::time::timeout(PATIENCE, reading).await;
-        let failed = |why: String| {
-            self.feeder.twins.doubt((self.torrent.hash, number), Doubt::Failed);
-            FeedError::Failed(why)
-        };
-        match read {
-            Ok(Ok(read)) => read.ok_or_else(lacks),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => Err(failed("nobody gave it in time".to_owned())),
+        let doubt = |doubt| self.feeder.twins.doubt((self.torrent.hash, number), doubt);
+        match tokio::time::timeout(PATIENCE, reading).await {
+            Ok(Ok(Some(read))) => Ok(read),
+            Ok(Ok(None)) => {
+                doubt(Doubt::Length);
+                Err(lacks())
+            }
+            Ok(Err(error)) => {
+                // A disk that is full, or the end of the daemon, says nothing of the content.
+                if matches!(error, DownloadError::NotFound(_) | DownloadError::Stalled { .. }) {
+                    doubt(Doubt::Failed);
+                }
+                Err(FeedError::Failed(error.to_string()))
+            }
+            Err(_) => {
+                doubt(Doubt::Failed);
+                Err(FeedError::Failed("nobody gave it in time".to_owned()))
+            }
         }
     }
 }
