@@ -72,6 +72,8 @@ pub struct Settings {
     pub torrent: TorrentSettings,
     /// The HTTP gateway.
     pub gateway: GatewaySettings,
+    /// What peers owe.
+    pub accounting: AccountingSettings,
 }
 
 /// Section `[mount]`.
@@ -198,6 +200,14 @@ pub struct GatewaySettings {
     pub hosts: Vec<String>,
 }
 
+/// Section `[accounting]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccountingSettings {
+    /// Bytes that a peer may owe before that is told; 0: nothing is told.
+    pub credit: Size,
+}
+
 /// Rules that decide the shape of a DAG and so its id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Profile {
@@ -222,6 +232,7 @@ impl Default for Settings {
             upload: UploadSettings::default(),
             torrent: TorrentSettings::default(),
             gateway: GatewaySettings::default(),
+            accounting: AccountingSettings::default(),
         }
     }
 }
@@ -284,6 +295,12 @@ impl Default for GatewaySettings {
     }
 }
 
+impl Default for AccountingSettings {
+    fn default() -> Self {
+        Self { credit: Size(0) }
+    }
+}
+
 impl Default for DownloadSettings {
     fn default() -> Self {
         let engine = DownloadOptions::default();
@@ -322,6 +339,7 @@ impl Settings {
                 self.store.min_free,
                 download.lookup_timeout,
             ),
+            credit: self.accounting.credit.0,
             seed_uploads: self.upload.torrent && !self.upload.read_only,
             store: StoreOptions {
                 dir: self.data_dir.clone(),
@@ -460,6 +478,14 @@ mod tests {
     fn defaults_of_the_file_are_those_of_the_engine() {
         let engine = format!("{:?}", DownloadOptions::default());
         assert_eq!(format!("{:?}", Settings::default().node_options().download), engine);
+    }
+
+    #[test]
+    fn a_credit_is_a_size_and_off_by_default() {
+        assert_eq!(Settings::default().node_options().credit, 0);
+        let settings: Settings = toml::from_str("[accounting]\ncredit = \"1 GiB\"\n").unwrap();
+        assert_eq!(settings.node_options().credit, 1 << 30);
+        toml::from_str::<Settings>("[accounting]\ncredits = \"1 GiB\"\n").unwrap_err();
     }
 
     #[test]

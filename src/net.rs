@@ -2,6 +2,7 @@
 
 mod address;
 mod announce;
+mod ask;
 mod behaviour;
 mod bitswap;
 mod candidates;
@@ -37,8 +38,15 @@ use libp2p::identity::Keypair;
 pub use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use self::{announce::Announcer, driver::Command, shared::Shared};
-pub use self::{reach::ReachOptions, signed::signed_statement};
+use self::{announce::Announcer, ask::Asks, driver::Command, shared::Shared};
+pub use self::{
+    ask::{
+        AskError, Dealings, MAX_FILES, MAX_INFO, TorrentAnswer, TorrentBook, TorrentQuestion,
+        TorrentTold,
+    },
+    reach::ReachOptions,
+    signed::signed_statement,
+};
 use crate::{
     content::{Block, ContentId},
     store::{Store, StoreError},
@@ -129,6 +137,8 @@ pub struct PeerInfo {
     pub received: u64,
     /// Block bytes sent to it.
     pub sent: u64,
+    /// What it has last said of that. Nothing follows from it.
+    pub claimed: Option<Dealings>,
 }
 
 fn as_text<T: ToString, S: serde::Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
@@ -217,6 +227,7 @@ struct Inner {
 struct Online {
     commands: mpsc::UnboundedSender<Command>,
     bitswap: bitswap::Handle,
+    asks: Arc<Asks>,
 }
 
 impl Net {
@@ -286,9 +297,15 @@ impl Net {
         let info = |(peer, known): (PeerId, shared::Connected)| {
             let (received, sent) = self.bitswap().map_or((0, 0), |bitswap| bitswap.ledger(peer));
             let (address, agent, rtt) = (known.address(), known.agent(), known.rtt());
-            PeerInfo { peer, address, agent, rtt, received, sent }
+            let claimed = self.claimed(&peer);
+            PeerInfo { peer, address, agent, rtt, received, sent, claimed }
         };
         peers.into_iter().map(info).collect()
+    }
+
+    /// Block bytes that went between this node and each peer that it remembers, since its start.
+    pub fn ledgers(&self) -> Vec<(PeerId, Dealings)> {
+        self.bitswap().map(bitswap::Handle::ledgers).unwrap_or_default()
     }
 
     /// Connected peers that speak Bitswap (with whether they are chiral nodes), and every change from then on.
@@ -326,6 +343,16 @@ impl Net {
     /// The roots that are announced from now on, once for each DHT that was told. A receiver that lags misses the oldest.
     pub fn announced(&self) -> broadcast::Receiver<ContentId> {
         self.inner.announcer.told()
+    }
+
+    /// Whether a root is on the queue.
+    pub fn is_queued(&self, root: &ContentId) -> bool {
+        self.inner.announcer.contains(root)
+    }
+
+    /// The roots on the queue that `of` says. Looks at all of them.
+    pub fn queued(&self, of: impl Fn(&ContentId) -> bool) -> Vec<ContentId> {
+        self.inner.announcer.queued(of)
     }
 
     /// Takes a root off the queue. Others forget it when their records expire, after two days.

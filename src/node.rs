@@ -2,9 +2,11 @@
 //!
 //! `fs`, `config` and `control` see the layers below through the names that are exported again here.
 
+mod accounts;
 mod cache;
 mod car;
 mod contents;
+mod fellows;
 mod here;
 mod listener;
 mod paths;
@@ -35,6 +37,7 @@ use tokio::{
 };
 
 pub use self::{
+    accounts::Account,
     car::{CarFailure, CarInput, CarPlan, CarScope, Imported, ImportedRoot, Spool},
     here::Here,
     paths::{default_data_dir, refuse_nested},
@@ -69,7 +72,9 @@ pub use crate::{
 use crate::{
     content::{ContentId, DagError, Metadata, NodeKind},
     node::{
+        accounts::Accounts,
         cache::Cache,
+        fellows::{Book, Changes, Fellows},
         listener::Announcer,
         torrent_host::TorrentHost,
         twins::{EngineFeeder, Twins},
@@ -91,6 +96,8 @@ pub struct NodeOptions {
     pub torrent: TorrentOptions,
     /// Whether everything that is published is given to others as a torrent, too.
     pub seed_uploads: bool,
+    /// Bytes that a peer may owe before that is told, and again with each further such amount; 0: never.
+    pub credit: u64,
 }
 
 /// Why the node could not start or resolve something.
@@ -163,6 +170,7 @@ struct Inner {
     uploads: Uploads,
     torrents: Torrents,
     twins: Arc<Twins>,
+    accounts: Arc<Accounts>,
     tasks: Tasks,
     cache: Cache,
     mountpoint: Mutex<Option<PathBuf>>,
@@ -196,9 +204,10 @@ impl Node {
         let store = open_store(options.store, &tasks).await?;
         let http = (!options.net.offline).then_some(options.http);
         let net = Net::start(options.net, store.clone(), &tasks).await?;
-        let twins = open_twins(&store, &tasks).await?;
+        let (twins, accounts) = open_rows(&store, options.credit, &tasks).await?;
         let swarms = SwarmFinder::new(twins::places(&twins), &tasks);
-        let finder = finder(&net, http.as_ref(), &swarms, &tasks);
+        let hearsay = Hearsay::default();
+        let finder = finder(&net, http.as_ref(), &swarms, &hearsay, &tasks);
         let engine = Engine::new(download, store.clone(), finder, &tasks);
         let (seeds, published) = seeding::queue(options.seed_uploads);
         let announcer = Arc::new(Announcer::new(net.clone(), engine.clone(), seeds));
@@ -206,10 +215,14 @@ impl Node {
         tasks.spawn("announced", told);
         let uploads = open_uploads(options.publish, &store, announcer, &tasks).await?;
         let webseeds = http.as_ref().and_then(|http| Webseeds::new(http, &options.torrent));
-        let torrents = open_torrents(options.torrent, &store, &engine, &tasks).await?;
+        let changes = Arc::new(Changes::default());
+        let host = TorrentHost::new(store.clone(), engine.clone(), changes.clone());
+        let torrents = open_torrents(options.torrent, &store, host, &tasks).await?;
         swarms.open(&torrents);
+        net.answer_torrents(Arc::new(Book::new(&net, &torrents, &twins, !serves_cached)));
+        let fellows = Fellows::new(&net, &torrents, &twins, &hearsay, &tasks);
         let mut feeders: Vec<Arc<dyn Feeder>> =
-            vec![Arc::new(EngineFeeder::new(&twins, &engine, &swarms))];
+            vec![Arc::new(fellows), Arc::new(EngineFeeder::new(&twins, &engine, &swarms))];
         feeders.extend(webseeds.map(|seeds| Arc::new(seeds) as Arc<dyn Feeder>));
         torrents.feed_from(feeders);
         let inner = Inner {
@@ -219,6 +232,7 @@ impl Node {
             uploads,
             torrents,
             twins,
+            accounts,
             tasks,
             cache: Cache::default(),
             mountpoint: Mutex::new(None),
@@ -230,6 +244,8 @@ impl Node {
         let node = Self { inner: Arc::new(inner) };
         node.keep_fetching_pins();
         node.find_twins(serves_cached);
+        node.keep_accounts();
+        node.announce_torrents(changes, !serves_cached);
         node.torrents().go_on();
         node.seed_what_is_published(published);
         Ok(node)
@@ -322,13 +338,13 @@ fn finder(
     net: &Net,
     http: Option<&HttpOptions>,
     swarms: &SwarmFinder,
+    hearsay: &Hearsay,
     tasks: &Tasks,
 ) -> Arc<dyn Finder> {
-    let hearsay = Hearsay::default();
-    let bitswap = Arc::new(BitswapFinder::new(net.clone(), &hearsay, tasks));
+    let bitswap = Arc::new(BitswapFinder::new(net.clone(), hearsay, tasks));
     let mut all: Vec<Arc<dyn Finder>> = vec![bitswap, Arc::new(swarms.clone())];
     if let Some(http) = http {
-        all.push(Arc::new(HttpFinder::new(http, &hearsay, tasks)));
+        all.push(Arc::new(HttpFinder::new(http, hearsay, tasks)));
     }
     Arc::new(Finders::new(all, tasks))
 }
@@ -354,23 +370,29 @@ async fn open_uploads(
     Ok(opened.map_err(|e| blocked("opening", store.dir(), e))??)
 }
 
-/// Reads which files of torrents are which contents.
-async fn open_twins(store: &Store, tasks: &Tasks) -> Result<Arc<Twins>, NodeError> {
-    let open = store.clone();
-    let opened = tasks.blocking("open twins", move || Twins::open(&open)).await;
-    Ok(Arc::new(opened.map_err(|e| blocked("opening", store.dir(), e))??))
+/// Reads which files of torrents are which contents, and what peers owe.
+async fn open_rows(
+    store: &Store,
+    credit: u64,
+    tasks: &Tasks,
+) -> Result<(Arc<Twins>, Arc<Accounts>), NodeError> {
+    let inside = store.clone();
+    let open = move || Ok((Twins::open(&inside)?, Accounts::open(&inside, credit)?));
+    let opened: Result<_, StoreError> =
+        tasks.blocking("open rows", open).await.map_err(|e| blocked("opening", store.dir(), e))?;
+    let (twins, accounts) = opened?;
+    Ok((Arc::new(twins), Arc::new(accounts)))
 }
 
 /// Looks which torrents are known.
 async fn open_torrents(
     options: TorrentOptions,
     store: &Store,
-    engine: &Engine,
+    host: TorrentHost,
     tasks: &Tasks,
 ) -> Result<Torrents, NodeError> {
     let (inside, dir) = (tasks.clone(), store.dir().join(TORRENTS));
-    let host = Arc::new(TorrentHost::new(store.clone(), engine.clone()));
-    let open = move || Torrents::open(options, &dir, host, &inside);
+    let open = move || Torrents::open(options, &dir, Arc::new(host), &inside);
     let opened = tasks.blocking("open torrents", open);
     Ok(opened.await.map_err(|e| blocked("opening", store.dir(), e))??)
 }

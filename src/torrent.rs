@@ -10,12 +10,14 @@ mod bencode;
 mod bridge;
 mod bridges;
 mod build;
+mod fellows;
 mod fetch;
 mod file;
 mod handle;
 mod introduce;
 mod known;
 mod listed;
+mod made;
 mod magnet;
 mod manage;
 mod metainfo;
@@ -43,9 +45,11 @@ pub use self::{
     bencode::BencodeError,
     bridge::{Feed, FeedError, Feeder},
     build::{BuildError, InfoBuilder, piece_len_for},
+    fellows::PeerTraffic,
     file::{Cached, TorrentFile},
     handle::{Limits, Torrents},
     listed::{TorrentEvent, TorrentState, TorrentStatus},
+    made::Made,
     magnet::{Magnet, MagnetError},
     metainfo::{FileEntry, FileKind, Metainfo, MetainfoError, TreeKind, TreeNode},
     published::{Host, Source},

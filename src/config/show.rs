@@ -112,6 +112,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("gateway.no_fetch", "give only what is here, and fetch nothing for a request"),
     ("gateway.hosts", "names of this machine, besides localhost, that requests may come for"),
+    (
+        "accounting.credit",
+        "bytes that a peer may be given beyond what it gave before an event `payment_required` tells so, and again with each further such amount; nobody is refused for it; \"0 B\": no events",
+    ),
     ("upload.profile", "ids as \"cid-v1\" (ipfs add --cid-version=1) or \"unixfs-v1-2025\""),
 ];
 

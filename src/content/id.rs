@@ -25,6 +25,8 @@ pub(crate) const SHA2_256: u64 = 0x12;
 pub(crate) const IDENTITY: u64 = 0x00;
 const RAW: u64 = 0x55;
 const DAG_PB: u64 = 0x70;
+const SHA1: u64 = 0x11;
+const TORRENT_INFO: u64 = 0x7b;
 
 /// How the bytes behind an id are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +73,19 @@ impl ContentId {
     /// A CIDv1 of the dag-pb codec.
     pub fn dag_pb(hash: Multihash) -> Self {
         Self(Cid::new_v1(DAG_PB, hash))
+    }
+
+    /// The id of a torrent: a CIDv1 of the codec torrent-info, whose block is the info dictionary. Nothing is lost: the
+    /// digest is the info hash.
+    pub fn torrent(hash: InfoHash) -> Self {
+        let digest = Multihash::wrap(SHA1, &hash.0).unwrap_or_default();
+        Self(Cid::new_v1(TORRENT_INFO, digest))
+    }
+
+    /// The torrent that this is the id of.
+    pub fn info_hash(&self) -> Option<InfoHash> {
+        let of_torrent = self.0.codec() == TORRENT_INFO && self.hash().code() == SHA1;
+        self.hash().digest().try_into().ok().filter(|_| of_torrent).map(InfoHash)
     }
 
     /// Whether a text could be a CID, by its first characters, alphabet and length. Cheap, and never false for a
@@ -284,6 +299,20 @@ mod tests {
     use super::*;
 
     const V0: &str = "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn";
+
+    #[test]
+    fn a_torrent_has_an_id_of_its_own_and_no_other_id_is_one() {
+        let hash = InfoHash(*b"twenty bytes of hash");
+        let id = ContentId::torrent(hash);
+        assert_eq!(id.codec(), Codec::Other(TORRENT_INFO));
+        assert_eq!(id.hash().to_bytes(), [&[0x11, 20][..], &hash.0].concat());
+        assert_eq!(id.info_hash(), Some(hash));
+        // As other programs write it.
+        let known: ContentId = "baf5rcfhi2zy3dlivng76mwhx2uwvvhhdvfojuxy".parse().unwrap();
+        assert_eq!(known.info_hash().map(ContentId::torrent), Some(known));
+        assert_eq!(ContentId::raw(*id.hash()).info_hash(), None);
+        assert_eq!(V0.parse::<ContentId>().unwrap().info_hash(), None);
+    }
 
     #[test]
     fn ids_are_printed_as_they_are_read() {

@@ -81,6 +81,11 @@ pub enum Event {
     TorrentRemoved {
         infohash: String,
     },
+    /// A peer was given so much more than it gave: its id, or the address of a host in a swarm.
+    PaymentRequired {
+        peer: String,
+        bytes: u64,
+    },
 }
 
 fn seconds<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {

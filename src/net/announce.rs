@@ -187,6 +187,16 @@ impl Announcer {
         self.lock().of[scope as usize].wake_at().map(|due| due.saturating_sub(now()))
     }
 
+    /// Whether `root` is on the queues.
+    pub(super) fn contains(&self, root: &ContentId) -> bool {
+        self.lock().roots.contains_key(&key_of(root))
+    }
+
+    /// The roots on the queues that `of` says.
+    pub(super) fn queued(&self, of: impl Fn(&ContentId) -> bool) -> Vec<ContentId> {
+        self.lock().roots.values().filter(|root| of(root)).copied().collect()
+    }
+
     /// All keys of one queue.
     pub(super) fn keys(&self, scope: Scope) -> Vec<Key> {
         self.lock().of[scope as usize].keys().cloned().collect()

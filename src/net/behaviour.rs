@@ -11,7 +11,7 @@ use libp2p::{
 };
 
 use super::{
-    address::Scope, bitswap, candidates::Candidates, guard::Guard, keep::Keep, limits,
+    address::Scope, ask, bitswap, candidates::Candidates, guard::Guard, keep::Keep, limits,
     nearby::Nearby, pong::Pong, reach::ReachOptions, records::Records, relayed::RelayedLimit,
     scoped_kad::ScopedKad, tell::Tell,
 };
@@ -39,6 +39,7 @@ pub(super) struct Behaviour {
     pub(super) wan: ScopedKad,
     pub(super) tell: Tell,
     bitswap: bitswap::Behaviour,
+    ask: ask::Behaviour,
     mdns: Nearby<mdns::tokio::Behaviour>,
     upnp: Nearby<upnp::tokio::Behaviour>,
     autonat_client: Toggle<Candidates>,
@@ -52,6 +53,8 @@ pub(super) struct Behaviour {
 pub(super) struct Parts {
     /// Bitswap.
     pub(super) bitswap: bitswap::Behaviour,
+    /// Questions about torrents.
+    pub(super) ask: ask::Behaviour,
     /// Records of both DHTs, by the order of [`Scope::ALL`].
     pub(super) records: [Records; 2],
     /// The client of relays, whose other half is a transport; none: switched off.
@@ -83,6 +86,7 @@ impl Behaviour {
             wan: ScopedKad::new(Scope::Wan, own, wan),
             tell: Tell::default(),
             bitswap: parts.bitswap,
+            ask: parts.ask,
             mdns: if reach.mdns { mdns(own) } else { Nearby::off() },
             upnp: if reach.upnp { upnp(!reach.autonat) } else { Nearby::off() },
             autonat_client: reach.autonat.then(|| Candidates::new(reach.doubt_private)).into(),

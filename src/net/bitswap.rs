@@ -36,7 +36,7 @@ use tokio::sync::{broadcast, mpsc};
 
 pub(crate) use self::behaviour::Behaviour;
 use self::{peer::Peer, shared::Shared};
-use super::{Asker, BlockReply, PeerEvent, WantError};
+use super::{Asker, BlockReply, Dealings, PeerEvent, WantError};
 use crate::{
     content::{Block, ContentId, Multihash},
     store::Store,
@@ -231,6 +231,11 @@ impl Handle {
     /// Block bytes received from and sent to a peer, also over earlier connections.
     pub(crate) fn ledger(&self, peer: PeerId) -> (u64, u64) {
         self.shared.ledgers.get(&peer)
+    }
+
+    /// The same of all peers that are remembered.
+    pub(crate) fn ledgers(&self) -> Vec<(PeerId, Dealings)> {
+        self.shared.ledgers.all()
     }
 
     /// Says what a connected peer is; forgotten when its last connection closes.

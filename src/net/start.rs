@@ -26,6 +26,7 @@ use super::{
     Inner, Net, NetError, NetOptions, Online,
     address::{Scope, peer_of},
     announce::Announcer,
+    ask::{self, Asks},
     behaviour::{Behaviour, BehaviourEvent, Parts},
     bitswap::{self, BlockStore},
     driver::Driver,
@@ -93,7 +94,9 @@ pub(super) async fn start(
     let (exchange, bitswap) = bitswap::new(config, blocks, tasks);
     let (relays, relay_client) =
         options.reach.relay_client.then(|| relay::client::new(own)).unzip();
-    let parts = Parts { bitswap: exchange, records: [lan?, wan?], relay_client };
+    let asks = Asks::new(bitswap.clone(), tasks);
+    let ask = ask::Behaviour(asks.clone());
+    let parts = Parts { bitswap: exchange, ask, records: [lan?, wan?], relay_client };
     let behaviour = Behaviour::new(&key, &options.reach, parts);
     let mut swarm = build(&key, behaviour, relays, tasks).map_err(|error| NetError::Key {
         path: options.key_file.clone(),
@@ -114,7 +117,7 @@ pub(super) async fn start(
         driver.on_swarm_event(event);
     }
     tasks.spawn("net driver", driver.run(tasks.token().clone()));
-    let online = Some(Online { commands: to_driver, bitswap });
+    let online = Some(Online { commands: to_driver, bitswap, asks });
     Ok(Net { inner: Arc::new(Inner { own, key, shared, announcer, online }) })
 }
 

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod ask;
 #[path = "../../tests/support/raw_streams.rs"]
 pub(super) mod raw_streams;
 mod reach;

@@ -1,7 +1,7 @@
 //! Making torrents of what is published.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     sync::Arc,
@@ -81,16 +81,16 @@ impl Node {
         automatic: bool,
     ) -> Result<Magnet, NodeError> {
         let _one = self.inner.seeding.lock().await;
-        let known = self.torrents().sources().into_iter();
-        let same = known.filter(|(_, source)| source.root == root);
-        let mut same = same.filter(|(metainfo, _)| metainfo.name == name);
-        if let Some((metainfo, source)) = same.next() {
-            if source.automatic && !automatic {
+        let mut same = self.torrents().made_from(&root).into_iter().filter(|(hash, _)| {
+            let described = self.torrents().metainfo_now(*hash).and_then(Result::ok);
+            described.is_some_and(|metainfo| metainfo.name == name)
+        });
+        if let Some((hash, made)) = same.next() {
+            if made.automatic && !automatic {
                 // It was asked for by name: it does not end with the upload.
-                let source = Source { automatic: false, ..source };
-                self.torrents().change_source(metainfo.hash, &source)?;
+                self.torrents().change_source(hash, |source| source.automatic = false)?;
             }
-            return Ok(self.torrents().seed(metainfo.hash).await?);
+            return Ok(self.torrents().seed(hash).await?);
         }
         let pinned = !self.store().pins()?.iter().any(|pin| pin.root == root);
         let made = async {
@@ -207,13 +207,10 @@ impl Node {
     async fn remove_locked(&self, hash: InfoHash) -> Result<(), NodeError> {
         let source = self.torrents().remove(hash).await?;
         let Some(source) = source.filter(|source| source.pinned) else { return Ok(()) };
-        let others = self.torrents().sources().into_iter();
-        let heir = others.into_iter().find(|(_, other)| other.root == source.root);
-        match heir {
+        match self.torrents().made_from(&source.root).first() {
             // The same content under another name; the pin is that one's now.
-            Some((metainfo, other)) => {
-                let other = Source { pinned: true, ..other };
-                Ok(self.torrents().change_source(metainfo.hash, &other)?)
+            Some((heir, _)) => {
+                Ok(self.torrents().change_source(*heir, |source| source.pinned = true)?)
             }
             None => self.unpin_content(&source.root).map(drop),
         }
@@ -243,15 +240,15 @@ impl Node {
     /// Does what an earlier process did not come to.
     async fn catch_up(&self) {
         let published = self.uploads().published();
-        let known = self.torrents().sources();
         for (name, root) in &published {
-            if !known.iter().any(|(_, source)| source.root == *root) {
+            if self.torrents().made_from(root).is_empty() {
                 self.seed_upload(*root, name.clone()).await;
             }
         }
-        for (_, source) in known.iter().filter(|(_, source)| source.automatic) {
-            if !published.iter().any(|(_, root)| *root == source.root) {
-                self.withdraw_upload(source.root).await;
+        let published: HashSet<ContentId> = published.into_iter().map(|(_, root)| root).collect();
+        for (_, made) in self.torrents().made().into_iter().filter(|(_, made)| made.automatic) {
+            if !published.contains(&made.root) {
+                self.withdraw_upload(made.root).await;
             }
         }
     }
@@ -269,9 +266,9 @@ impl Node {
 
     async fn withdraw_upload(&self, root: ContentId) {
         let _one = self.inner.seeding.lock().await;
-        let known = self.torrents().sources().into_iter();
-        for (metainfo, _) in known.filter(|(_, s)| s.automatic && s.root == root) {
-            if let Err(error) = self.remove_locked(metainfo.hash).await {
+        let made = self.torrents().made_from(&root).into_iter();
+        for (hash, _) in made.filter(|(_, made)| made.automatic) {
+            if let Err(error) = self.remove_locked(hash).await {
                 tracing::warn!(%root, %error, "what is not published any more is still seeded");
             }
         }

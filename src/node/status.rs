@@ -80,6 +80,12 @@ pub struct Peer {
     pub received: u64,
     /// Block bytes sent to it.
     pub sent: u64,
+    /// Block bytes that it says to have received from this node, where it has said so.
+    #[serde(default)]
+    pub claims_received: Option<u64>,
+    /// Block bytes that it says to have sent.
+    #[serde(default)]
+    pub claims_sent: Option<u64>,
 }
 
 impl From<PeerInfo> for Peer {
@@ -91,6 +97,8 @@ impl From<PeerInfo> for Peer {
             rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             received: peer.received,
             sent: peer.sent,
+            claims_received: peer.claimed.map(|claimed| claimed.received),
+            claims_sent: peer.claimed.map(|claimed| claimed.sent),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use lru::LruCache;
 
+use super::fellows::Changes;
 use crate::{
     content::{ByteRange, ContentId},
     download::{Engine, Event},
@@ -24,12 +25,13 @@ const OPEN: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 pub(super) struct TorrentHost {
     store: Store,
     engine: Engine,
+    changes: Arc<Changes>,
     open: Mutex<LruCache<ContentId, Arc<Object>>>,
 }
 
 impl TorrentHost {
-    pub(super) fn new(store: Store, engine: Engine) -> Self {
-        Self { store, engine, open: Mutex::new(LruCache::new(OPEN)) }
+    pub(super) fn new(store: Store, engine: Engine, changes: Arc<Changes>) -> Self {
+        Self { store, engine, changes, open: Mutex::new(LruCache::new(OPEN)) }
     }
 
     /// A file whose own root node is here; nobody is asked.
@@ -83,6 +85,14 @@ impl Host for TorrentHost {
         if matches!(event, TorrentEvent::Removed(_)) {
             // What nothing keeps any more may go.
             self.held().clear();
+        }
+        match &event {
+            TorrentEvent::State(status) | TorrentEvent::Progress(status) => {
+                if let Ok(hash) = status.infohash.parse() {
+                    self.changes.note(hash);
+                }
+            }
+            TorrentEvent::Removed(hash) => self.changes.note(*hash),
         }
         self.engine.emit(match event {
             TorrentEvent::State(TorrentStatus {

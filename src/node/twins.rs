@@ -4,6 +4,7 @@
 //! found is signed: others can be told, and a lie costs them nothing, since every byte is checked under the id by which
 //! it was asked for.
 
+mod doubt;
 mod feed;
 mod statement;
 
@@ -15,8 +16,9 @@ use std::{
 
 use tokio::sync::watch;
 
+use self::doubt::Doubts;
 pub(super) use self::feed::EngineFeeder;
-use self::statement::Statement;
+pub(super) use self::statement::Statement;
 use super::{Node, NodeError};
 use crate::{
     content::{ContentId, InfoHash},
@@ -37,15 +39,15 @@ type Place = (InfoHash, u32);
 
 /// The content of a file of a torrent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Twin {
-    id: ContentId,
+pub(super) struct Twin {
+    pub(super) id: ContentId,
     size: u64,
     /// Whether it was found out here, and not told by somebody.
     own: bool,
     /// The object that was made of the file here, and that is owned because of it.
     object: Option<ObjectId>,
     /// The statement, signed by whoever found it out.
-    signed: Vec<u8>,
+    pub(super) signed: Vec<u8>,
 }
 
 /// The map of both, on disk.
@@ -53,6 +55,8 @@ struct Twin {
 pub(super) struct Twins {
     rows: StateTree,
     known: Mutex<Known>,
+    /// What others said and was of no use.
+    doubts: Mutex<Doubts>,
     /// Told of each that is found.
     found: watch::Sender<()>,
 }
@@ -66,8 +70,14 @@ struct Known {
 
 impl Known {
     fn insert(&mut self, place: Place, twin: Twin) {
-        self.by_id.insert(twin.id.to_v1(), place);
-        self.by_place.insert(place, twin);
+        let id = twin.id.to_v1();
+        // What was found here takes the place of what somebody said.
+        if let Some(old) = self.by_place.insert(place, twin).map(|old| old.id.to_v1())
+            && self.by_id.get(&old) == Some(&place)
+        {
+            self.by_id.remove(&old);
+        }
+        self.by_id.insert(id, place);
     }
 }
 
@@ -83,10 +93,11 @@ impl Twins {
                 None => tracing::warn!("a row of the map of torrents cannot be read"),
             }
         }
-        Ok(Self { rows, known: Mutex::new(known), found: watch::Sender::new(()) })
+        let (known, doubts) = (Mutex::new(known), Mutex::default());
+        Ok(Self { rows, known, doubts, found: watch::Sender::new(()) })
     }
 
-    fn get(&self, place: Place) -> Option<Twin> {
+    pub(super) fn get(&self, place: Place) -> Option<Twin> {
         self.known().by_place.get(&place).cloned()
     }
 
@@ -108,6 +119,24 @@ impl Twins {
             }
         }
         Ok(())
+    }
+
+    /// Keeps what `peer` has signed; whether that is news.
+    pub(super) fn learn(
+        &self,
+        peer: PeerId,
+        said: Statement,
+        signed: &[u8],
+    ) -> Result<bool, StoreError> {
+        let place = (said.hash, said.file);
+        let full = self.known().by_place.len() >= MOST_TOLD;
+        let known = self.get(place).is_some() || self.place_of(&said.id).is_some();
+        if known || full || self.doubts().refuses(&peer, place, &said.id) {
+            return Ok(false);
+        }
+        let (signed, Statement { id, size, .. }) = (signed.to_vec(), said);
+        self.put(place, Twin { id, size, own: false, object: None, signed })?;
+        Ok(true)
     }
 
     /// Those with an object whose torrent is not among `torrents`.
@@ -194,15 +223,7 @@ impl Node {
     /// When the disk fails.
     pub fn learn_twin(&self, signed: &[u8]) -> Result<Option<PeerId>, NodeError> {
         let Some((peer, said)) = Statement::open(signed) else { return Ok(None) };
-        let place = (said.hash, said.file);
-        let known = self.inner.twins.get(place);
-        let full = self.inner.twins.known().by_place.len() >= MOST_TOLD;
-        if known.is_some() || full || self.inner.twins.place_of(&said.id).is_some() {
-            return Ok(None);
-        }
-        let (signed, Statement { id, size, .. }) = (signed.to_vec(), said);
-        self.inner.twins.put(place, Twin { id, size, own: false, object: None, signed })?;
-        Ok(Some(peer))
+        Ok(self.inner.twins.learn(peer, said, signed)?.then_some(peer))
     }
 
     /// Finds out the ids of files as torrents bring them, for as long as the node runs, where they are to be served; and

@@ -50,7 +50,9 @@ impl BitswapFinder {
 impl Finder for BitswapFinder {
     fn find(&self, root: &ContentId) -> mpsc::Receiver<Found> {
         let again = self.running.share(root, Again::default);
-        let (search, receiver) = Search::new(self.net.clone(), *root, again, self.hearsay.of(root));
+        let (mut search, receiver) =
+            Search::new(self.net.clone(), *root, again, self.hearsay.of(root));
+        search.start_with(self.hearsay.named(root));
         let cancelled = self.tasks.cancelled();
         self.tasks.spawn("find-sources", async move {
             tokio::select! {

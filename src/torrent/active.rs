@@ -60,7 +60,7 @@ const NEAR: u64 = 4 << 20;
 /// Where a reader is.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    file: u32,
+    pub(super) file: u32,
     /// Behind the last byte that it has read.
     end: u64,
     /// Where its reads wait, each with the number of those that do.

@@ -28,7 +28,7 @@ use super::{
     pieces::Pieces,
     wire::{Chunk, KEEP_ALIVE, Message, Reader, bits_of, greeting, near, piece_head},
 };
-use crate::content::{ByteRange, RangeSet};
+use crate::content::{ByteRange, InfoHash, RangeSet};
 
 /// Longest wait for a connection within this machine.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -55,6 +55,8 @@ pub trait Feed: fmt::Debug + Send + Sync {
     fn has(&self) -> RangeSet;
     /// Fetches bytes of the torrent. Dropping the future leaves nothing behind.
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes, FeedError>>;
+    /// A piece, these bytes of the torrent, was given and was wrong.
+    fn wrong(&self, _piece: ByteRange) {}
 }
 
 /// Finds out who else has bytes of a torrent.
@@ -62,6 +64,8 @@ pub trait Feeder: fmt::Debug + Send + Sync {
     /// Everybody who may be asked now. `magnet` is what is known of where the torrent is. Called again and again while
     /// somebody waits; nobody is asked anything by that.
     fn feeds(&self, torrent: &Arc<Metainfo>, magnet: &super::Magnet) -> Vec<Arc<dyn Feed>>;
+    /// Somebody looks for the description of a torrent, and will hear of one that is kept.
+    fn sought(&self, _hash: InfoHash) {}
 }
 
 /// Why a feed does not give bytes.

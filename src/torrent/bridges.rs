@@ -164,6 +164,7 @@ impl Bridge {
                 {
                     Some(piece) if !target.pieces.has(piece) => {
                         state.wrong += 1;
+                        self.feed.wrong(piece);
                         if state.wrong >= MOST_WRONG {
                             return state.give_up(&*self.feed, "it gave wrong bytes");
                         }

@@ -16,8 +16,10 @@ use librqbit::{
 use tokio::{io::AsyncSeek, time::Instant};
 
 use super::{
-    TorrentError, active::Active, bridges::Bridges, introduce::introduce, metainfo::with_trackers,
+    PeerTraffic, TorrentError, active::Active, bridges::Bridges, introduce::introduce,
+    metainfo::with_trackers,
 };
+use crate::content::InfoHash;
 
 /// Streams of one torrent that are kept for readers who wait for nothing. Each is a window of 32 MiB from which librqbit
 /// fetches in turn.
@@ -77,6 +79,7 @@ impl Fetch {
         let trackers = torrents.policy().trackers(&magnet.trackers).await;
         let mut peers = torrents.policy().peers(&magnet.peers);
         peers.extend(&torrents.options().peers);
+        peers.extend(torrents.met().of(hash));
         peers.extend(torrents.searches().take_seen(hash));
         let named: HashSet<_> = peers.iter().copied().collect();
         let options = || AddTorrentOptions {
@@ -184,6 +187,21 @@ impl Fetch {
     pub(super) fn traffic(&self) -> Option<(usize, u64)> {
         let live = self.torrent.live()?;
         Some((live.stats_snapshot().peer_stats.live as usize, live.get_uploaded_bytes()))
+    }
+
+    /// What went to and came from each peer since it last went on, also of those that are gone.
+    pub(super) fn by_peer(&self) -> Vec<PeerTraffic> {
+        let Some(live) = self.torrent.live() else { return Vec::new() };
+        let hash = InfoHash(self.torrent.info_hash().0);
+        // The type of the filter has no name outside of librqbit.
+        let all = serde_json::from_value(serde_json::json!({ "state": "all" })).unwrap_or_default();
+        let peers = live.per_peer_stats_snapshot(all).peers.into_iter();
+        let traffic = peers.filter_map(|(peer, stats)| {
+            let (sent, received) = (stats.counters.uploaded_bytes, stats.counters.fetched_bytes);
+            let named = stats.client_name.is_some();
+            Some(PeerTraffic { hash, peer: peer.parse().ok()?, named, sent, received })
+        });
+        traffic.collect()
     }
 
     /// librqbit gives a torrent up after a failure of the disk, some moments after we have heard of it.
@@ -317,12 +335,13 @@ impl Fetch {
         self.introduce(active);
     }
 
-    /// Tells the session of peers that links have named since it took the torrent up.
+    /// Tells the session of peers that links and other nodes have named since it took the torrent up.
     pub(super) fn introduce(&self, active: &Active) {
         let (torrents, hash) = (active.torrents(), active.metainfo().hash);
         // One that does not go takes no connection.
         let Some(session) = self.address().filter(|_| self.is_live()) else { return };
         let mut peers = torrents.policy().peers(&torrents.known().said(hash).peers);
+        peers.extend(torrents.met().of(hash));
         {
             let mut introduced = self.introduced();
             peers.retain(|peer| introduced.insert(*peer));

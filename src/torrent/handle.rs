@@ -17,7 +17,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use super::{
     Feeder, Host, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active,
-    known::Known, policy::Policy, search::Searches, session,
+    fellows::Met, known::Known, policy::Policy, search::Searches, session,
 };
 use crate::{content::InfoHash, tasks::Tasks};
 
@@ -56,6 +56,7 @@ struct Inner {
     policy: Policy,
     known: Arc<Known>,
     searches: Searches,
+    met: Met,
     feeders: Mutex<Vec<Arc<dyn Feeder>>>,
     /// Pieces of any torrent came.
     came: Arc<Notify>,
@@ -94,6 +95,7 @@ impl Torrents {
             limits: tokio::sync::watch::Sender::new(limits),
             known: Arc::new(Known::open(dir)?),
             searches: Searches::default(),
+            met: Met::default(),
             feeders: Mutex::default(),
             came: Arc::default(),
             losses: AtomicU64::new(0),
@@ -261,6 +263,10 @@ impl Torrents {
 
     pub(super) fn searches(&self) -> &Searches {
         &self.inner.searches
+    }
+
+    pub(super) fn met(&self) -> &Met {
+        &self.inner.met
     }
 
     pub(super) fn feeders(&self) -> MutexGuard<'_, Vec<Arc<dyn Feeder>>> {

@@ -18,6 +18,7 @@ use lru::LruCache;
 use super::{
     ListedTorrent, Magnet, Metainfo, MetainfoError, Source, TorrentError,
     about::{About, Listing},
+    made::{Index, Made},
     metainfo::{MAX_METAINFO, with_link},
 };
 use crate::content::InfoHash;
@@ -44,6 +45,8 @@ pub(super) struct Known {
     all: Mutex<BTreeSet<InfoHash>>,
     /// What is to be done with each, and its names.
     listing: Mutex<Listing>,
+    /// Those that were made from what is published.
+    pub(super) made: Mutex<Index>,
     /// Held while a description or a change of the listing is written, so that the last change is the last on disk.
     /// Taken before all others.
     writing: Mutex<()>,
@@ -52,7 +55,7 @@ pub(super) struct Known {
 impl Known {
     /// Reads which torrents there are; makes the folder when the first one comes.
     pub(super) fn open(dir: &Path) -> Result<Self, TorrentError> {
-        let (mut all, mut found) = (BTreeSet::new(), Vec::new());
+        let (mut all, mut found, mut made) = (BTreeSet::new(), Vec::new(), Index::default());
         match fs::read_dir(dir) {
             Ok(entries) => {
                 for entry in entries {
@@ -61,6 +64,8 @@ impl Known {
                     let Some(hash) = hash else { continue };
                     if entry.path().join(METAINFO).exists() {
                         all.insert(hash);
+                        let source = Made::read(&entry.path().join(SOURCE));
+                        source.into_iter().for_each(|source| made.put(hash, source));
                     }
                     found.push((hash, About::read(&entry.path())));
                 }
@@ -74,6 +79,7 @@ impl Known {
             said: Mutex::new(LruCache::new(SAID)),
             all: Mutex::new(all),
             listing: Mutex::default(),
+            made: Mutex::new(made),
             writing: Mutex::default(),
         };
         known.list(found);
@@ -186,7 +192,9 @@ impl Known {
         let folder = self.folder(hash);
         let written = fs::create_dir_all(&folder)
             .and_then(|()| write_whole(&folder, SOURCE, source.encode().as_bytes()));
-        written.map_err(|e| TorrentError::disk("write", e))
+        written.map_err(|e| TorrentError::disk("write", e))?;
+        guard(&self.made).put(hash, Made { root: source.root, automatic: source.automatic });
+        Ok(())
     }
 
     /// Forgets a torrent, with all of it that is on disk.
@@ -196,6 +204,7 @@ impl Known {
         guard(&self.all).remove(&hash);
         guard(&self.cached).pop(&hash);
         guard(&self.said).pop(&hash);
+        guard(&self.made).remove(hash);
         let told = |e| TorrentError::disk("remove", e);
         remove(&self.bitfield_path(hash)).map_err(told)?;
         match fs::remove_dir_all(self.folder(hash)) {
@@ -207,11 +216,6 @@ impl Known {
     /// Where everything is.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
-    }
-
-    /// Whether it was made of what is published here.
-    pub(super) fn is_made_here(&self, hash: InfoHash) -> bool {
-        self.folder(hash).join(SOURCE).exists()
     }
 
     /// From now on nothing of its files is believed to be here.

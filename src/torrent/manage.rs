@@ -1,6 +1,6 @@
 //! What the user does with torrents: adds, seeds, pauses, removes.
 
-use std::{ffi::OsString, io, num::NonZeroU32, sync::Arc};
+use std::{ffi::OsString, io, num::NonZeroU32};
 
 use super::{
     Limits, ListedTorrent, Magnet, Metainfo, Source, TorrentError, TorrentEvent, Torrents,
@@ -106,23 +106,6 @@ impl Torrents {
         self.known().text_len(hash)
     }
 
-    /// All that were made from what is published, with what from.
-    pub fn sources(&self) -> Vec<(Arc<Metainfo>, Source)> {
-        let all = self.known().all().into_iter();
-        let known = all.filter_map(|hash| self.metainfo_now(hash)?.ok());
-        known
-            .filter_map(|metainfo| Some((metainfo.clone(), self.known().source(&metainfo)?)))
-            .collect()
-    }
-
-    /// Changes what is written down of what a torrent was made from.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub fn change_source(&self, hash: InfoHash, source: &Source) -> Result<(), TorrentError> {
-        self.known().put_source(hash, source)
-    }
-
     /// Neither fetches nor gives a torrent, until [`Torrents::resume`].
     ///
     /// # Errors
@@ -164,8 +147,7 @@ impl Torrents {
         if self.known().about(hash).is_none() {
             return Err(TorrentError::NoSuchTorrent(hash));
         }
-        let metainfo = self.metainfo_now(hash).and_then(Result::ok);
-        let source = metainfo.and_then(|metainfo| self.known().source(&metainfo));
+        let source = self.source(hash);
         self.searches().give_up(hash);
         self.retire(hash).await;
         let known = self.known().clone();

@@ -226,6 +226,15 @@ pub(super) fn with_link(text: &[u8], link: &Magnet) -> Result<Vec<u8>, MetainfoE
     Ok(around(info, &link.trackers, &link.webseeds))
 }
 
+/// The `info` dictionary of a description, as it is written.
+///
+/// # Errors
+/// When `text` is no description.
+pub(super) fn info_of(text: &[u8]) -> Result<Vec<u8>, MetainfoError> {
+    let top = bencode::decode(text)?;
+    Ok(top.raw("info").ok_or(MetainfoError::Field("info"))?.to_vec())
+}
+
 /// A description around an `info` dictionary.
 pub(super) fn around_info(info: &[u8], trackers: &[String]) -> Vec<u8> {
     around(info, trackers, &[])

@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File, io, sync::Arc};
 
-use super::TorrentEvent;
+use super::{Made, TorrentEvent};
 use crate::content::ContentId;
 
 /// First line of a record; one that is not known is refused, not guessed at.
@@ -58,14 +58,18 @@ impl Source {
         text
     }
 
+    /// Reads the first lines of a record.
+    pub(super) fn decode_head([version, root, _, automatic]: [&str; 4]) -> Option<Made> {
+        let root = root.parse().ok().filter(|_| version == VERSION)?;
+        Some(Made { root, automatic: automatic == "automatic" })
+    }
+
     /// Reads a record of a torrent of so many files.
     pub(super) fn decode(text: &str, files: usize) -> Option<Self> {
         let mut lines = text.lines();
-        if lines.next()? != VERSION {
-            return None;
-        }
-        let root = lines.next()?.parse().ok()?;
-        let (pinned, automatic) = (lines.next()? == "pinned", lines.next()? == "automatic");
+        let (version, root, pin) = (lines.next()?, lines.next()?, lines.next()?);
+        let Made { root, automatic } = Self::decode_head([version, root, pin, lines.next()?])?;
+        let pinned = pin == "pinned";
         let ids: Result<Vec<_>, _> = lines.map(str::parse).collect();
         let found = Self { root, pinned, automatic, files: ids.ok()? };
         (found.files.len() == files).then_some(found)

@@ -60,7 +60,7 @@ impl Torrents {
         let (known, options) = (self.known(), self.options());
         let listed = known.listed().into_iter();
         let loose = listed.filter(|(hash, about)| {
-            !about.seed && about.pins.is_empty() && known.has(*hash) && !known.is_made_here(*hash)
+            !about.seed && about.pins.is_empty() && known.has(*hash) && !known.was_made(*hash)
         });
         let all = loose.map(|(hash, _)| {
             let (bytes, used) = (known.bytes_on_disk(hash)?, known.used(hash));

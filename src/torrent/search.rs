@@ -160,6 +160,7 @@ impl Torrents {
             if let Some(known) = self.metainfo_now(hash) {
                 return Some(known);
             }
+            self.feeders().iter().for_each(|feeder| feeder.sought(hash));
             // A start of the session is not broken off by news.
             let looked = match self.session().await {
                 Ok(_) => tokio::select! {
@@ -193,6 +194,7 @@ impl Torrents {
         let trackers = self.policy().trackers(&said.trackers).await;
         let mut peers = self.policy().peers(&said.peers);
         peers.extend(&self.options().peers);
+        peers.extend(self.met().of(hash));
         let magnet = Magnet { trackers, ..Magnet::of(hash) };
         let options = AddTorrentOptions {
             list_only: true,

@@ -78,6 +78,11 @@ impl Active {
         waiting.map(|(id, _)| *id).collect()
     }
 
+    /// The files of which somebody reads.
+    pub(super) fn files_read(&self) -> Vec<u32> {
+        self.readers().values().map(|reader| reader.file).collect()
+    }
+
     /// Why it does not go on.
     pub(super) fn trouble(&self) -> Option<TorrentError> {
         let of_will = self.will().trouble.clone();

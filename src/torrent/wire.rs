@@ -7,6 +7,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
 
+use super::bencode;
 use crate::content::InfoHash;
 
 /// Longest message that is read: bitfields of other peers' pieces are as long as ours.
@@ -76,6 +77,12 @@ pub(super) fn introduction(hash: InfoHash, peers: &[SocketAddr]) -> Vec<u8> {
     // The bit of those that know extensions.
     let mut to = handshake(hash, [0, 0, 0, 0, 0, 0x10, 0, 0]);
     message(&mut to, EXTENDED, b"\0d1:md6:ut_pexi1eee");
+    message(&mut to, EXTENDED, &peers_told(peers));
+    to
+}
+
+/// A list of peers (BEP 11), with the number of its extension before it.
+fn peers_told(peers: &[SocketAddr]) -> Vec<u8> {
     let (mut four, mut six) = (Vec::new(), Vec::new());
     for peer in peers {
         match peer.ip() {
@@ -84,13 +91,14 @@ pub(super) fn introduction(hash: InfoHash, peers: &[SocketAddr]) -> Vec<u8> {
         }
     }
     let mut told = vec![PEX, b'd'];
-    for (key, list) in [("5:added", four), ("6:added6", six)] {
-        told.extend(format!("{key}{}:", list.len()).into_bytes());
-        told.extend(list);
+    for (key, list) in [("added", four), ("added6", six)] {
+        if !list.is_empty() {
+            bencode::write_bytes(&mut told, key.as_bytes());
+            bencode::write_bytes(&mut told, &list);
+        }
     }
     told.push(b'e');
-    message(&mut to, EXTENDED, &told);
-    to
+    told
 }
 
 fn handshake(hash: InfoHash, extensions: [u8; 8]) -> Vec<u8> {
@@ -196,6 +204,16 @@ pub(super) mod tests {
             assert_eq!(tail, expected);
         }
         assert_eq!(bits_of(10, |piece| piece % 3 == 0), [0b1001_0010, 0b0100_0000]);
+    }
+
+    #[test]
+    fn others_are_told_of_as_ten_or_eighteen_bytes_each() {
+        let peers = ["1.2.3.4:258", "[::1]:3", "5.6.7.8:9"].map(|peer| peer.parse().unwrap());
+        let mut said = vec![1];
+        said.extend(b"d5:added12:\x01\x02\x03\x04\x01\x02\x05\x06\x07\x08\x00\x09");
+        said.extend(b"6:added618:\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\x03e");
+        assert_eq!(peers_told(&peers), said);
+        assert_eq!(peers_told(&[]), [1, b'd', b'e']);
     }
 
     #[test]

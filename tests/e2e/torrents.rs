@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use chiral::torrent::{InfoBuilder, Magnet, Metainfo};
+use chiral::{
+    content::{ContentId, InfoHash},
+    torrent::{InfoBuilder, Magnet, Metainfo},
+};
 use tokio::runtime::Runtime;
 
 use self::seeder::Seeder;
@@ -258,4 +261,55 @@ fn torrents_go_through_a_socks_proxy_and_no_other_way() {
     assert!(!asked.is_empty() && asked.iter().all(|host| host == "192.0.2.1"), "{asked:?}");
     drop(asked);
     daemon.stop();
+}
+
+#[test]
+fn a_bare_info_hash_leads_to_a_daemon_that_only_the_dht_names_which_then_tells_what_it_is_owed() {
+    let hub = Daemon::start(&setup());
+    let mut owed = setup();
+    owed.config.push_str("[accounting]\ncredit = \"1 MiB\"\n");
+    let seeder = Daemon::start_beside(&hub, &owed);
+    let (told, lines) = std::sync::mpsc::channel();
+    let events = fs::File::open(seeder.path(".chiral/events")).unwrap();
+    let listening = std::thread::spawn(move || {
+        use std::io::BufRead;
+        for line in std::io::BufReader::new(events).lines().map_while(Result::ok) {
+            if told.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let until = |wanted: &dyn Fn(&serde_json::Value) -> bool| loop {
+        let line = lines.recv_timeout(PATIENCE).unwrap();
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if wanted(&event) {
+            break event;
+        }
+    };
+    let film = noise(4_000_000, 7);
+    let path = seeder.scratch().join("film.mkv");
+    fs::write(&path, &film).unwrap();
+    let seeded = seeder.json(&["seed", path.to_str().unwrap()]);
+    let hash: InfoHash = seeded["infohash"].as_str().unwrap().parse().unwrap();
+    let id = ContentId::torrent(hash).to_string();
+    until(&|e| e["event"] == "announced" && e["cid"] == id.as_str());
+
+    let reader = Daemon::start_beside(&hub, &setup());
+    let got = reader.chiral(&["cat", &format!("{hash}/film.mkv")]);
+    assert!(got.stdout == film, "{}", String::from_utf8_lossy(&got.stderr));
+    let from = |daemon: &Daemon, peer: &str| {
+        daemon.peers().into_iter().find(|other| other["peer_id"] == peer).unwrap()
+    };
+    let [own, other] = [&reader, &seeder].map(|daemon| daemon.json(&["id"])["peer_id"].clone());
+    let (own, other) = (own.as_str().unwrap(), other.as_str().unwrap());
+    let known = from(&reader, other);
+    assert!(known["received"].as_u64() > Some(0) && known["claims_sent"].is_u64(), "{known}");
+    let owed = until(&|e| e["event"] == "payment_required" && e["peer"] == own);
+    assert!(owed["bytes"].as_u64() >= Some(1 << 20), "{owed}");
+
+    reader.stop();
+    seeder.stop();
+    hub.stop();
+    drop(lines);
+    listening.join().unwrap();
 }

@@ -35,6 +35,7 @@ pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeO
             ..TorrentOptions::default()
         },
         seed_uploads: false,
+        credit: 0,
         publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
     }
 }

@@ -11,6 +11,8 @@ use std::{
 use libp2p::PeerId;
 use lru::LruCache;
 
+use crate::net::Dealings;
+
 /// Peers whose ledgers are remembered; the least recently connected is forgotten first.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
@@ -52,6 +54,16 @@ impl Ledgers {
     pub(super) fn open(&self, peer: PeerId) -> Arc<Ledger> {
         let mut ledgers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         ledgers.get_or_insert(peer, Arc::default).clone()
+    }
+
+    /// The figures of all of them.
+    pub(super) fn all(&self) -> Vec<(PeerId, Dealings)> {
+        let ledgers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures = ledgers.iter().map(|(peer, ledger)| {
+            let (received, sent) = ledger.get();
+            (*peer, Dealings { received, sent })
+        });
+        figures.collect()
     }
 
     /// The figures of a peer, zero for an unknown one.

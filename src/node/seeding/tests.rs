@@ -70,8 +70,7 @@ async fn a_tree_becomes_a_torrent_whose_bytes_are_those_of_the_store() {
 }
 
 fn source(node: &Node, hash: InfoHash) -> Source {
-    let all = node.torrents().sources().into_iter();
-    all.into_iter().find(|(metainfo, _)| metainfo.hash == hash).unwrap().1
+    node.torrents().source(hash).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,7 +147,7 @@ async fn all_that_is_published_is_seeded_where_that_is_wanted_as_long_as_it_is_p
 
     let node = start(dir.path(), |options| options.seed_uploads = true).await;
     let roots = |node: &Node| -> Vec<_> {
-        node.torrents().sources().into_iter().map(|(_, source)| source.root).collect()
+        node.torrents().made().into_iter().map(|(_, made)| made.root).collect()
     };
     until("what was published earlier is seeded", || roots(&node) == [before]).await;
     let root = publish(&node, "tree", tree).await;

@@ -9,10 +9,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, future::BoxFuture};
 
-use super::Twins;
+use super::{Twins, doubt::Doubt};
 use crate::{
     content::{ByteRange, ContentId, RangeSet},
-    download::Engine,
+    download::{DownloadError, Engine},
     node::reading::next_reader,
     sources::{SwarmFile, SwarmFinder},
     torrent::{Feed, FeedError, Feeder, FileKind, Magnet, Metainfo},
@@ -94,10 +94,24 @@ impl EngineFeed {
             file.close_reader(reader);
             read.map(Some)
         };
+        let doubt = |doubt| self.feeder.twins.doubt((self.torrent.hash, number), doubt);
         match tokio::time::timeout(PATIENCE, reading).await {
-            Ok(Ok(read)) => read.ok_or_else(lacks),
-            Ok(Err(error)) => Err(FeedError::Failed(error.to_string())),
-            Err(_) => Err(FeedError::Failed("nobody gave it in time".to_owned())),
+            Ok(Ok(Some(read))) => Ok(read),
+            Ok(Ok(None)) => {
+                doubt(Doubt::Length);
+                Err(lacks())
+            }
+            Ok(Err(error)) => {
+                // A disk that is full, or the end of the daemon, says nothing of the content.
+                if matches!(error, DownloadError::NotFound(_) | DownloadError::Stalled { .. }) {
+                    doubt(Doubt::Failed);
+                }
+                Err(FeedError::Failed(error.to_string()))
+            }
+            Err(_) => {
+                doubt(Doubt::Failed);
+                Err(FeedError::Failed("nobody gave it in time".to_owned()))
+            }
         }
     }
 }
@@ -121,6 +135,13 @@ impl Feed for EngineFeed {
             }
         }
         has
+    }
+
+    /// Of the files in it, one whose content somebody else has told may be another.
+    fn wrong(&self, piece: ByteRange) {
+        for (number, ..) in self.torrent.parts(piece) {
+            self.feeder.twins.doubt((self.torrent.hash, number), Doubt::Wrong);
+        }
     }
 
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Bytes, FeedError>> {

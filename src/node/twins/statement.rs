@@ -11,20 +11,20 @@ const KIND: &[u8] = b"/chiral/twin/1";
 
 /// What is said of a file of a torrent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Statement {
-    pub(super) hash: InfoHash,
-    pub(super) file: u32,
-    pub(super) size: u64,
-    pub(super) id: ContentId,
+pub(in crate::node) struct Statement {
+    pub(in crate::node) hash: InfoHash,
+    pub(in crate::node) file: u32,
+    pub(in crate::node) size: u64,
+    pub(in crate::node) id: ContentId,
 }
 
 impl Statement {
-    pub(super) fn sign(&self, net: &Net) -> Option<Vec<u8>> {
+    pub(in crate::node) fn sign(&self, net: &Net) -> Option<Vec<u8>> {
         net.sign(DOMAIN, KIND, self.encode())
     }
 
     /// Reads what somebody signed; none where it is something else.
-    pub(super) fn open(signed: &[u8]) -> Option<(PeerId, Self)> {
+    pub(in crate::node) fn open(signed: &[u8]) -> Option<(PeerId, Self)> {
         let (peer, said) = signed_statement(DOMAIN, KIND, signed)?;
         Some((peer, Self::decode(&said)?))
     }

@@ -178,7 +178,61 @@ async fn the_map_is_read_as_it_was_written() {
     assert_eq!(read.get(other), Some(twin(None)));
     assert_eq!(read.orphans(&HashSet::from([other.0])), [(one, ObjectId(9))]);
     assert_eq!(read.orphans(&HashSet::from([one.0])), []);
+    // What was said by others goes when it is found out here.
+    let found = Twin { id: ContentId::raw(crate::content::sha2_256(b"found")), ..twin(None) };
+    let third = (InfoHash([3; 20]), 0);
+    let said = Twin { id: ContentId::raw(crate::content::sha2_256(b"said")), ..twin(None) };
+    twins.put(third, said.clone()).unwrap();
+    twins.put(third, found.clone()).unwrap();
+    assert_eq!(twins.place_of(&said.id), None);
+    assert_eq!(twins.place_of(&found.id).map(|place| place.hash), Some(third.0));
     twins.remove(one).unwrap();
     assert_eq!(Twins::open(&store).unwrap().get(one), None);
     assert_eq!(twins.place_of(&id).map(|place| place.hash), Some(other.0));
+}
+
+#[tokio::test]
+async fn what_was_said_is_forgotten_by_what_speaks_against_it_and_what_was_found_here_never() {
+    let tasks = Tasks::new();
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        crate::store::StoreOptions { dir: dir.path().to_owned(), cache_limit: None, min_free: 0 };
+    let store = Store::open(options, &tasks).unwrap();
+    let twins = Arc::new(Twins::open(&store).unwrap());
+    let id = |text: &str| ContentId::raw(crate::content::sha2_256(text.as_bytes()));
+    let (hash, peer) = (InfoHash([1; 20]), PeerId::random());
+    let learn = |file: u32, text: &str| {
+        let said = Statement { hash, file, size: 1, id: id(text) };
+        twins.learn(peer, said, b"not looked at").unwrap()
+    };
+    use doubt::Doubt;
+    for (file, doubts) in [
+        (0, &[Doubt::Wrong, Doubt::Wrong][..]),
+        (1, &[Doubt::Failed, Doubt::Wrong]),
+        (2, &[Doubt::Length]),
+    ] {
+        let text = format!("said of {file}");
+        assert!(learn(file, &text));
+        for doubt in doubts {
+            assert!(twins.get((hash, file)).is_some());
+            twins.doubt((hash, file), *doubt);
+        }
+        assert_eq!(twins.get((hash, file)), None);
+        assert!(!learn(file, &text), "it is not believed again");
+        assert!(learn(file, &format!("other of {file}")));
+    }
+    // Whoever gives it may be away; twice is too much.
+    for last in [false, true] {
+        assert!(learn(3, "away"));
+        (0..3).for_each(|_| twins.doubt((hash, 3), Doubt::Failed));
+        assert_eq!(twins.get((hash, 3)), None);
+        if last {
+            assert!(!learn(3, "away"));
+        }
+    }
+    let (own, signed) = (true, Vec::new());
+    let found = Twin { id: id("own"), size: 1, own, object: None, signed };
+    twins.put((hash, 4), found.clone()).unwrap();
+    (0..9).for_each(|_| twins.doubt((hash, 4), Doubt::Wrong));
+    assert_eq!(twins.get((hash, 4)), Some(found));
 }

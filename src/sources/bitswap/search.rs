@@ -170,6 +170,14 @@ impl<N: Network> Search<N> {
         (search, receiver)
     }
 
+    /// Providers that are known from elsewhere: asked without a probe, dialled where they are not connected.
+    pub(super) fn start_with(&mut self, providers: Vec<Provider>) {
+        let (now, own) = (Instant::now(), self.net.own());
+        for provider in providers.into_iter().filter(|provider| provider.peer != own) {
+            self.providers.named(now, provider);
+        }
+    }
+
     /// Searches until nobody listens any more.
     pub(super) async fn run(mut self) -> Result<(), Unheard> {
         let (peers, mut changes) = self.net.peers();

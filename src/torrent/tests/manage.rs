@@ -220,6 +220,75 @@ async fn a_link_that_is_added_is_listed_before_anybody_answers_and_looked_for_af
     peer.stop().await;
 }
 
+/// What the seeder has, as a file that somebody may have.
+fn description(setup: &Setup) -> Vec<u8> {
+    let other = bytes_of::noise(BIG, 9);
+    let files: &[(&str, &[u8])] = &[
+        ("film.mkv", &setup.big),
+        ("other/film.mkv", &other),
+        ("read me", b"hello\n"),
+        ("empty", b""),
+    ];
+    seeder::torrent_of("torrent", files, PIECE)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_session_that_runs_hears_of_peers_and_of_none_in_the_own_network_unless_that_is_allowed()
+{
+    let setup = setup().await;
+    let (hash, text) = (setup.seeder.metainfo.hash, description(&setup));
+    for near in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = TorrentOptions { allow_private_addresses: near, ..options() };
+        let peer = Peer::open(options, dir.path());
+        peer.torrents.keep(&text).unwrap();
+        let film = peer.file(hash, "film.mkv").await;
+        let range = ByteRange::at(0, 100_000);
+        let reading = tokio::spawn(async move { film.read(1, range).await });
+        peer.until_waited_for(hash).await;
+        // The session has to run for it to hear anything.
+        peer.poll(|| peer.torrents.port(hash).is_some()).await;
+        let nowhere = "127.0.0.1:0".parse().unwrap();
+        peer.torrents.meet(hash, &[nowhere, setup.seeder.address()]);
+        if near {
+            let read = timeout(PATIENCE, reading).await.unwrap().unwrap().unwrap();
+            assert!(read == setup.big[..100_000]);
+            assert_eq!(peer.torrents.met().of(hash), [setup.seeder.address()]);
+            let traffic = peer.torrents.traffic_by_peer();
+            let from = traffic.iter().find(|from| from.peer == setup.seeder.address()).unwrap();
+            assert!(from.named && from.received >= 100_000 && from.sent == 0, "{from:?}");
+        } else {
+            assert!(peer.torrents.met().of(hash).is_empty());
+            reading.abort();
+        }
+        peer.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_somebody_says_is_a_description_is_kept_where_it_has_the_hash() {
+    let setup = setup().await;
+    let hash = setup.seeder.metainfo.hash;
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let knows = Peer::open(options(), one.path());
+    knows.torrents.keep(&description(&setup)).unwrap();
+    let info = knows.torrents.info(hash, 1 << 20).unwrap();
+    assert!(knows.torrents.info(hash, info.len() / 2 - 1).is_none());
+    assert!(knows.torrents.info(InfoHash([9; 20]), 1 << 20).is_none());
+    let learns = Peer::open(options(), other.path());
+    for (said, of) in [(&info[..], InfoHash([9; 20])), (&info[1..], hash), (b"de", hash)] {
+        learns.torrents.keep_info(of, said).unwrap_err();
+    }
+    let extra = [&info[..info.len() - 1], b"1:zi1ee"].concat();
+    let refused = learns.torrents.keep_info(hash, &extra).unwrap_err();
+    assert!(matches!(refused, TorrentError::Metainfo(MetainfoError::Other(_))), "{refused}");
+    assert!(learns.torrents.known_torrents().is_empty());
+    let kept = learns.torrents.keep_info(hash, &info).unwrap();
+    assert_eq!((kept.hash, &kept.trackers[..]), (hash, &[][..]));
+    knows.stop().await;
+    learns.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_link_that_nobody_answers_is_looked_for_until_it_is_paused_or_removed() {
     let here = tempfile::tempdir().unwrap();

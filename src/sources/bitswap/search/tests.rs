@@ -69,6 +69,35 @@ impl Played {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_was_named_before_is_dialled_and_not_probed() {
+    let net = Played::new();
+    net.0.reachable.store(false, Ordering::Relaxed);
+    let (far, near) = (PeerId::random(), PeerId::random());
+    // As many are connected as are asked without a probe.
+    (0..ASKED_AT_ONCE).for_each(|_| net.connect(PeerId::random()));
+    net.connect(near);
+    let root = *Block::raw(vec![1].into()).cid();
+    let hearsay = Hearsay::default();
+    let (mut search, mut found) = Search::new(net.clone(), root, Arc::default(), hearsay.of(&root));
+    let known = [far, near, net.0.own].map(|peer| Provider { peer, addresses: Vec::new() });
+    search.start_with(known.to_vec());
+    let mut given = Vec::new();
+    tokio::spawn(async move {
+        let _ = search.run().await;
+    });
+    while given.len() <= ASKED_AT_ONCE {
+        if let Some(Found::Source(source)) = found.recv().await {
+            given.push(source.id().clone());
+        }
+    }
+    assert!(given.contains(&name(near)), "{given:?}");
+    assert!(net.0.probes.lock().unwrap().is_empty());
+    while net.0.dials.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
 impl Network for Played {
     fn own(&self) -> PeerId {
         self.0.own
