@@ -12,6 +12,8 @@ fn main() {
     }
     // Generic functions that are the same for several types are kept once.
     println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
+    // What is hardly ever run lies apart from what is, so that it is not read in beside it.
+    println!("cargo::rustc-link-arg-bins=-Wl,-z,keep-text-section-prefix");
     // 1.6 MB of relocations become 20 KB. The loader of glibc 2.36 and later reads them.
     println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
 }

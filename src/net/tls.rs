@@ -20,10 +20,16 @@ use libp2p::{
 use rustls::{
     CommonState, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     SupportedCipherSuite,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, IpAddr, PrivateKeyDer, ServerName, UnixTime},
-    server::danger::{ClientCertVerified, ClientCertVerifier},
+    server::{
+        NoServerSessionStorage,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     sign::{CertifiedKey, SingleCertAndKey},
 };
 
@@ -100,12 +106,16 @@ impl Tls {
             .with_client_cert_verifier(Arc::new(Verifier))
             .with_cert_resolver(resolver.clone());
         server.alpn_protocols = vec![ALPN.to_vec()];
+        // No session is resumed, as with other implementations: peers are many and stay connected.
+        server.send_tls13_tickets = 0;
+        server.session_storage = Arc::new(NoServerSessionStorage {});
         let mut client = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Verifier))
             .with_client_cert_resolver(resolver);
         client.alpn_protocols = vec![ALPN.to_vec()];
+        client.resumption = Resumption::disabled();
         Ok(Self { acceptor: Arc::new(server).into(), connector: Arc::new(client).into() })
     }
 }
