@@ -118,8 +118,14 @@ async fn a_bare_info_hash_is_described_and_read_by_way_of_the_dht_alone() {
     let hash = seeder.seed_content(root, "film.mkv".into()).await.unwrap().hash;
     until("it is queued", || seeder.net().is_queued(&ContentId::torrent(hash))).await;
 
-    let reader = start(&here, Some(&hub), |_| {}).await;
-    let file = opened(&reader, &Magnet::of(hash), 0).await;
+    // There is nobody to be asked when it begins.
+    let reader = start(&here, None, |_| {}).await;
+    let connected = async {
+        until("it is looked for", || reader.torrents().address().is_some()).await;
+        reader.net().connect(hub.net().addresses()[0].clone()).await.unwrap();
+    };
+    let link = Magnet::of(hash);
+    let (file, ()) = tokio::join!(opened(&reader, &link, 0), connected);
     assert!(read(&file, ByteRange::new(0, BIG as u64)).await == film);
     assert_eq!(reader.content_of(hash, 0), Some(root));
     assert!(received(&reader, &seeder) > 0, "what has two names comes over Bitswap");
