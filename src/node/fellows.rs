@@ -253,6 +253,9 @@ impl Fellows {
             }
             return true;
         };
+        if metainfo.private {
+            return false;
+        }
         let (twins, files) = (self.inner.twins.clone(), question.files.clone());
         let learn = move || learn(&twins, &metainfo, &files, &told.statements);
         let learnt = self.inner.tasks.blocking("learn of torrents", learn).await;

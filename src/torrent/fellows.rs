@@ -151,10 +151,14 @@ impl Torrents {
     /// Names peers of a torrent, who are dialled where a link may name them: now where it is fetched, else with
     /// its next start.
     pub fn meet(&self, hash: InfoHash, peers: &[SocketAddr]) {
+        // Its peers are named by its trackers alone.
+        if matches!(self.metainfo_now(hash), Some(Ok(metainfo)) if metainfo.private) {
+            return;
+        }
         let new = self.met().add(hash, self.policy().peers(peers));
         let Some(session) = self.address().filter(|_| !new.is_empty()) else { return };
         let managed = self.managed().into_iter().find(|active| active.metainfo().hash == hash);
-        let Some(active) = managed.filter(|active| !active.metainfo().private) else { return };
+        let Some(active) = managed else { return };
         tracing::debug!(%hash, peers = ?new, "a swarm is told of peers");
         self.tasks().spawn("tell a swarm of peers", async move {
             if let Ok(Err(error)) = timeout(LIFE * 4, tell(session, &active.greeting(), &new)).await
