@@ -21,7 +21,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use lru::LruCache;
 use tokio::{
     sync::{Semaphore, mpsc},
-    time::Instant,
+    time::{Instant, sleep_until},
 };
 
 pub(super) use self::{book::Book, records::Changes};
@@ -46,6 +46,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const LOOK_AGAIN_SOON: Duration = Duration::from_secs(10);
 /// The same where the DHT could not be asked at all, as before its first peer is connected.
 const NOBODY: Duration = Duration::from_secs(2);
+/// How often that is tried before somebody has to ask for it anew.
+const NOBODY_TRIES: u32 = 15;
 /// Whoever waits so long although contents are told gets the fellows as peers of the swarm, too.
 const DOORS_OPEN: Duration = Duration::from_secs(5);
 /// How long one is refused whose description is that of something else: as for a wrong block.
@@ -146,9 +148,13 @@ impl Fellows {
         }
         let id = ContentId::torrent(hash);
         let mut found = look_up.then(|| self.inner.net.find_providers(&id));
-        let mut named = Named::Somebody;
+        let (mut named, mut again, mut tries) = (Named::Somebody, None, 0);
         loop {
             tokio::select! {
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    (named, again) = (Named::Somebody, None);
+                    found = Some(self.inner.net.find_providers(&id));
+                }
                 provider = next(&mut found), if found.is_some() => match provider {
                     Some(Ok(provider)) => {
                         if self.is_new(hash, provider.peer) {
@@ -158,7 +164,13 @@ impl Fellows {
                     }
                     Some(Err(NetError::Bootstrap)) => named = Named::NotAsked,
                     Some(Err(_)) => named = Named::Nobody,
-                    None => found = None,
+                    None => {
+                        found = None;
+                        // Whoever looks for a description does not come back for half a minute.
+                        if named == Named::NotAsked && tries < NOBODY_TRIES {
+                            (again, tries) = (Some(Instant::now() + NOBODY), tries + 1);
+                        }
+                    }
                 },
                 Some(()) = visits.next(), if !visits.is_empty() => {}
                 else => break,
@@ -182,12 +194,12 @@ impl Fellows {
 
     /// Asks a fellow about files, and for the description as long as it is not here.
     async fn visit(&self, hash: InfoHash, provider: Provider, batches: &[u32]) {
-        let Ok(_place) = self.inner.asking.acquire().await else { return };
         let peer = provider.peer;
         if let Err(error) = self.inner.net.dial(provider.clone()).await {
             tracing::debug!(%hash, %peer, %error, "a fellow cannot be reached");
             return;
         }
+        let Ok(_place) = self.inner.asking.acquire().await else { return };
         for first in batches {
             let describe = self.inner.torrents.metainfo_now(hash).is_none();
             let files = *first..first.saturating_add(MAX_FILES);
@@ -241,6 +253,9 @@ impl Fellows {
             }
             return true;
         };
+        if metainfo.private {
+            return false;
+        }
         let (twins, files) = (self.inner.twins.clone(), question.files.clone());
         let learn = move || learn(&twins, &metainfo, &files, &told.statements);
         let learnt = self.inner.tasks.blocking("learn of torrents", learn).await;

@@ -137,9 +137,13 @@ impl Torrents {
     /// Names peers of a torrent, who are dialled where a link may name them: now where it is fetched, else with
     /// its next start.
     pub fn meet(&self, hash: InfoHash, peers: &[SocketAddr]) {
+        // The peers of a private one are named by its trackers alone.
+        if matches!(self.metainfo_now(hash), Some(Ok(metainfo)) if metainfo.private) {
+            return;
+        }
         self.met().add(hash, self.policy().peers(peers));
         let managed = self.managed().into_iter().find(|active| active.metainfo().hash == hash);
-        if let Some(active) = managed.filter(|active| !active.metainfo().private) {
+        if let Some(active) = managed {
             active.introduce();
         }
     }

@@ -209,7 +209,10 @@ impl Torrents {
         self.metainfo(hash).await?;
         self.known().change(hash, |about| (about.seed, about.paused) = (true, false))?;
         if let Some(metainfo) = self.metainfo_now(hash).transpose()? {
-            self.active(&metainfo)?.unpause();
+            let active = self.active(&metainfo)?;
+            active.unpause();
+            // It may be given already; whoever tells others of what the user gives hears of it all the same.
+            active.forget_told();
         }
         // With the next start that is not offline.
         if !self.options().online {

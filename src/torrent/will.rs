@@ -104,6 +104,11 @@ impl Active {
         (received, sent, meter.sent())
     }
 
+    /// Those who watch are told next how it stands, whatever they know.
+    pub(super) fn forget_told(&self) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// What is new to those who watch.
     pub(super) fn news(&self, status: TorrentStatus) -> Option<TorrentEvent> {
         let now = (status.state, status.bytes, status.sent);

@@ -36,8 +36,8 @@ use super::{
 };
 
 pub(in crate::net) const PROTOCOL: StreamProtocol = StreamProtocol::new("/chiral/torrent/1.0.0");
-/// Questions of one connection that are answered at a time; whoever asks more is refused.
-const AT_ONCE: usize = 2;
+/// Questions of one connection that are answered at a time; whoever asks more is refused. A node of ours asks so many.
+const AT_ONCE: usize = 8;
 /// How long a stream may take to be negotiated.
 const OPENING: Duration = Duration::from_secs(10);
 /// How long the other side may take to ask, and to take its answer.

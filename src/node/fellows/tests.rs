@@ -118,8 +118,14 @@ async fn a_bare_info_hash_is_described_and_read_by_way_of_the_dht_alone() {
     let hash = seeder.seed_content(root, "film.mkv".into()).await.unwrap().hash;
     until("it is queued", || seeder.net().is_queued(&ContentId::torrent(hash))).await;
 
-    let reader = start(&here, Some(&hub), |_| {}).await;
-    let file = opened(&reader, &Magnet::of(hash), 0).await;
+    // There is nobody to be asked when it begins.
+    let reader = start(&here, None, |_| {}).await;
+    let connected = async {
+        until("it is looked for", || reader.torrents().address().is_some()).await;
+        reader.net().connect(hub.net().addresses()[0].clone()).await.unwrap();
+    };
+    let link = Magnet::of(hash);
+    let (file, ()) = tokio::join!(opened(&reader, &link, 0), connected);
     assert!(read(&file, ByteRange::new(0, BIG as u64)).await == film);
     assert_eq!(reader.content_of(hash, 0), Some(root));
     assert!(received(&reader, &seeder) > 0, "what has two names comes over Bitswap");
@@ -143,16 +149,18 @@ async fn a_bare_info_hash_is_described_and_read_by_way_of_the_dht_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_fellow_that_has_a_part_of_a_file_is_a_peer_of_the_swarm() {
+async fn a_fellow_that_tells_of_no_content_is_a_peer_of_the_swarm() {
     let [hub, there, one, here] = dirs();
     let hub = start(&hub, None, |_| {}).await;
     let film = bytes_of::noise(BIG, 4);
     let seeder = Seeder::start(there.path(), &[("film.mkv", &film)], PIECE).await;
     let (hash, part) = (seeder.metainfo.hash, ByteRange::new(0, 500_000));
-    let one = start(&one, Some(&hub), |_| {}).await;
+    // What is not served gets no id, also once all of it is here.
+    let one = start(&one, Some(&hub), |options| options.net.serve_cached = false).await;
     announced(&one, hash, async || {
         let file = opened(&one, &seeder.magnet(), 0).await;
         assert!(read(&file, part).await == film[..500_000]);
+        one.torrents().seed(hash).await.unwrap();
     })
     .await;
     seeder.session.stop().await;
@@ -160,7 +168,7 @@ async fn a_fellow_that_has_a_part_of_a_file_is_a_peer_of_the_swarm() {
     let reader = start(&here, Some(&hub), |_| {}).await;
     let file = opened(&reader, &Magnet::of(hash), 0).await;
     assert!(read(&file, part).await == film[..500_000]);
-    assert_eq!((reader.content_of(hash, 0), received(&reader, &one)), (None, 0));
+    assert_eq!(received(&reader, &one), 0);
     let given = || one.torrents().traffic_by_peer().iter().map(|peer| peer.sent).sum::<u64>();
     until("what was given is counted", || given() >= 500_000).await;
     stop([reader, one, hub]).await;
@@ -168,7 +176,7 @@ async fn a_fellow_that_has_a_part_of_a_file_is_a_peer_of_the_swarm() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_was_read_is_nobodys_business_where_that_is_not_served_and_a_private_torrent_never() {
-    let [hub, there, here, other] = dirs();
+    let [hub, there, here, other, shy_one] = dirs();
     let hub = start(&hub, None, |_| {}).await;
     let film = bytes_of::noise(200_000, 5);
     let seeder = Seeder::start(there.path(), &[("film.mkv", &film)], PIECE).await;
@@ -181,6 +189,7 @@ async fn what_was_read_is_nobodys_business_where_that_is_not_served_and_a_privat
     // What the user gives is another matter.
     node.torrents().seed(hash).await.unwrap();
     assert!(node.torrents().is_for_others(hash, true));
+    until("it is queued", || node.net().is_queued(&ContentId::torrent(hash))).await;
 
     let text = torrent_of("secret", &[("film.mkv", &film)], PIECE);
     let end = text.len() - 2;
@@ -191,10 +200,31 @@ async fn what_was_read_is_nobodys_business_where_that_is_not_served_and_a_privat
     private.torrents().keep(&text).unwrap();
     private.torrents().seed(metainfo.hash).await.unwrap();
     assert!(!private.torrents().is_for_others(metainfo.hash, false));
-    // Behind a proxy nothing else is to tell what somebody has or reads.
+    // Whoever names it as the content of a file is not heard.
+    let told = said(&node, metainfo.hash, ContentId::raw(crate::content::sha2_256(b"x")), 200_000);
     let [dir] = dirs();
+    let false_one = liar(&dir, &hub, metainfo.hash, told).await;
+    let fellows = Fellows::new(
+        private.net(),
+        private.torrents(),
+        &private.inner.twins,
+        &Hearsay::default(),
+        private.tasks(),
+    );
+    fellows.feeds(&metainfo, &Magnet::of(metainfo.hash));
+    assert!(fellows.sought().is_empty());
+    let asked = TorrentQuestion { hash: metainfo.hash, describe: false, files: 0..1 };
+    let named =
+        Provider { peer: false_one.net().peer_id(), addresses: false_one.net().addresses() };
+    private.net().dial(named.clone()).await.unwrap();
+    let told = private.net().ask_torrent(named.peer, &asked).await.unwrap();
+    assert!(!fellows.take(&asked, &named, told.answer).await);
+    assert_eq!(private.content_of(metainfo.hash, 0), None);
+    drop(fellows);
+    stop([false_one]).await;
+    // Behind a proxy nothing else is to tell what somebody has or reads.
     let proxy = Some("socks5://127.0.0.1:9".to_owned());
-    let shy = start(&dir, Some(&hub), |options| options.torrent.proxy = proxy).await;
+    let shy = start(&shy_one, Some(&hub), |options| options.torrent.proxy = proxy).await;
     let root = import(&shy, "film.mkv", &film).await;
     let own = shy.seed_content(root, "film.mkv".into()).await.unwrap().hash;
     assert!(!shy.torrents().is_for_others(own, false) && !shy.torrents().seeks_fellows());

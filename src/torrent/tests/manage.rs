@@ -220,6 +220,22 @@ async fn a_link_that_is_added_is_listed_before_anybody_answers_and_looked_for_af
     peer.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_seeds_what_is_given_already_is_told_of_it_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let peer = Peer::open(options(), dir.path());
+    let (text, source) = published(&peer, &[("a", b"bytes")]);
+    let hash = peer.torrents.publish(text, source).await.unwrap().hash;
+    let told = || {
+        let told = peer.host.told.lock().unwrap();
+        told.iter().filter(|event| matches!(event, TorrentEvent::State(_))).count()
+    };
+    let before = told();
+    peer.torrents.seed(hash).await.unwrap();
+    assert_eq!(told(), before + 1);
+    peer.stop().await;
+}
+
 /// What the seeder has, as a file that somebody may have.
 fn description(setup: &Setup) -> Vec<u8> {
     let other = bytes_of::noise(BIG, 9);
@@ -261,6 +277,12 @@ async fn a_session_that_runs_hears_of_peers_and_of_none_in_the_own_network_unles
             assert!(peer.torrents.met().of(hash).is_empty());
             reading.abort();
         }
+        // Of a private torrent nobody but its trackers names peers.
+        let end = text.len() - 2;
+        let private = [&text[..end], b"7:privatei1e", &text[end..]].concat();
+        let private = peer.torrents.keep(&private).unwrap();
+        peer.torrents.meet(private.hash, &[setup.seeder.address()]);
+        assert!(private.private && peer.torrents.met().of(private.hash).is_empty());
         peer.stop().await;
     }
 }
