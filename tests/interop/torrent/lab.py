@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import shutil
+import subprocess
 import tempfile
 import time
 
@@ -115,6 +116,10 @@ class Scene:
                 self.end(one)
             except (Failed, OSError) as error:
                 print(f"ending what ran: {error}", flush=True)
+        # What was killed left its mount, which cannot be looked at any more.
+        for line in open("/proc/self/mountinfo"):
+            if line.split()[4].startswith(f"{self.folder}/"):
+                subprocess.run(["fusermount3", "-uz", line.split()[4]], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

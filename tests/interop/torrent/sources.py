@@ -4,6 +4,7 @@ import http.server
 import os
 import pathlib
 import re
+import socket
 import socketserver
 import threading
 import time
@@ -76,7 +77,9 @@ class Webseed:
         self.server.shutdown()
         self.server.server_close()
         for request in list(self.server.open):
-            request.close()
+            # Those whose other end is gone already are no sockets any more.
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
 
 
 def three(scene, content):
@@ -108,12 +111,15 @@ def read_three(scene, content, digest, ended):
     if ended:
         ending.join()
     expect("sha256", read.sha256, digest)
-    server = sources["server"].given / read.size
+    if not ended:
+        # What the daemons tell of themselves is a second old.
+        time.sleep(1.5)
+        given = [sources["swarm"].handles[0].status().total_payload_upload, sources["chiral peer"].json("torrent", "list")[0]["sent"], sources["server"].given]
     for one in [reader] + [source for name, source in sources.items() if name != ended]:
         scene.end(one)
     if ended:
         return f"{read.size / read.seconds / 1e6:.0f} MB/s, longest read {read.longest:.2f} s, sha256 equal"
-    return [("all", *rate(read.size, read.seconds, 3 * CAP * 0.9 / 1e6)), ("of it by the server", f"{server:.0%}"), ("longest read", f"{read.longest:.2f} s")]
+    return [("all", *rate(read.size, read.seconds, 3 * CAP * 0.9 / 1e6)), ("of it by each", ", ".join(f"{part / read.size:.0%}" for part in given)), ("longest read", f"{read.longest:.2f} s")]
 
 
 def several(scene, table):
@@ -159,8 +165,8 @@ def resume(scene, table):
         expect("sha256", lab.Reading(there).sha256, digest)
         again = chiral.json("torrent", "list")[0]["received"] - (size - had)
         return [("here when it was killed", f"{had / 1e6:.0f} MB"), ("believed after the restart", f"{believed / 1e6:.0f} MB"),
-                # librqbit takes a sample of what it believes.
-                ("read of the disk until the first new byte", f"{looked / 1e6:.1f} MB", "≤ 30 % of that", looked <= believed * 0.3),
+                # librqbit looks at a few pieces for a sample.
+                ("read of the disk until the first new byte", f"{looked / 1e6:.1f} MB", "≤ 16 MB", looked <= 16e6),
                 # It is noted every two seconds what is here.
                 ("fetched again", f"{again / 1e6:.1f} MB", "≤ 3 s of the rate", again <= 3 * speed)]
     table.attempt("resume", f"killed at half of {MIB} MiB", work)
