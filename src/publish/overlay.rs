@@ -73,7 +73,8 @@ impl Overlay {
             leaf,
             written: row.filled.clone(),
             opened_len: original_len,
-            changed: row.base_len != original_len || row.filled.count() > 0,
+            // The version that was opened may have been a layer over the object, and this what the object was before.
+            changed: true,
             filled: row.filled,
         }
     }
@@ -403,6 +404,23 @@ mod tests {
             work.read_exact_at(&mut read, 0).unwrap();
             prop_assert_eq!(read, model);
         }
+    }
+
+    #[test]
+    fn what_an_append_was_cut_off_of_again_is_a_change_after_a_restart() {
+        let (dir, file, work) = files(&[1; 16]);
+        let mut overlay = Overlay::new(file, ObjectId(7), 16, 16);
+        overlay.prepare_write(&work, ByteRange::at(16, 1)).unwrap();
+        work.write_all_at(&[1], 16).unwrap();
+        // That is published, and opened again.
+        let next = dir.path().join("next");
+        let next = File::options().read(true).write(true).create_new(true).open(next).unwrap();
+        next.set_len(17).unwrap();
+        let mut overlay = overlay.copy_to(&work, &next, 17).unwrap();
+        assert!(overlay.is_unchanged(17));
+        overlay.truncate(&next, 16).unwrap();
+        assert!(!overlay.is_unchanged(16));
+        assert!(!Overlay::restore(overlay.row(), 16, 16).is_unchanged(16));
     }
 
     #[test]
