@@ -21,6 +21,10 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// How long after an attempt to open it again the next one may come: a disk that is full mostly stays so for a while.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Longest wait for a lock on it that is just being let go of, and how often it is looked at.
+const UNLOCK: Duration = Duration::from_secs(2);
+const UNLOCK_LOOK: Duration = Duration::from_millis(5);
+
 /// The database of the working state.
 #[derive(Debug)]
 pub(super) struct State {
@@ -195,7 +199,7 @@ impl StateTree {
 /// worth more than a start that works. A disk that fails is no reason to forget it.
 fn open(path: &Path) -> Result<Open, StoreError> {
     let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-    let db = match config.open() {
+    let db = match open_unlocked(&config) {
         Err(error @ (sled::Error::Corruption { .. } | sled::Error::Unsupported(_))) => {
             let aside = path.with_extension("damaged");
             tracing::warn!(%error, "the working state does not open; it is moved to {} and rebuilt", aside.display());
@@ -206,11 +210,29 @@ fn open(path: &Path) -> Result<Open, StoreError> {
                 _ => {}
             }
             fs::rename(path, &aside).map_err(|e| StoreError::io("move aside", path, e))?;
-            config.open()?
+            open_unlocked(&config)?
         }
         opened => opened?,
     };
     Ok(Open { db, trees: Mutex::default() })
+}
+
+/// Opens the database, and waits for whoever is just closing it: a child process between fork and exec holds every lock
+/// of its parent a moment longer. Another daemon does not get so far.
+fn open_unlocked(config: &sled::Config) -> sled::Result<sled::Db> {
+    let end = Instant::now() + UNLOCK;
+    loop {
+        match config.open() {
+            // sled has no kind of its own for it.
+            Err(sled::Error::Io(error))
+                if error.to_string().starts_with("could not acquire lock")
+                    && Instant::now() < end =>
+            {
+                std::thread::sleep(UNLOCK_LOOK);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -242,6 +264,22 @@ mod tests {
         assert!(!state.flush_written().unwrap());
         tree.remove(b"a").unwrap();
         assert!(state.flush_written().unwrap());
+    }
+
+    #[test]
+    fn a_lock_that_is_just_let_go_of_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        drop(State::open(&path).unwrap());
+        let held = fs::File::options().write(true).open(path.join("db")).unwrap();
+        held.lock().unwrap();
+        let closing = std::thread::spawn(move || {
+            // What a child takes from fork to exec on a slow machine.
+            std::thread::sleep(UNLOCK_LOOK * 4);
+            drop(held);
+        });
+        State::open(&path).unwrap();
+        closing.join().unwrap();
     }
 
     #[test]
