@@ -79,8 +79,26 @@ fn a_magnet_link_is_listed_printed_and_fetched_and_its_port_is_told() {
         assert_eq!(refused.status.code(), Some(code), "{wrong}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains("magnet link"), "{wrong}");
     }
-    let none = daemon.chiral(&["pin", "add", &hash]);
+    let none = daemon.chiral(&["provide", &hash]);
     assert!(!none.status.success() && String::from_utf8_lossy(&none.stderr).contains("not a CID"));
+
+    // All of it is here, so that it is kept without anybody.
+    let note = format!("{hash}/extra/note");
+    for (id, name) in [(hash.as_str(), "film"), (&note, "")] {
+        let pinned = daemon.json(&["pin", "add", id, "--name", name]);
+        assert_eq!((&pinned["id"], &pinned["name"]), (&id.into(), &name.into()));
+        assert_eq!(
+            (&pinned["infohash"], &pinned["complete"]),
+            (&hash.as_str().into(), &true.into())
+        );
+    }
+    assert_eq!(daemon.json(&["pin", "ls"]).as_array().unwrap().len(), 2);
+    assert!(daemon.chiral(&["pin", "rm", &note]).status.success());
+    let scratch = daemon.kill();
+    let daemon = Daemon::start_in(scratch, &setup());
+    let pins = daemon.json(&["pin", "ls"]);
+    assert_eq!((pins.as_array().unwrap().len(), &pins[0]["id"]), (1, &hash.as_str().into()));
+    assert!(!daemon.chiral(&["pin", "rm", &note]).status.success());
     daemon.stop();
 }
 
