@@ -98,7 +98,10 @@ impl Node {
     async fn fetch_pins(&self) {
         let mut wait = FIRST_WAIT;
         loop {
-            let missing = self.missing_pins();
+            let node = self.clone();
+            let looking = self.tasks().blocking("look at pins", move || node.missing_pins());
+            // A panic was reported by the runtime; what is pinned next is looked at again.
+            let missing = looking.await.unwrap_or_default();
             let all = futures::stream::iter(&missing).for_each_concurrent(AT_ONCE, async |place| {
                 if let Err(error) = self.protocol(place).fetch(place).await {
                     tracing::info!(?place, %error, "a pin is not complete; it is tried again");

@@ -297,9 +297,9 @@ impl Node {
 
     /// Lets go of the files of torrents that are not here any more.
     async fn leave_orphans(&self) {
-        let torrents = self.torrents().with_bytes();
         let node = self.clone();
         let leaving = self.tasks().blocking("leave torrents", move || {
+            let torrents = node.torrents().with_bytes();
             for (place, object) in node.inner.twins.orphans(&torrents) {
                 node.uploads().give_up(object)?;
                 node.inner.twins.remove(place)?;
