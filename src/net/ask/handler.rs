@@ -16,7 +16,7 @@ use futures::{
 };
 use libp2p::{
     Multiaddr, PeerId, Stream, StreamProtocol,
-    core::upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo},
+    core::upgrade::{InboundUpgrade, ReadyUpgrade, UpgradeInfo},
     multiaddr::Protocol,
     swarm::{
         ConnectionHandler, ConnectionHandlerEvent, ConnectionId, SubstreamProtocol,
@@ -50,7 +50,7 @@ pub(in crate::net) struct Work {
     pub(super) reply: oneshot::Sender<Result<TorrentTold, AskError>>,
 }
 
-/// The protocol, or none.
+/// The protocol, or none: what the other side may open.
 #[derive(Clone, Debug)]
 pub(in crate::net) struct Offer(Option<StreamProtocol>);
 
@@ -69,16 +69,6 @@ impl InboundUpgrade<Stream> for Offer {
     type Future = Ready<Result<Stream, Infallible>>;
 
     fn upgrade_inbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
-        ready(Ok(stream))
-    }
-}
-
-impl OutboundUpgrade<Stream> for Offer {
-    type Output = Stream;
-    type Error = Infallible;
-    type Future = Ready<Result<Stream, Infallible>>;
-
-    fn upgrade_outbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
         ready(Ok(stream))
     }
 }
@@ -205,7 +195,7 @@ impl ConnectionHandler for Handler {
     type FromBehaviour = Infallible;
     type ToBehaviour = Infallible;
     type InboundProtocol = Offer;
-    type OutboundProtocol = Offer;
+    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
     type OutboundOpenInfo = ();
 
@@ -220,14 +210,14 @@ impl ConnectionHandler for Handler {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Offer, (), Infallible>> {
+    ) -> Poll<ConnectionHandlerEvent<ReadyUpgrade<StreamProtocol>, (), Infallible>> {
         let Some(active) = &mut self.0 else { return Poll::Pending };
         if active.opening.is_none()
             && let Poll::Ready(Some(work)) = active.work.poll_recv(cx)
         {
             active.opening = Some(work);
-            let offer = Offer(Some(PROTOCOL));
-            let protocol = SubstreamProtocol::new(offer, ()).with_timeout(OPENING);
+            let upgrade = ReadyUpgrade::new(PROTOCOL);
+            let protocol = SubstreamProtocol::new(upgrade, ()).with_timeout(OPENING);
             return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
         }
         Poll::Pending
@@ -237,7 +227,10 @@ impl ConnectionHandler for Handler {
         match event {}
     }
 
-    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Offer, Offer>) {
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<'_, Offer, ReadyUpgrade<StreamProtocol>>,
+    ) {
         let Some(active) = &mut self.0 else { return };
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
