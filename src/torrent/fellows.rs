@@ -86,9 +86,8 @@ impl Torrents {
         if metainfo.private || !self.seeks_fellows() || (given && !about.seed) {
             return false;
         }
-        let taken_up = self.taken_up().into_iter().find(|active| active.metainfo().hash == hash);
         let some = |bits: Vec<u8>| bits.iter().any(|byte| *byte != 0);
-        taken_up.is_some_and(|active| active.pieces().all_here() > 0)
+        self.taken_up_of(hash).is_some_and(|active| active.pieces().all_here() > 0)
             || self.known().was_made(hash)
             || fs::read(self.known().bitfield_path(hash)).is_ok_and(some)
     }
@@ -103,9 +102,8 @@ impl Torrents {
 
     /// Where a torrent that is given or fetched now takes part in its swarm.
     pub fn port(&self, hash: InfoHash) -> Option<u16> {
-        let live = self.managed().into_iter().any(|torrent| {
-            torrent.metainfo().hash == hash && !torrent.metainfo().private && torrent.is_live().0
-        });
+        let active = self.taken_up_of(hash).filter(|active| !active.metainfo().private);
+        let live = active.is_some_and(|active| active.is_managed() && active.is_live().0);
         self.address().filter(|_| live).map(|address| address.port())
     }
 
@@ -130,8 +128,8 @@ impl Torrents {
 
     /// The files of a torrent that are being read, by their numbers.
     pub fn files_read(&self, hash: InfoHash) -> BTreeSet<u32> {
-        let all = self.taken_up().into_iter().filter(|active| active.metainfo().hash == hash);
-        all.flat_map(|active| active.files_read()).collect()
+        let read = self.taken_up_of(hash).map(|active| active.files_read());
+        read.into_iter().flatten().collect()
     }
 
     /// Names peers of a torrent, who are dialled where a link may name them: now where it is fetched, else with
@@ -142,8 +140,7 @@ impl Torrents {
             return;
         }
         self.met().add(hash, self.policy().peers(peers));
-        let managed = self.managed().into_iter().find(|active| active.metainfo().hash == hash);
-        if let Some(active) = managed {
+        if let Some(active) = self.taken_up_of(hash).filter(|active| active.is_managed()) {
             active.introduce();
         }
     }

@@ -134,8 +134,7 @@ impl Torrents {
             return;
         }
         self.inner.searches.told(magnet.hash);
-        let active = self.guard().get(&magnet.hash).cloned();
-        if let Some(active) = active {
+        if let Some(active) = self.taken_up_of(magnet.hash) {
             active.introduce();
         }
     }
@@ -275,6 +274,11 @@ impl Torrents {
 
     pub(super) fn came(&self) -> &Arc<Notify> {
         &self.inner.came
+    }
+
+    /// What is taken up of a torrent, if it is.
+    pub(super) fn taken_up_of(&self, hash: InfoHash) -> Option<Arc<Active>> {
+        self.guard().get(&hash).cloned()
     }
 
     /// All that are taken up.
