@@ -35,14 +35,33 @@ pub(super) struct Gateway {
     base: Url,
     trust: Trust,
     http: Http,
-    /// Requests that may run at a time, over all roots.
+    /// Requests that may run at a time, over all roots. One until it has given an answer: whoever asks to wait is asked
+    /// once, and not as often as there are places.
     slots: Semaphore,
     most: usize,
     state: Mutex<State>,
 }
 
+/// A place among the requests of a gateway.
+#[derive(Debug)]
+pub(super) struct Slot<'a> {
+    gateway: &'a Gateway,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        // At the end of the first answer, not at its beginning: the next request then finds a free connection.
+        self.gateway.open_up();
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
+    /// It has answered what it was asked.
+    answered: bool,
+    /// All its places may be taken.
+    open: bool,
     no_car: Option<Instant>,
     /// It asked to be left alone until then.
     resting: Option<Instant>,
@@ -67,7 +86,7 @@ impl Gateway {
             id: SourceId(name.into()),
             trust,
             http,
-            slots: Semaphore::new(requests.max(1)),
+            slots: Semaphore::new(1),
             most: requests.max(1),
             state: Mutex::default(),
             base,
@@ -110,15 +129,22 @@ impl Gateway {
     }
 
     /// Waits for a place among its requests.
-    pub(super) async fn slot(&self) -> Result<SemaphorePermit<'_>, SourceError> {
-        let slot = self.slots.acquire().await.map_err(|_| Transient::Reset)?;
+    pub(super) async fn slot(&self) -> Result<Slot<'_>, SourceError> {
+        let permit = self.slots.acquire().await.map_err(|_| Transient::Reset)?;
         let state = self.state();
         if is_ahead(state.banned) {
             return Err(Permanent::Rejected("it sent wrong bytes".to_owned()).into());
         }
         match state.resting.and_then(|until| until.checked_duration_since(Instant::now())) {
             Some(left) if !left.is_zero() => Err(Transient::RateLimited(left).into()),
-            _ => Ok(slot),
+            _ => Ok(Slot { gateway: self, _permit: permit }),
+        }
+    }
+
+    fn open_up(&self) {
+        let mut state = self.state();
+        if state.answered && !std::mem::replace(&mut state.open, true) {
+            self.slots.add_permits(self.most - 1);
         }
     }
 
@@ -136,7 +162,11 @@ impl Gateway {
         // Version 0 is spelt in a way that hosts of gateways, which know no capitals, cannot carry.
         url.set_path(&format!("{path}/ipfs/{}", id.to_v1()));
         url.set_query(Some(query));
-        self.http.get(url, self.trust, accept).await.map_err(failure)
+        let answer = self.http.get(url, self.trust, accept).await.map_err(failure)?;
+        if answer.status() < 500 && answer.status() != 429 {
+            self.state().answered = true;
+        }
+        Ok(answer)
     }
 
     /// Asks for one block.
