@@ -34,7 +34,7 @@ enum Attribute {
 const NAMES: [&str; 4] =
     ["user.chiral.cid", "user.chiral.size", "user.chiral.cached", "user.chiral.state"];
 
-/// The same of torrents and what is in them.
+/// The same of torrents and what is in them; the id of a file joins them once it is known.
 const OF_TORRENTS: [&str; 5] = [
     "user.chiral.infohash",
     "user.chiral.magnet",
@@ -106,7 +106,9 @@ impl Fs {
             // The kernel gives no attribute of the user's namespace of a symbolic link.
             What::Content(content) if content.shape == Shape::Symlink => Vec::new(),
             What::Content(content) if content.place.torrent().is_some() => {
-                OF_TORRENTS.map(str::to_owned).into()
+                // A name without a value would be a failure to programs that copy all that is listed.
+                let id = self.node.id_at(&content.place).map(|_| NAMES[0]);
+                OF_TORRENTS.into_iter().chain(id).map(str::to_owned).collect()
             }
             What::Content(_) => own.into(),
             What::Named(named) if self.named_torrent(&named).is_some() => {
@@ -128,7 +130,9 @@ impl Fs {
         attribute: Attribute,
     ) -> Answer<Vec<u8>> {
         match attribute {
-            Attribute::Cid => Answer::Now(content.place.content().map(text).ok_or(Errno::ENODATA)),
+            Attribute::Cid => Answer::Now(
+                self.node.id_at(&content.place).as_ref().map(text).ok_or(Errno::ENODATA),
+            ),
             Attribute::InfoHash => {
                 let hash = content.place.torrent().map(|hash| hash.to_string().into_bytes());
                 Answer::Now(hash.ok_or(Errno::ENODATA))

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 
 use super::{
-    Child, Children, Described, Here, Known, NodeError, OpenFile, PinState, Place, Protocol, Root,
-    reading::next_reader,
+    Child, Children, Described, Here, Known, Node, NodeError, OpenFile, PinState, Place, Protocol,
+    Root, reading::next_reader,
 };
 use crate::{
-    content::{ByteRange, InfoHash, Metadata, NodeKind},
+    content::{ByteRange, ContentId, InfoHash, Metadata, NodeKind},
     download::ReaderId,
     torrent::{
         Cached, FileKind, Metainfo, TorrentError, TorrentFile, TorrentPin, Torrents, TreeKind,
@@ -104,6 +104,22 @@ fn known<T>(
     };
     let metainfo = torrents.metainfo_now(hash)?;
     Some(metainfo.map_err(NodeError::from).and_then(|metainfo| ask(&metainfo, node)))
+}
+
+impl Node {
+    /// The id of what is at a place: of content always; of a file of a torrent that was made here, or once all of it was
+    /// here and is hashed. What others say is not told. May read a file.
+    pub fn id_at(&self, place: &Place) -> Option<ContentId> {
+        if let Some(id) = place.content() {
+            return Some(*id);
+        }
+        let number = |metainfo: &Metainfo, node| Ok((metainfo.hash, file_at(metainfo, node)?));
+        let (hash, file) = known(self.torrents(), place, number)?.ok()?;
+        match self.torrents().source(hash) {
+            Some(source) => source.files.get(file as usize).copied(),
+            None => self.content_found_here(hash, file),
+        }
+    }
 }
 
 fn opened(file: Result<TorrentFile, TorrentError>) -> Result<Arc<dyn OpenFile>, NodeError> {

@@ -150,6 +150,8 @@ fn files_are_seeded_paused_resumed_and_removed_over_the_command_line() {
     assert_eq!(fs::read(there.path().join("ümläut")).unwrap(), b"x");
     // In the mount it is there, too, and takes no disk of its own.
     sh("cmp 'show/a b/film.mkv' 'mnt/torrents/show/a b/film.mkv'", daemon.scratch());
+    let id = |folder: &str| daemon.xattr(&format!("{folder}/show/a b/film.mkv"), "user.chiral.cid");
+    assert_eq!(id("torrents"), id("upload"));
     let one = |command: &str| daemon.json(&["torrent", command, "show"]);
     let list = || daemon.json(&["torrent", "list"]);
     assert_eq!(list()[0]["state"], "seeding");

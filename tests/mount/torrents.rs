@@ -29,7 +29,7 @@ fn online(options: &mut NodeOptions) {
 struct Setup {
     big: Vec<u8>,
     seeder: Seeder,
-    _runtime: Runtime,
+    runtime: Runtime,
     _there: tempfile::TempDir,
 }
 
@@ -44,7 +44,7 @@ fn seed() -> Setup {
     ];
     let runtime = Runtime::new().unwrap();
     let seeder = runtime.block_on(Seeder::start(there.path(), files, 64 << 10));
-    Setup { big, seeder, _runtime: runtime, _there: there }
+    Setup { big, seeder, runtime, _there: there }
 }
 
 fn folder() -> tempfile::TempDir {
@@ -93,8 +93,17 @@ fn a_magnet_link_is_a_directory_whose_files_stream() {
     assert_eq!(attribute("user.chiral.state"), "complete");
     let magnet: Magnet = attribute("user.chiral.magnet").parse().unwrap();
     assert_eq!(magnet.hash, setup.seeder.metainfo.hash);
-    assert_eq!(errno(xattr(&film, "user.chiral.cid")), libc::ENODATA);
     assert_eq!(xattr(&by_hash, "user.chiral.state").unwrap(), "partial");
+    assert_eq!(errno(xattr(&by_hash, "user.chiral.cid")), libc::ENODATA);
+    // The id of what is whole is found in the background, and leads to the same bytes.
+    let found = m.node.content_found(setup.seeder.metainfo.hash, 0);
+    let found = async { tokio::time::timeout(Duration::from_secs(60), found).await };
+    let id = setup.runtime.block_on(found).unwrap().to_string();
+    assert_eq!(attribute("user.chiral.cid"), id);
+    assert!(fs::read(m.path(&id)).unwrap() == setup.big);
+    assert!(m.sh(&format!("getfattr {hash}/film.mkv")).contains("user.chiral.cid"));
+    assert!(!m.sh(&format!("getfattr {hash}/sub/other")).contains("user.chiral.cid"));
+    assert_eq!(errno(xattr(&by_hash.join("sub/other"), "user.chiral.cid")), libc::ENODATA);
     m.end();
 }
 
