@@ -3,14 +3,24 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    num::NonZeroUsize,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
-use tokio::{runtime::Handle, task::JoinHandle};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    runtime::{Builder, Handle},
+    task::{JoinError, JoinHandle},
+};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tracing::Instrument;
+
+/// Longest wait for blocking work of a runtime that ends.
+const LAST_WORK: Duration = Duration::from_secs(1);
 
 /// Starts tasks and waits for them at the end. Clones share one set of tasks.
 ///
@@ -21,6 +31,26 @@ pub struct Tasks {
     tracker: TaskTracker,
     token: CancellationToken,
     alive: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+}
+
+/// A runtime beside that of all other tasks.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    runtime: Handle,
+}
+
+impl Apart {
+    /// Runs `future` there, to its end or until the one who waits for it gives up.
+    ///
+    /// # Errors
+    /// When the runtime has ended, or the future panicked.
+    pub async fn run<F>(&self, future: F) -> Result<F::Output, JoinError>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        AbortOnDropHandle::new(self.runtime.spawn(future)).await
+    }
 }
 
 /// Lowers the count of a task when it ends, also by a panic or an abort.
@@ -97,6 +127,31 @@ impl Tasks {
             let (_alive, _token) = (alive, token);
             work();
         })
+    }
+
+    /// Starts a runtime beside this one, for code that starts tasks by itself, with so many threads. It ends, with all
+    /// that still runs on it, once `over` is cancelled, which has to happen soon after [`Tasks::cancelled`] resolves.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn apart(
+        &self,
+        name: &'static str,
+        threads: NonZeroUsize,
+        over: &CancellationToken,
+    ) -> std::io::Result<Apart> {
+        let mut builder = match threads.get() {
+            1 => Builder::new_current_thread(),
+            _ => Builder::new_multi_thread(),
+        };
+        let runtime =
+            builder.worker_threads(threads.get()).thread_name(name).enable_all().build()?;
+        let (apart, over) = (Apart { runtime: runtime.handle().clone() }, over.clone());
+        self.thread(name, move || {
+            runtime.block_on(over.cancelled());
+            runtime.shutdown_timeout(LAST_WORK);
+        })?;
+        Ok(apart)
     }
 
     /// Resolves when everything is to end.

@@ -11,13 +11,17 @@ use std::{
 
 use librqbit::{
     AddTorrent, AddTorrentOptions, AddTorrentResponse, ManagedTorrent, ManagedTorrentState,
-    PeerConnectionOptions, Session,
+    PeerConnectionOptions,
 };
 use tokio::{io::AsyncSeek, time::Instant};
 
 use super::{
-    PeerTraffic, TorrentError, active::Active, bridges::Bridges, introduce::introduce,
+    PeerTraffic, TorrentError,
+    active::Active,
+    bridges::Bridges,
+    introduce::introduce,
     metainfo::with_trackers,
+    session::{self, Running, failed},
 };
 use crate::content::InfoHash;
 
@@ -37,7 +41,7 @@ type Cursor = Box<dyn AsyncSeek + Send + Unpin>;
 
 /// A torrent in the session.
 pub(super) struct Fetch {
-    session: Arc<Session>,
+    running: Running,
     torrent: Arc<ManagedTorrent>,
     /// Held while it is set going, so that of several readers one does.
     starting: tokio::sync::Mutex<()>,
@@ -65,7 +69,7 @@ impl Fetch {
     /// Takes a torrent up: what is on disk is looked at, nobody is asked yet.
     pub(super) async fn take_up(active: &Active) -> Result<Self, TorrentError> {
         let torrents = active.torrents();
-        let session = torrents.session().await?;
+        let running = torrents.session().await?;
         let hash = active.metainfo().hash;
         torrents.searches().over(hash).await;
         if active.files().published().is_some() {
@@ -102,18 +106,18 @@ impl Fetch {
         let text = with_trackers(&text, &trackers)?;
         let torrent = loop {
             let add = AddTorrent::from_bytes(text.clone());
-            match session.add_torrent(add, Some(options())).await.map_err(failed)? {
+            match running.add(add, options()).await? {
                 AddTorrentResponse::Added(_, torrent) => break torrent,
                 // One who took it up has left before it was. That one would tell nobody here of its pieces.
                 AddTorrentResponse::AlreadyManaged(id, _) => {
-                    session.delete(id.into(), false).await.map_err(failed)?;
+                    running.session().delete(id.into(), false).await.map_err(failed)?;
                 }
                 AddTorrentResponse::ListOnly(_) => return Err(TorrentError::Closed),
             }
         };
         let (starting, streams, bridges) = Default::default();
         let introduced = Mutex::new(named.clone());
-        let fetch = Self { session, torrent, starting, named, introduced, streams, bridges };
+        let fetch = Self { running, torrent, starting, named, introduced, streams, bridges };
         fetch.checked(active).await?;
         Ok(fetch)
     }
@@ -151,10 +155,10 @@ impl Fetch {
         }
         // It begins with those that it was taken up with.
         self.introduced().clone_from(&self.named);
-        if let Err(error) = self.session.unpause(&self.torrent).await {
+        if let Err(error) = self.running.unpause(&self.torrent, failed_before).await {
             // Another one was faster.
             if !self.is_live() {
-                return Err(failed(error));
+                return Err(error);
             }
         }
         if failed_before {
@@ -167,7 +171,7 @@ impl Fetch {
     pub(super) async fn stop(&self) -> Result<(), TorrentError> {
         let _one = self.starting.lock().await;
         if self.is_live() {
-            self.session.pause(&self.torrent).await.map_err(failed)
+            self.running.session().pause(&self.torrent).await.map_err(failed)
         } else {
             Ok(())
         }
@@ -178,7 +182,7 @@ impl Fetch {
         let _one = self.starting.lock().await;
         let streams = std::mem::take(&mut *self.streams());
         drop(streams);
-        if let Err(error) = self.session.delete(self.torrent.id().into(), false).await {
+        if let Err(error) = self.running.session().delete(self.torrent.id().into(), false).await {
             tracing::debug!(error = %format_args!("{error:#}"), "a torrent was gone already");
         }
     }
@@ -228,7 +232,7 @@ impl Fetch {
 
     /// Has exactly these files fetched besides what is read.
     pub(super) async fn select(&self, files: HashSet<usize>) -> Result<(), TorrentError> {
-        self.session.update_only_files(&self.torrent, &files).await.map_err(failed)
+        self.running.session().update_only_files(&self.torrent, &files).await.map_err(failed)
     }
 
     /// Has what stands from `at` on in a file fetched before everything else.
@@ -356,7 +360,7 @@ impl Fetch {
 
     /// Where the session is reached.
     pub(super) fn address(&self) -> Option<SocketAddr> {
-        self.session.listen_addr()
+        session::address(self.running.session())
     }
 
     fn introduced(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {
@@ -376,15 +380,4 @@ impl Fetch {
 
 fn seek(cursor: &mut Cursor, to: SeekFrom) -> Result<(), TorrentError> {
     Pin::new(cursor).start_seek(to).map_err(|e| TorrentError::disk("seek in", e))
-}
-
-fn failed(error: anyhow::Error) -> TorrentError {
-    // A failure of the disk that came through librqbit.
-    match error.downcast::<TorrentError>() {
-        Ok(error) => error,
-        Err(error) => match error.downcast::<std::io::Error>() {
-            Ok(error) => TorrentError::disk("use", error),
-            Err(error) => TorrentError::Session(format!("{error:#}").into()),
-        },
-    }
 }

@@ -12,12 +12,16 @@ use std::{
     time::Duration,
 };
 
-use librqbit::Session;
 use tokio::sync::{Notify, OnceCell};
 
 use super::{
-    Feeder, Host, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions, active::Active,
-    fellows::Met, known::Known, policy::Policy, search::Searches, session,
+    Feeder, Host, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions,
+    active::Active,
+    fellows::Met,
+    known::Known,
+    policy::Policy,
+    search::Searches,
+    session::{self, Running},
 };
 use crate::{content::InfoHash, tasks::Tasks};
 
@@ -64,7 +68,7 @@ struct Inner {
     active: Mutex<HashMap<InfoHash, Arc<Active>>>,
     /// Whether the notes of the last session were looked at.
     prepared: Mutex<bool>,
-    session: OnceCell<Arc<Session>>,
+    session: OnceCell<Running>,
     /// Torrents that were added to the session.
     added: AtomicUsize,
     tasks: Tasks,
@@ -195,7 +199,7 @@ impl Torrents {
 
     /// Where peers are accepted, once they are.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.inner.session.get().and_then(|session| session::address(session))
+        self.inner.session.get().and_then(|running| session::address(running.session()))
     }
 
     /// Most bytes per second now.
@@ -307,7 +311,7 @@ impl Torrents {
     }
 
     /// The session; the first who needs it waits for its start.
-    pub(super) async fn session(&self) -> Result<Arc<Session>, TorrentError> {
+    pub(super) async fn session(&self) -> Result<Running, TorrentError> {
         let start = async {
             if self.inner.tasks.token().is_cancelled() {
                 return Err(TorrentError::Closed);
@@ -318,22 +322,23 @@ impl Torrents {
                 torrents.known().begins().map_err(|e| TorrentError::disk("prepare", e))
             });
             prepared.await.map_err(|_| TorrentError::Closed)??;
-            let session = session::start(&self.inner.options, &self.inner.known).await?;
-            self.end_with_the_rest(session.clone());
-            Ok(session)
+            let running =
+                session::start(&self.inner.options, &self.inner.known, self.tasks()).await?;
+            self.end_with_the_rest(running.clone());
+            Ok(running)
         };
         self.inner.session.get_or_try_init(|| start).await.cloned()
     }
 
     /// What librqbit starts by itself is counted as one task, which ends when all of that has.
-    fn end_with_the_rest(&self, session: Arc<Session>) {
+    fn end_with_the_rest(&self, running: Running) {
         let (torrents, cancelled) = (self.clone(), self.tasks().cancelled());
         self.tasks().spawn("torrent session", async move {
             tokio::select! {
-                () = torrents.look_after(&session) => {}
+                () = torrents.look_after(&running) => {}
                 () = cancelled => {}
             }
-            session::stop(&session).await;
+            running.stop().await;
             let noted = torrents.note_pieces();
             if let Err(error) = noted.and_then(|()| torrents.inner.known.ended()) {
                 tracing::warn!(%error, "what is here of torrents is hashed again at the next start");
@@ -343,7 +348,7 @@ impl Torrents {
     }
 
     /// Tells those who watch, notes what is here, and hands new limits on.
-    async fn look_after(&self, session: &Session) {
+    async fn look_after(&self, running: &Running) {
         let mut limits = self.inner.limits.subscribe();
         limits.mark_changed();
         let (mut round, mut looked_at) = (0_u32, 0);
@@ -351,7 +356,7 @@ impl Torrents {
             tokio::select! {
                 // The sender lives as long as this does.
                 _ = limits.changed() => {
-                    session::limit(session, *limits.borrow_and_update());
+                    session::limit(running.session(), *limits.borrow_and_update());
                     continue;
                 }
                 () = tokio::time::sleep(TELL_EVERY) => {}

@@ -189,7 +189,7 @@ impl Torrents {
     }
 
     async fn look_once(&self, hash: InfoHash) -> Result<Arc<Metainfo>, TorrentError> {
-        let session = self.session().await?;
+        let running = self.session().await?;
         let said = self.known().said(hash);
         let trackers = self.policy().trackers(&said.trackers).await;
         let mut peers = self.policy().peers(&said.peers);
@@ -202,7 +202,8 @@ impl Torrents {
             ..AddTorrentOptions::default()
         };
         let failed = |why: String| TorrentError::Session(why.into());
-        let added = session.add_torrent(AddTorrent::from_url(magnet.to_string()), Some(options));
+        let magnet = AddTorrent::from_url(magnet.to_string());
+        let added = running.session().add_torrent(magnet, Some(options));
         let listed = match timeout(TRY, added).await {
             Ok(Ok(AddTorrentResponse::ListOnly(listed))) => listed,
             Ok(Ok(_)) => return Err(failed("it is open already".to_owned())),

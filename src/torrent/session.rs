@@ -3,24 +3,28 @@
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
     sync::Arc,
     time::Duration,
 };
 
 use librqbit::{
-    ConnectionOptions, DhtSessionConfig, ListenerOptions, PeerConnectionOptions, Session,
-    SessionOptions, SessionPersistenceConfig, dht::DhtPersistenceConfig, limits::LimitsConfig,
+    AddTorrent, AddTorrentOptions, AddTorrentResponse, ConnectionOptions, DhtSessionConfig,
+    ListenerOptions, ManagedTorrent, PeerConnectionOptions, Session, SessionOptions,
+    SessionPersistenceConfig, dht::DhtPersistenceConfig, limits::LimitsConfig,
 };
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::{Limits, TorrentError, TorrentOptions, known::Known};
+use crate::tasks::{Apart, Tasks};
 
 /// Size of librqbit's one semaphore. Each open stream holds one of its permits for good, as each disk access and each
 /// torrent that is added does for a moment: at its default of 8 the eighth open file stops everything. So it is more
 /// than there are ever reads that wait and torrents that are read, each of which may hold some; it stands for no thread.
 const PERMITS: usize = 1 << 20;
 /// Torrents that are hashed at once when they are taken up.
-const CHECKS: usize = 3;
+const CHECKS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 /// Longest wait for the greeting of somebody who calls: of these only so many are waited for at a time.
 const GREETING: Duration = Duration::from_secs(10);
 /// What other peers see of us.
@@ -28,15 +32,101 @@ const CLIENT: &str = concat!("chiral/", env!("CARGO_PKG_VERSION"));
 /// Longest wait for the session's end: it sleeps a second by itself.
 const STOP: Duration = Duration::from_secs(3);
 
+/// A session, and what it runs on.
+///
+/// Torrents are fetched and given on one thread. librqbit takes a piece out of those that are under way before its hash
+/// is checked, and among those that are here after that; a peer that asks for work in between, on another thread, is
+/// given it once more, and it stays under way for ever, fetched by one peer after the other. With two fast peers half of
+/// all that came was that. One thread is also faster: peers do not wait for each other's locks.
+///
+/// What may take long, hashing what is on disk and waiting until it is written, has threads of its own.
+#[derive(Clone)]
+pub(super) struct Running {
+    session: Arc<Session>,
+    network: Apart,
+    disk: Apart,
+    over: CancellationToken,
+}
+
+impl Running {
+    /// The session, for calls that start nothing.
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Adds a torrent that is paused.
+    pub(super) async fn add(
+        &self,
+        torrent: AddTorrent<'static>,
+        options: AddTorrentOptions,
+    ) -> Result<AddTorrentResponse, TorrentError> {
+        let session = self.session.clone();
+        let add = async move { session.add_torrent(torrent, Some(options)).await };
+        self.disk.run(add).await.map_err(|_| TorrentError::Closed)?.map_err(failed)
+    }
+
+    /// Sets a torrent going. One that has failed is hashed first, and goes on where that is done.
+    pub(super) async fn unpause(
+        &self,
+        torrent: &Arc<ManagedTorrent>,
+        has_failed: bool,
+    ) -> Result<(), TorrentError> {
+        let (session, torrent) = (self.session.clone(), torrent.clone());
+        let on = if has_failed { &self.disk } else { &self.network };
+        let unpause = async move { session.unpause(&torrent).await };
+        on.run(unpause).await.map_err(|_| TorrentError::Closed)?.map_err(failed)
+    }
+
+    /// Ends the session and all that it has started.
+    pub(super) async fn stop(&self) {
+        if tokio::time::timeout(STOP, self.session.stop()).await.is_err() {
+            tracing::warn!("the torrents did not end in time");
+        }
+        self.over.cancel();
+    }
+}
+
+/// What librqbit says went wrong.
+pub(super) fn failed(error: anyhow::Error) -> TorrentError {
+    // A failure of the disk that came through librqbit.
+    match error.downcast::<TorrentError>() {
+        Ok(error) => error,
+        Err(error) => match error.downcast::<std::io::Error>() {
+            Ok(error) => TorrentError::disk("use", error),
+            Err(error) => TorrentError::Session(format!("{error:#}").into()),
+        },
+    }
+}
+
 /// Starts a session.
 pub(super) async fn start(
     options: &TorrentOptions,
     known: &Arc<Known>,
+    tasks: &Tasks,
+) -> Result<Running, TorrentError> {
+    let over = CancellationToken::new();
+    let unless_it_starts = over.clone().drop_guard();
+    let apart = |name, threads| tasks.apart(name, threads, &over);
+    let apart = |name, threads| apart(name, threads).map_err(|e| TorrentError::disk("start", e));
+    let (network, disk) =
+        (apart("torrent network", NonZeroUsize::MIN)?, apart("torrent disk", CHECKS)?);
+    let session = begin(options, known, &network).await?;
+    unless_it_starts.disarm();
+    Ok(Running { session, network, disk, over })
+}
+
+async fn begin(
+    options: &TorrentOptions,
+    known: &Known,
+    network: &Apart,
 ) -> Result<Arc<Session>, TorrentError> {
     let folder = known.session_folder();
-    let failed = |error: anyhow::Error| TorrentError::Session(format!("{error:#}").into());
-    // Nothing is ever written there: each torrent comes with a storage of its own.
-    let started = Session::new_with_opts(folder.clone(), session_options(options, known)?).await;
+    let new = async |options: SessionOptions| {
+        // Nothing is ever written there: each torrent comes with a storage of its own.
+        let new = Session::new_with_opts(folder.clone(), options);
+        network.run(new).await.map_err(|_| TorrentError::Closed)
+    };
+    let started = new(session_options(options, known)?).await?;
     let unspecified_v6 =
         options.listen.filter(|address| address.is_ipv6() && address.ip().is_unspecified());
     match (started, unspecified_v6) {
@@ -44,17 +134,9 @@ pub(super) async fn start(
             tracing::debug!(error = %format_args!("{error:#}"), "listening on IPv4 alone");
             let listen = Some((Ipv4Addr::UNSPECIFIED, address.port()).into());
             let options = TorrentOptions { listen, ..options.clone() };
-            let again = session_options(&options, known)?;
-            Session::new_with_opts(folder, again).await.map_err(failed)
+            new(session_options(&options, known)?).await?.map_err(failed)
         }
         (started, _) => started.map_err(failed),
-    }
-}
-
-/// Ends a session. Its tasks run on the runtime of everything else and look for the end once in a while.
-pub(super) async fn stop(session: &Session) {
-    if tokio::time::timeout(STOP, session.stop()).await.is_err() {
-        tracing::warn!("the torrents did not end in time");
     }
 }
 
@@ -93,7 +175,7 @@ fn session_options(
             }),
             ..ConnectionOptions::default()
         }),
-        concurrent_init_limit: Some(CHECKS),
+        concurrent_init_limit: Some(CHECKS.get()),
         runtime_worker_threads: Some(PERMITS),
         ratelimits: LimitsConfig {
             upload_bps: options.upload_limit,

@@ -110,8 +110,8 @@ impl Peer {
     }
 
     async fn until_limited(&self, limits: Limits) {
-        let session = self.torrents.session().await.unwrap();
-        self.poll(|| session.ratelimits.get_download_bps() == limits.download).await;
+        let running = self.torrents.session().await.unwrap();
+        self.poll(|| running.session().ratelimits.get_download_bps() == limits.download).await;
     }
 
     async fn poll(&self, done: impl Fn() -> bool) {
@@ -300,6 +300,25 @@ async fn more_files_are_read_at_once_than_there_are_streams() {
     for read in futures::future::join_all(reads).await {
         read.unwrap();
     }
+    peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_two_fast_peers_no_piece_comes_again_and_again() {
+    let [there, also, here] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+    let big = bytes_of::noise(128 << 20, 9);
+    let files: &[(&str, &[u8])] = &[("film.mkv", &big)];
+    let one = Seeder::start(there.path(), files, 1 << 20).await;
+    let other = Seeder::start(also.path(), files, 1 << 20).await;
+    let peer = Peer::open(options(), here.path());
+    let mut link = one.magnet();
+    link.peers.push(other.address());
+    peer.torrents.learn(&link);
+    let file = peer.file(link.hash, "film.mkv").await;
+    assert!(read_all(&file).await == big);
+    let received = peer.torrents.status(link.hash).unwrap().received;
+    // A peer that is held up may have its piece fetched by the other one.
+    assert!(received < big.len() as u64 * 11 / 10, "{received} bytes for {}", big.len());
     peer.stop().await;
 }
 
