@@ -26,7 +26,7 @@ use self::asked::{Asked, Number};
 use super::{
     Metainfo,
     pieces::Pieces,
-    wire::{CHOKE, Chunk, KEEP_ALIVE, Message, Reader, bits_of, greeting, near, piece_head},
+    wire::{Chunk, KEEP_ALIVE, Message, Reader, bits_of, greeting, near, piece_head},
 };
 use crate::content::{ByteRange, InfoHash, RangeSet};
 
@@ -103,8 +103,6 @@ pub(super) enum End {
     Closed(io::Error),
     /// Nobody asks for anything.
     Idle,
-    /// The session asks for what is here, and forgets that only when a peer goes: the next bridge may begin at once.
-    Confused,
     /// There is nothing that the feed could give.
     Nothing,
     /// The feed failed.
@@ -141,14 +139,11 @@ pub(super) async fn serve(target: &Target, feed: &dyn Feed, given: &mut Given) -
         Err(error) => return End::Closed(error),
     };
     let (tell, told) = mpsc::unbounded_channel();
-    let asked = Asked::default();
-    let mut bridge =
-        Bridge { target, feed, bits, asked, confused: false, parted: false, given, write };
-    let end = tokio::select! {
+    let mut bridge = Bridge { target, feed, bits, asked: Asked::default(), given, write };
+    tokio::select! {
         error = listen(read, tell) => End::Closed(error),
         end = bridge.answer(told) => end,
-    };
-    if bridge.parted { End::Confused } else { end }
+    }
 }
 
 /// Hands on what the session asks for, until it hangs up. Reading goes on while an answer is written: a session that
@@ -173,12 +168,6 @@ struct Bridge<'a, W> {
     /// The pieces that the session was told of.
     bits: Vec<u8>,
     asked: Asked,
-    /// The session has asked for a piece that is here. librqbit gives a piece to a second peer if that one asks for work
-    /// between the last chunk of it and the end of its hash check; then it takes it for under way for ever, and has it
-    /// fetched again by one peer after the other.
-    confused: bool,
-    /// Nothing more is said because of that.
-    parted: bool,
     given: &'a mut Given,
     write: W,
 }
@@ -201,17 +190,15 @@ impl<'a, W: AsyncWrite + Unpin> Bridge<'a, W> {
             }
             let grown = heard + if reads.is_empty() { SOON } else { LATER };
             let waiting = self.asked.waiting();
-            let done = reads.is_empty() && waiting == 0;
             tokio::select! {
                 biased;
                 message = told.recv() => {
                     (heard, quiet) = (Instant::now(), false);
                     used = heard;
-                    let Some(message) = message else {
-                        return End::Closed(io::ErrorKind::UnexpectedEof.into());
-                    };
-                    if let Err(error) = self.heard(message, &running).await {
-                        return End::Closed(error);
+                    match message.map(|message| self.heard(message, &running)) {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => return End::Closed(error),
+                        None => return End::Closed(io::ErrorKind::UnexpectedEof.into()),
                     }
                 }
                 Some((number, bytes, read)) = reads.next(), if !reads.is_empty() => {
@@ -238,11 +225,7 @@ impl<'a, W: AsyncWrite + Unpin> Bridge<'a, W> {
                     }
                     spoken = Instant::now();
                 }
-                () = std::future::ready(()), if done && self.confused => {
-                    self.part(&mut told).await;
-                    return End::Confused;
-                }
-                () = sleep_until(used + IDLE), if done => return End::Idle,
+                () = sleep_until(used + IDLE), if reads.is_empty() && waiting == 0 => return End::Idle,
             }
         }
     }
@@ -260,21 +243,11 @@ impl<'a, W: AsyncWrite + Unpin> Bridge<'a, W> {
     }
 
     /// Takes what the session says; an error where it says what no session does.
-    async fn heard(
-        &mut self,
-        message: Message,
-        running: &HashMap<u64, AbortHandle>,
-    ) -> io::Result<()> {
+    fn heard(&mut self, message: Message, running: &HashMap<u64, AbortHandle>) -> io::Result<()> {
         match message {
             Message::Request(chunk) => {
                 let bytes = self.bytes_of(chunk).filter(|_| self.asked.waiting() < MOST_ASKED);
-                let bytes = bytes.ok_or(io::ErrorKind::InvalidData)?;
-                if !self.target.pieces.has(bytes) {
-                    self.asked.add(chunk, bytes);
-                } else if !std::mem::replace(&mut self.confused, true) {
-                    // What it has asked for so far it still gets.
-                    self.write.write_all(&CHOKE).await?;
-                }
+                self.asked.add(chunk, bytes.ok_or(io::ErrorKind::InvalidData)?);
             }
             Message::Cancel(chunk) => {
                 let idle = self.asked.cancel(chunk);
@@ -285,17 +258,6 @@ impl<'a, W: AsyncWrite + Unpin> Bridge<'a, W> {
             Message::Other => {}
         }
         Ok(())
-    }
-
-    /// Ends the connection once the session has taken all that was said: one that is closed with something unread takes back
-    /// what it said.
-    async fn part(&mut self, told: &mut mpsc::UnboundedReceiver<Message>) {
-        self.parted = true;
-        let parting = async {
-            drop(self.write.shutdown().await);
-            while told.recv().await.is_some() {}
-        };
-        drop(timeout(CONNECT, parting).await);
     }
 
     /// The bytes of the torrent that a chunk has, where it lies in a piece that was offered.

@@ -154,7 +154,6 @@ impl Bridge {
             }
             match end {
                 End::Idle => return,
-                End::Confused => {}
                 End::Nothing => {
                     // What it has may change; asking it costs nothing.
                     state.not_before = Some(Instant::now() + FIRST_WAIT);

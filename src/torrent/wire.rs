@@ -26,8 +26,6 @@ const PEX: u8 = 1;
 
 /// Says nothing but that the connection lives.
 pub(super) const KEEP_ALIVE: [u8; 4] = [0; 4];
-/// Says that nothing more may be asked for.
-pub(super) const CHOKE: [u8; 5] = [0, 0, 0, 1, 0];
 
 /// Bytes of one piece, as they are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -297,40 +297,6 @@ async fn only_what_a_feed_has_is_offered_and_what_was_not_is_not_given() {
     assert!(matches!(end, End::Nothing));
 }
 
-#[tokio::test]
-async fn a_session_that_asks_for_what_is_here_gets_the_rest_and_is_left() {
-    let mut session = FakeSession::listen().await;
-    let target = target(&session, 9);
-    let feed = FakeFeed::new(&target, true);
-    let (have, reads) = (target.pieces.clone(), feed.clone());
-    let (end, given, ()) = with_session(&target, &feed, async move {
-        let mut peer = session.accept().await;
-        peer.ask_piece(1).await;
-        while reads.asked().is_empty() {
-            tokio::task::yield_now().await;
-        }
-        have.completed(5);
-        peer.ask_piece(5).await;
-        assert_eq!(peer.message().await.unwrap(), [0], "nothing more may be asked for");
-        // Asked for before that was read.
-        peer.ask_piece(2).await;
-        while reads.asked().iter().map(ByteRange::len).sum::<u64>() < u64::from(2 * PIECE) {
-            tokio::task::yield_now().await;
-        }
-        reads.permits.add_permits(10);
-        let mut came = Vec::new();
-        while let Some(chunk) = peer.take().await {
-            came.push(chunk);
-        }
-        came.sort_unstable();
-        let all = chunks(1).chain(chunks(2)).map(|chunk| (chunk.piece, chunk.begin));
-        assert_eq!(came, all.collect::<Vec<_>>());
-    })
-    .await;
-    assert!(matches!(end, End::Confused), "{end:?}");
-    assert_eq!(given.bytes, u64::from(2 * PIECE));
-}
-
 #[tokio::test(start_paused = true)]
 async fn it_says_that_it_lives_and_ends_when_nobody_asks() {
     let mut session = FakeSession::listen().await;
