@@ -124,7 +124,8 @@ impl Tasks {
         let alive = self.enter(name);
         let token = self.tracker.token();
         thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let (_alive, _token) = (alive, token);
+            // Dropped in the reverse order: whoever waits for the end finds nothing alive then.
+            let (_token, _alive) = (token, alive);
             work();
         })
     }
