@@ -330,7 +330,7 @@ impl Torrents {
         self.inner.session.get_or_try_init(|| start).await.cloned()
     }
 
-    /// What librqbit starts by itself is counted as one task, which ends when all of that has.
+    /// Ends the session with everything else. What librqbit starts by itself is counted as the threads that it runs on.
     fn end_with_the_rest(&self, running: Running) {
         let (torrents, cancelled) = (self.clone(), self.tasks().cancelled());
         self.tasks().spawn("torrent session", async move {

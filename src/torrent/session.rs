@@ -19,9 +19,9 @@ use url::Url;
 use super::{Limits, TorrentError, TorrentOptions, known::Known};
 use crate::tasks::{Apart, Tasks};
 
-/// Size of librqbit's one semaphore. Each open stream holds one of its permits for good, as each disk access and each
-/// torrent that is added does for a moment: at its default of 8 the eighth open file stops everything. So it is more
-/// than there are ever reads that wait and torrents that are read, each of which may hold some; it stands for no thread.
+/// Size of librqbit's one semaphore. Each open stream holds one of its permits for good, and each torrent that is added
+/// does for a moment: at its default of 8 the eighth open file stops everything. So it is more than there are ever
+/// torrents that are read, each of which may hold some; it stands for no thread.
 const PERMITS: usize = 1 << 20;
 /// Torrents that are hashed at once when they are taken up.
 const CHECKS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
@@ -49,7 +49,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// The session, for calls that start nothing.
+    /// The session, for calls that leave nothing behind that goes on: what they start runs on the runtime of the caller.
     pub(super) fn session(&self) -> &Arc<Session> {
         &self.session
     }
