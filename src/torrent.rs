@@ -10,6 +10,7 @@ mod bencode;
 mod bridge;
 mod bridges;
 mod build;
+mod ease;
 mod fellows;
 mod fetch;
 mod file;

@@ -137,7 +137,8 @@ impl Active {
             Err(_) => {}
         }
         let folder = torrents.known().folder(hash);
-        let files = Files::new(folder, metainfo.clone(), pieces.clone(), published);
+        let waited = torrents.waited().clone();
+        let files = Files::new(folder, metainfo.clone(), pieces.clone(), published, waited);
         let paused = torrents.known().about(hash).is_some_and(|about| about.paused);
         Self {
             torrents,

@@ -12,11 +12,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, OnceCell};
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::Instant,
+};
 
 use super::{
     Feeder, Host, Magnet, Metainfo, TorrentError, TorrentFile, TorrentOptions,
     active::Active,
+    ease::{Ease, Sample, Waited},
     fellows::Met,
     known::Known,
     policy::Policy,
@@ -65,6 +69,7 @@ struct Inner {
     /// Pieces of any torrent came.
     came: Arc<Notify>,
     losses: AtomicU64,
+    waited: Arc<Waited>,
     active: Mutex<HashMap<InfoHash, Arc<Active>>>,
     /// Whether the notes of the last session were looked at.
     prepared: Mutex<bool>,
@@ -103,6 +108,7 @@ impl Torrents {
             feeders: Mutex::default(),
             came: Arc::default(),
             losses: AtomicU64::new(0),
+            waited: Arc::default(),
             active: Mutex::default(),
             prepared: Mutex::default(),
             session: OnceCell::new(),
@@ -276,6 +282,10 @@ impl Torrents {
         self.inner.feeders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn waited(&self) -> &Arc<Waited> {
+        &self.inner.waited
+    }
+
     pub(super) fn came(&self) -> &Arc<Notify> {
         &self.inner.came
     }
@@ -350,23 +360,17 @@ impl Torrents {
     /// Tells those who watch, notes what is here, and hands new limits on.
     async fn look_after(&self, running: &Running) {
         let mut limits = self.inner.limits.subscribe();
-        limits.mark_changed();
-        let (mut round, mut looked_at) = (0_u32, 0);
+        let (mut round, mut looked_at, mut received) = (0_u32, 0, 0);
+        let (mut ease, mut eased) = (Ease::default(), None);
         loop {
+            let most = limits.borrow_and_update().with_upload(eased);
+            session::limit(running.session(), most);
             tokio::select! {
                 // The sender lives as long as this does.
-                _ = limits.changed() => {
-                    session::limit(running.session(), *limits.borrow_and_update());
-                    continue;
-                }
+                _ = limits.changed() => continue,
                 () = tokio::time::sleep(TELL_EVERY) => {}
             }
-            let mut received = 0;
-            for active in self.managed() {
-                active.measure();
-                self.tell(&active);
-                received += active.pieces().received();
-            }
+            (received, eased) = self.look_at_all(received, &mut ease);
             round = round.wrapping_add(1);
             if received != looked_at && round.is_multiple_of(ROOM_EVERY) {
                 looked_at = received;
@@ -383,6 +387,20 @@ impl Torrents {
                 tracing::warn!(%error, "what is here of torrents could not be noted");
             }
         }
+    }
+
+    /// Tells those who watch. How many bytes have come, and how many more may be given each second for the disk's sake.
+    fn look_at_all(&self, came: u64, ease: &mut Ease) -> (u64, Option<NonZeroU32>) {
+        let (mut received, mut given, mut waiting) = (0, 0, false);
+        for active in self.managed() {
+            let (came, went) = active.measure();
+            self.tell(&active);
+            (received, given) = (received + came, given + went);
+            waiting |= active.is_waited_for();
+        }
+        let (at, waited) = (Instant::now(), self.inner.waited.total());
+        let fetching = waiting || received > came;
+        (received, ease.next(Sample { at, waited, given, fetching }))
     }
 
     /// librqbit notes what is here every 16 MiB and at its end, but nobody waits for that, and a kill would lose it.

@@ -250,6 +250,12 @@ impl Limits {
             limit => Ok(limit),
         }
     }
+
+    /// The same where no more than this may be sent.
+    pub(super) fn with_upload(self, most: Option<NonZeroU32>) -> Self {
+        let upload = self.upload.into_iter().chain(most).min();
+        Self { upload, ..self }
+    }
 }
 
 impl Active {

@@ -199,10 +199,15 @@ fn trackers(named: &[String]) -> Result<HashSet<Url>, TorrentError> {
     parsed.collect()
 }
 
-/// Most bytes per second from now on.
+/// Most bytes per second from now on. One that is set anew lets as much as that pass at once.
 pub(super) fn limit(session: &Session, limits: Limits) {
-    session.ratelimits.set_upload_bps(limits.upload);
-    session.ratelimits.set_download_bps(limits.download);
+    let rates = &session.ratelimits;
+    if rates.get_upload_bps() != limits.upload {
+        rates.set_upload_bps(limits.upload);
+    }
+    if rates.get_download_bps() != limits.download {
+        rates.set_download_bps(limits.download);
+    }
 }
 
 /// Where a session accepts peers.

@@ -11,6 +11,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use librqbit::{
@@ -22,7 +23,7 @@ use librqbit::{
 use librqbit_core::lengths::ValidPieceIndex;
 use lru::LruCache;
 
-use super::{Metainfo, TorrentError, pieces::Pieces, published::Published};
+use super::{Metainfo, TorrentError, ease::Waited, pieces::Pieces, published::Published};
 
 /// Files of one torrent that are held open.
 const OPEN: NonZeroUsize = NonZeroUsize::new(64).unwrap();
@@ -36,6 +37,7 @@ pub(super) struct Files {
     open: Mutex<LruCache<u32, Arc<File>>>,
     /// Where the bytes are instead, of a torrent that was made from what is published.
     published: Option<Published>,
+    waited: Arc<Waited>,
 }
 
 impl Files {
@@ -44,9 +46,10 @@ impl Files {
         metainfo: Arc<Metainfo>,
         pieces: Arc<Pieces>,
         published: Option<Published>,
+        waited: Arc<Waited>,
     ) -> Arc<Self> {
         let open = Mutex::new(LruCache::new(OPEN));
-        Arc::new(Self { folder, metainfo, pieces, open, published })
+        Arc::new(Self { folder, metainfo, pieces, open, published, waited })
     }
 
     /// What it was made from.
@@ -151,7 +154,10 @@ impl TorrentStorage for Storage {
     }
 
     fn pread_exact(&self, file_id: usize, offset: u64, buf: &mut [u8]) -> anyhow::Result<()> {
-        Ok(self.0.read(Files::number(file_id)?, offset, buf)?)
+        let begun = Instant::now();
+        self.0.read(Files::number(file_id)?, offset, buf)?;
+        self.0.waited.note(begun.elapsed());
+        Ok(())
     }
 
     fn pwrite_all(&self, file_id: usize, offset: u64, buf: &[u8]) -> anyhow::Result<()> {

@@ -49,6 +49,8 @@ struct Peer {
 pub(crate) struct Around {
     published: Mutex<HashMap<ContentId, Vec<u8>>>,
     told: Mutex<Vec<TorrentEvent>>,
+    /// What each read waits for the disk.
+    slow: Mutex<Duration>,
 }
 
 impl Around {
@@ -65,6 +67,8 @@ impl Host for Around {
     }
 
     fn read(&self, id: &ContentId, at: u64, to: &mut [u8]) -> io::Result<()> {
+        let slow = *self.slow.lock().unwrap();
+        std::thread::sleep(slow);
         let published = self.published.lock().unwrap();
         let bytes = published.get(id).ok_or(io::ErrorKind::NotFound)?;
         let at = usize::try_from(at).unwrap();
@@ -112,6 +116,11 @@ impl Peer {
     async fn until_limited(&self, limits: Limits) {
         let running = self.torrents.session().await.unwrap();
         self.poll(|| running.session().ratelimits.get_download_bps() == limits.download).await;
+    }
+
+    async fn until_gives(&self, fully: bool) {
+        let running = self.torrents.session().await.unwrap();
+        self.poll(|| running.session().ratelimits.get_upload_bps().is_none() == fully).await;
     }
 
     async fn poll(&self, done: impl Fn() -> bool) {

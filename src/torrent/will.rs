@@ -89,12 +89,13 @@ impl Active {
         of_will.or_else(|| self.pieces.trouble()).or_else(|| self.fetch.get()?.trouble())
     }
 
-    /// Notes how much has come and gone. To be called once a second.
-    pub(super) fn measure(&self) {
+    /// Notes how many bytes have come and gone, and gives both. To be called once a second.
+    pub(super) fn measure(&self) -> (u64, u64) {
         let sent = self.fetch.get().and_then(Fetch::traffic).map_or(0, |(_, sent)| sent);
         let received = self.pieces.received();
         let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
         meter.sample(Instant::now(), received, sent);
+        (received, meter.sent())
     }
 
     /// Bytes per second received and sent, and sent in all.

@@ -196,6 +196,39 @@ async fn a_limit_is_set_while_it_runs_and_taken_off_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_slow_disk_gives_less_as_long_as_something_is_fetched() {
+    let setup = setup().await;
+    let there = tempfile::tempdir().unwrap();
+    let peer = Peer::open(options(), setup.here.path());
+    let given = bytes_of::noise(BIG, 3);
+    let (text, source) = published(&peer, &[("given", &given)]);
+    peer.torrents.publish(text.clone(), source).await.unwrap();
+    let from = peer.torrents.address().unwrap();
+    *peer.host.slow.lock().unwrap() = Duration::from_millis(10);
+    let giving = async {
+        leech(&text, from, there.path()).await;
+        assert!(fs::read(there.path().join("given")).unwrap() == given);
+    };
+    let fetching = async {
+        peer.torrents.learn(&setup.seeder.magnet());
+        let film = peer.file(setup.seeder.metainfo.hash, "film.mkv").await;
+        let limits = Limits { upload: None, download: Limits::of(64 << 10).unwrap() };
+        peer.torrents.set_limits(limits);
+        let reading = async { assert!(read_all(&film).await == setup.big) };
+        let limited = async {
+            peer.until_gives(false).await;
+            peer.torrents.set_limits(Limits::default());
+        };
+        tokio::join!(reading, limited);
+        // Nothing is fetched any more.
+        peer.until_gives(true).await;
+        *peer.host.slow.lock().unwrap() = Duration::ZERO;
+    };
+    tokio::join!(giving, fetching);
+    peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_link_that_is_added_is_listed_before_anybody_answers_and_looked_for_after_a_restart() {
     let setup = setup().await;
     let hash = setup.seeder.metainfo.hash;
