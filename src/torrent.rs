@@ -82,6 +82,8 @@ pub struct TorrentOptions {
     pub peers: Vec<SocketAddr>,
     /// Most peers of one torrent.
     pub peer_limit: usize,
+    /// Bytes that are asked of one peer before it has sent any.
+    pub peer_window: u64,
     /// Disk that torrents may take that are neither pinned nor seeded; none: a tenth of it.
     pub cache_limit: Option<u64>,
     /// Disk to leave free.
@@ -113,6 +115,8 @@ impl Default for TorrentOptions {
             allow_private_addresses: false,
             peers: Vec::new(),
             peer_limit: 128,
+            // More fetches faster from a peer far away or with a long cycle, and a jump waits longer for what was asked for.
+            peer_window: 2 << 20,
             cache_limit: None,
             min_free: 1 << 30,
             upload_limit: None,

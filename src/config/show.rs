@@ -90,6 +90,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("torrent.max_peers", "peers of one torrent at a time"),
     (
+        "torrent.peer_window",
+        "bytes asked of one peer ahead: more is faster where it is far away, less is faster to jump",
+    ),
+    (
         "torrent.upload_limit",
         "bytes per second that are sent, of all torrents together, at least 16 KiB; \"0 B\": no limit",
     ),

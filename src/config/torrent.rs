@@ -35,6 +35,8 @@ pub struct TorrentSettings {
     pub allow_private_addresses: bool,
     /// Most peers of one torrent.
     pub max_peers: NonZeroUsize,
+    /// Bytes that are asked of one peer before it has sent any.
+    pub peer_window: Size,
     /// Disk that torrents may take that are neither pinned nor seeded.
     pub cache_limit: CacheLimit,
     /// Most bytes per second that are sent; 0: no limit.
@@ -64,6 +66,7 @@ impl Default for TorrentSettings {
             allow_private_addresses: options.allow_private_addresses,
             cache_limit: CacheLimit::Auto,
             max_peers: NonZeroUsize::new(options.peer_limit).unwrap_or(NonZeroUsize::MIN),
+            peer_window: Size(options.peer_window),
             upload_limit: limit(options.upload_limit),
             download_limit: limit(options.download_limit),
             proxy: TorrentProxy::default(),
@@ -98,6 +101,7 @@ impl TorrentSettings {
             allow_private_addresses: self.allow_private_addresses || network.private,
             peers: self.peers.clone(),
             peer_limit: self.max_peers.get(),
+            peer_window: self.peer_window.0,
             cache_limit: self.cache_limit.bytes(),
             min_free: min_free.0,
             upload_limit: limit(self.upload_limit),
@@ -218,10 +222,12 @@ mod tests {
             let error = read(line).unwrap_err().to_string();
             assert!(error.starts_with("f:2:") && error.contains(part), "{error}");
         }
-        let good = read("proxy = \"socks5://a:1\"\nupload_limit = \"1 MiB\"").unwrap();
+        let text = "proxy = \"socks5://a:1\"\nupload_limit = \"1 MiB\"\npeer_window = \"8 MiB\"";
+        let good = read(text).unwrap();
         let options = good.node_options().torrent;
         assert_eq!(options.proxy.as_deref(), Some("socks5://a:1"));
         assert_eq!(options.upload_limit, NonZeroU32::new(1 << 20));
+        assert_eq!(options.peer_window, 8 << 20);
         let least = read("download_limit = \"1 B\"").unwrap().node_options().torrent;
         assert_eq!(least.download_limit, NonZeroU32::new(16 << 10));
     }

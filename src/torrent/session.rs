@@ -13,6 +13,7 @@ use librqbit::{
     ListenerOptions, ManagedTorrent, PeerConnectionOptions, Session, SessionOptions,
     SessionPersistenceConfig, dht::DhtPersistenceConfig, limits::LimitsConfig,
 };
+use librqbit_core::constants::CHUNK_SIZE;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -171,6 +172,7 @@ fn session_options(
                 connect_timeout: Some(options.connect_timeout),
                 // Each torrent has its own; this holds for those who have not said yet which one they want.
                 read_write_timeout: Some(options.read_timeout.min(GREETING)),
+                max_request_window: Some(requests(options.peer_window)),
                 ..PeerConnectionOptions::default()
             }),
             ..ConnectionOptions::default()
@@ -199,6 +201,11 @@ fn trackers(named: &[String]) -> Result<HashSet<Url>, TorrentError> {
     parsed.collect()
 }
 
+/// The requests that a window of so many bytes has room for, of one chunk each.
+fn requests(window: u64) -> usize {
+    usize::try_from(window / u64::from(CHUNK_SIZE)).unwrap_or(usize::MAX).max(1)
+}
+
 /// Most bytes per second from now on. One that is set anew lets as much as that pass at once.
 pub(super) fn limit(session: &Session, limits: Limits) {
     let rates = &session.ratelimits;
@@ -213,4 +220,15 @@ pub(super) fn limit(session: &Session, limits: Limits) {
 /// Where a session accepts peers.
 pub(super) fn address(session: &Session) -> Option<SocketAddr> {
     session.listen_addr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_counted_in_requests_and_never_closed() {
+        let windows = [0, 1, 16 << 10, (32 << 10) - 1, 2 << 20];
+        assert_eq!(windows.map(requests), [1, 1, 1, 1, 128]);
+    }
 }
