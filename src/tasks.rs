@@ -51,6 +51,12 @@ impl Apart {
     {
         AbortOnDropHandle::new(self.runtime.spawn(future)).await
     }
+
+    /// How many tasks run there.
+    #[cfg(test)]
+    pub fn alive(&self) -> usize {
+        self.runtime.metrics().num_alive_tasks()
+    }
 }
 
 /// Lowers the count of a task when it ends, also by a panic or an abort.

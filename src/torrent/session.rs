@@ -66,16 +66,30 @@ impl Running {
         self.disk.run(add).await.map_err(|_| TorrentError::Closed)?.map_err(failed)
     }
 
-    /// Sets a torrent going. One that has failed is hashed first, and goes on where that is done.
+    /// Sets a torrent going. One that has failed is hashed before, and goes for a moment where that is done.
     pub(super) async fn unpause(
         &self,
         torrent: &Arc<ManagedTorrent>,
         has_failed: bool,
     ) -> Result<(), TorrentError> {
+        if has_failed {
+            let (session, torrent) = (self.session.clone(), torrent.clone());
+            let hash = async move {
+                session.unpause(&torrent).await?;
+                torrent.wait_until_initialized().await?;
+                session.pause(&torrent).await
+            };
+            self.disk.run(hash).await.map_err(|_| TorrentError::Closed)?.map_err(failed)?;
+        }
         let (session, torrent) = (self.session.clone(), torrent.clone());
-        let on = if has_failed { &self.disk } else { &self.network };
         let unpause = async move { session.unpause(&torrent).await };
-        on.run(unpause).await.map_err(|_| TorrentError::Closed)?.map_err(failed)
+        self.network.run(unpause).await.map_err(|_| TorrentError::Closed)?.map_err(failed)
+    }
+
+    /// What runs where is hashed.
+    #[cfg(test)]
+    pub(super) fn hashing(&self) -> usize {
+        self.disk.alive()
     }
 
     /// Ends the session and all that it has started.

@@ -394,6 +394,9 @@ async fn a_disk_that_fails_is_told_as_it_is_and_a_later_read_goes_on() {
     assert_eq!(source.raw_os_error(), Some(libc::EISDIR));
     fs::remove_dir(&in_the_way).unwrap();
     assert!(read_all(&film).await == setup.big);
+    // Where it was hashed nothing goes on but what notes the pieces.
+    let running = peer.torrents.session().await.unwrap();
+    peer.poll(|| running.hashing() <= 1).await;
     peer.stop().await;
 }
 
