@@ -13,7 +13,7 @@
 //! | `POST /v1/store/import` | take in a CAR by its path; gives its progress, one JSON object per line |
 //! | `POST /v1/store/import/stream?pin=true` | the same with the CAR as the body |
 //! | `GET /v1/store/export?id=ID[/path]&offline=false` | a CAR of all below an id |
-//! | `POST /v1/seed` | give something to others as a torrent: a path of this machine or an id |
+//! | `POST /v1/seed` | give something to others as a torrent: a path of this machine or an id; gives its progress where that is asked for |
 //! | `GET /v1/torrents` | how all torrents stand |
 //! | `POST /v1/torrents` | list one by its `.torrent` file or its link |
 //! | `POST /v1/torrents/pause`, `/resume`, `/remove` | stop one, let it go on, forget it |
@@ -42,8 +42,8 @@ pub use self::{
     wire::{
         AddLine, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure,
         GcDone, Identity, ImportLine, ImportReport, ImportRequest, ImportedRow, Kind, LinkTarget,
-        Listed, PinRequest, PinRow, ProvideRequest, SeedRequest, Seeded, Stat, TorrentAddRequest,
-        TorrentLimits, TorrentRequest, Unpinned, VerifyLine,
+        Listed, PinRequest, PinRow, ProvideRequest, SeedLine, SeedRequest, Seeded, Stat,
+        TorrentAddRequest, TorrentLimits, TorrentRequest, Unpinned, VerifyLine,
     },
 };
 pub use crate::node::{Peer, Status, StoreStatus, TorrentState, TorrentStatus};

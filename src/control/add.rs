@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Bytes between two lines of progress: enough of them for a smooth bar.
-const PROGRESS_STEP: u64 = 8 << 20;
+pub(super) const PROGRESS_STEP: u64 = 8 << 20;
 
 const WHOLE: &str = "the mountpoint itself cannot be published";
 

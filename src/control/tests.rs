@@ -157,6 +157,41 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn seeding_tells_how_far_it_is_when_asked_to() {
+    let daemon = Daemon::start().await;
+    let (path, all) = (daemon.dir.path().join("film"), 20 << 20);
+    fs::write(&path, vec![7; 20 << 20]).unwrap();
+    let request = SeedRequest { path: Some(path), id: None, progress: true };
+    let mut lines = daemon.client.post_lines("/v1/seed", &request).await.unwrap();
+    let (mut published, mut pieces) = (0, Vec::new());
+    let seeded = loop {
+        match lines.next().await.unwrap().unwrap() {
+            SeedLine::Copying { total, .. } | SeedLine::Hashing { total, .. }
+                if total == all && pieces.is_empty() =>
+            {
+                published += 1;
+            }
+            SeedLine::Pieces { done, total } if total == all => pieces.push(done),
+            SeedLine::Seeded(seeded) => break seeded,
+            other => unreachable!("{other:?}"),
+        }
+    };
+    assert!(lines.next().await.is_none());
+    assert!(published > 0 && pieces.len() > 1 && pieces.is_sorted(), "{published} {pieces:?}");
+    assert_eq!(pieces.last(), Some(&all));
+    let id = Some(seeded.infohash.clone());
+    let plain = SeedRequest { path: None, id, progress: false };
+    let plain: Seeded = daemon.client.post("/v1/seed", &plain).await.unwrap();
+    assert_eq!(plain, seeded);
+
+    let nowhere = SeedRequest { path: Some("/nowhere".into()), id: None, progress: true };
+    let mut lines = daemon.client.post_lines("/v1/seed", &nowhere).await.unwrap();
+    let only = lines.next().await.unwrap().unwrap();
+    assert!(matches!(only, SeedLine::Failed(failure) if failure.code == ErrorCode::NoEntry));
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_while_it_is_copied_publishes_nothing() {
     let daemon = Daemon::start().await;
     let path = daemon.dir.path().join("large");

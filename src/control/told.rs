@@ -11,7 +11,7 @@ use super::server::{line_of, ndjson};
 const NEWS: usize = 16;
 
 /// Where work tells how far it is. A client that does not read on misses news and holds nothing up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct News<L>(mpsc::Sender<L>);
 
 impl<L> News<L> {

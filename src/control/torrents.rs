@@ -1,14 +1,23 @@
 //! Seeding, and care of torrents.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 
 use super::{
-    ErrorCode, Failure, Reference, SeedRequest, Seeded, TorrentAddRequest, TorrentLimits,
-    TorrentRequest, TorrentStatus,
-    add::added,
+    AddLine, ErrorCode, Failure, Reference, SeedLine, SeedRequest, Seeded, TorrentAddRequest,
+    TorrentLimits, TorrentRequest, TorrentStatus,
+    add::{PROGRESS_STEP, added},
     server::{App, Asked},
+    told::told,
 };
 use crate::{
     content::{ContentId, InfoHash},
@@ -21,33 +30,60 @@ const MAX_TORRENT: u64 = 32 << 20;
 pub(super) async fn seed(
     State(app): State<App>,
     Asked(request): Asked<SeedRequest>,
-) -> Result<Json<Seeded>, Failure> {
-    let (inside, cancelled) = (app.node.clone(), app.node.tasks().cancelled());
-    // A client that leaves does not end the hashing.
-    let seeding = app.node.tasks().spawn("seed", async move {
+) -> Result<Response, Failure> {
+    if !request.progress {
+        return Ok(Json(begin(&app.node, request, |_| {}).await?).into_response());
+    }
+    Ok(told(|news| async move {
+        match begin(&app.node, request, move |line| news.tell(line)).await {
+            Ok(seeded) => SeedLine::Seeded(seeded),
+            Err(failure) => SeedLine::Failed(failure),
+        }
+    }))
+}
+
+/// A client that leaves does not end the hashing.
+async fn begin(
+    node: &Node,
+    request: SeedRequest,
+    tell: impl Fn(SeedLine) + Clone + Send + Sync + 'static,
+) -> Result<Seeded, Failure> {
+    let (inside, cancelled) = (node.clone(), node.tasks().cancelled());
+    let seeding = node.tasks().spawn("seed", async move {
         tokio::select! {
-            seeded = seeded(&inside, request) => seeded,
+            seeded = seeded(&inside, request, tell) => seeded,
             () = cancelled => Err(TorrentError::Closed.into()),
         }
     });
     let ended = seeding.await;
-    ended.map_err(|e| Failure { code: ErrorCode::Internal, message: e.to_string() })?.map(Json)
+    ended.map_err(|e| Failure { code: ErrorCode::Internal, message: e.to_string() })?
 }
 
-async fn seeded(node: &Node, request: SeedRequest) -> Result<Seeded, Failure> {
+async fn seeded(
+    node: &Node,
+    request: SeedRequest,
+    tell: impl Fn(SeedLine) + Clone + Send + Sync + 'static,
+) -> Result<Seeded, Failure> {
+    let pieces = pieces(tell.clone());
     let magnet = match (request.path, request.id) {
         (Some(path), None) => {
             let name = path.file_name().unwrap_or_default().to_owned();
-            let entries = added(node, path, |_| {}).await?.entries;
+            let publishing = move |line| match line {
+                AddLine::Copying { done, total } => tell(SeedLine::Copying { done, total }),
+                AddLine::Hashing { done, total } => tell(SeedLine::Hashing { done, total }),
+                AddLine::Added(_) | AddLine::Failed(_) => {}
+            };
+            let entries = added(node, path, publishing).await?.entries;
             let root = entries.last().ok_or_else(|| Failure::invalid("there is nothing in it"))?;
-            node.seed_content(root.cid, name).await?
+            node.seed_content_reporting(root.cid, name, pieces).await?
         }
         (None, Some(id)) => {
             let reference: Reference = id.parse()?;
             let (place, _) = node.walk_to(&reference.root, &reference.path).await?;
             match place {
                 Place::Content { id, .. } => {
-                    node.seed_content(id, name_of(node, &reference, id)).await?
+                    let name = name_of(node, &reference, id);
+                    node.seed_content_reporting(id, name, pieces).await?
                 }
                 Place::Torrent { hash, node: 0 } => node.torrents().seed(hash).await?,
                 Place::Torrent { .. } => {
@@ -59,6 +95,18 @@ async fn seeded(node: &Node, request: SeedRequest) -> Result<Seeded, Failure> {
     };
     let torrent = description(node, magnet.hash);
     Ok(Seeded { infohash: magnet.hash.to_string(), magnet: magnet.to_string(), torrent })
+}
+
+/// Makes lines of what is hashed: the last, and some before it.
+fn pieces(tell: impl Fn(SeedLine)) -> impl Fn(u64, u64) {
+    let told = AtomicU64::new(0);
+    move |done, total| {
+        let last = told.load(Ordering::Relaxed);
+        if done.saturating_sub(last) >= PROGRESS_STEP || done == total {
+            told.store(done, Ordering::Relaxed);
+            tell(SeedLine::Pieces { done, total });
+        }
+    }
 }
 
 /// What others are to see: the name that something has here, else the last name of its path, else its id.

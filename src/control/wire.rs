@@ -354,6 +354,40 @@ pub struct SeedRequest {
     /// `ID[/path]` of content or a torrent, where it is no path of this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// Answer with [`SeedLine`]s, one per line, instead of [`Seeded`].
+    #[serde(default)]
+    pub progress: bool,
+}
+
+/// One line of the answer to `seed` with progress.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SeedLine {
+    /// It is being copied.
+    Copying {
+        /// Bytes that are.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// All of it is copied and it is being hashed for its CID.
+    Hashing {
+        /// Bytes that are published; those of a file count when all of it is.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// It is published and being hashed for the torrent.
+    Pieces {
+        /// Bytes that are.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The last line when it is seeded.
+    Seeded(Seeded),
+    /// The last line when it is not.
+    Failed(Failure),
 }
 
 /// The same for what may be missing.

@@ -71,7 +71,20 @@ impl Node {
     /// # Errors
     /// When a part of it cannot be had, there is nothing in it, or the disk fails.
     pub async fn seed_content(&self, root: ContentId, name: OsString) -> Result<Magnet, NodeError> {
-        self.make_torrent(root, name, false).await
+        self.make_torrent(root, name, false, |_, _| {}).await
+    }
+
+    /// As [`Node::seed_content`], and `report` is told of bytes that are hashed for the torrent, and of bytes in all.
+    ///
+    /// # Errors
+    /// As [`Node::seed_content`].
+    pub async fn seed_content_reporting(
+        &self,
+        root: ContentId,
+        name: OsString,
+        report: impl Fn(u64, u64) + Send + 'static,
+    ) -> Result<Magnet, NodeError> {
+        self.make_torrent(root, name, false, report).await
     }
 
     async fn make_torrent(
@@ -79,6 +92,7 @@ impl Node {
         root: ContentId,
         name: OsString,
         automatic: bool,
+        report: impl Fn(u64, u64) + Send + 'static,
     ) -> Result<Magnet, NodeError> {
         let _one = self.inner.seeding.lock().await;
         let mut same = self.torrents().made_from(&root).into_iter().filter(|(hash, _)| {
@@ -98,7 +112,7 @@ impl Node {
                 let place = Place::Content { root, id: root };
                 self.pin_to_end(place, name.to_string_lossy().into_owned()).await?;
             }
-            self.described(root, name.clone(), pinned, automatic).await
+            self.described(root, name.clone(), pinned, automatic, report).await
         };
         let (text, source) = match made.await {
             Ok(made) => made,
@@ -119,6 +133,7 @@ impl Node {
         name: OsString,
         pinned: bool,
         automatic: bool,
+        report: impl Fn(u64, u64) + Send + 'static,
     ) -> Result<(Vec<u8>, Source), NodeError> {
         may_be_named(&name)?;
         let (listed, single) = self.files_below(root).await?;
@@ -133,8 +148,10 @@ impl Node {
             };
             let mut by_path = listed;
             by_path.sort();
+            let mut before = 0;
             for (_, len, id) in &by_path {
-                node.hash_file(&mut builder, id, *len)?;
+                node.hash_file(&mut builder, id, *len, |done| report(before + done, total))?;
+                before += len;
             }
             let text = builder.finish(&trackers).map_err(TorrentError::from)?;
             let files = by_path.into_iter().map(|(_, _, id)| id).collect();
@@ -148,6 +165,7 @@ impl Node {
         builder: &mut InfoBuilder,
         id: &ContentId,
         len: u64,
+        report: impl Fn(u64),
     ) -> Result<(), NodeError> {
         let failed = |e| TorrentError::Disk { what: "read", source: Arc::new(e) };
         let mut buffer = BytesMut::zeroed(usize::try_from(READ_LEN.min(len)).unwrap_or_default());
@@ -161,6 +179,7 @@ impl Node {
             self.torrents().read_published(id, at, part).map_err(failed)?;
             builder.update(part);
             at += now as u64;
+            report(at);
         }
         Ok(())
     }
@@ -254,7 +273,7 @@ impl Node {
     }
 
     async fn seed_upload(&self, root: ContentId, name: String) {
-        match self.make_torrent(root, name.clone().into(), true).await {
+        match self.make_torrent(root, name.clone().into(), true, |_, _| {}).await {
             Ok(_) => {}
             // There is nothing to give.
             Err(NodeError::Torrent(TorrentError::Build(BuildError::Empty)))

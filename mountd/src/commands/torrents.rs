@@ -5,30 +5,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use chiral::control::{
-    Client, Reference, SeedRequest, Seeded, TorrentAddRequest, TorrentLimits, TorrentRequest,
-    TorrentState, TorrentStatus,
+    Client, ClientError, Reference, SeedLine, SeedRequest, Seeded, TorrentAddRequest,
+    TorrentLimits, TorrentRequest, TorrentState, TorrentStatus,
 };
+use futures::StreamExt;
 
 use crate::{
     cli::{SeedArgs, TorrentCommand},
     exit::Usage,
     output::{self, bytes},
+    progress::Bar,
 };
 
 pub(crate) async fn seed(client: &Client, json: bool, args: &SeedArgs) -> anyhow::Result<()> {
     let request = match on_disk(&args.what)? {
-        Some(path) => SeedRequest { path: Some(path), id: None },
+        Some(path) => SeedRequest { path: Some(path), id: None, progress: true },
         None => {
             let id = args.what.to_str().ok_or_else(|| absent(&args.what))?;
             if Reference::of(args.what.as_os_str().as_bytes()).is_err() {
                 return Err(absent(&args.what));
             }
-            SeedRequest { path: None, id: Some(id.to_owned()) }
+            SeedRequest { path: None, id: Some(id.to_owned()), progress: true }
         }
     };
-    let mut seeded: Seeded = client.post("/v1/seed", &request).await?;
+    let mut seeded = made(client, &args.what, &request).await?;
     if let Some(output) = &args.output {
         std::fs::copy(&seeded.torrent, output)
             .with_context(|| format!("cannot write {}", output.display()))?;
@@ -39,6 +41,22 @@ pub(crate) async fn seed(client: &Client, json: bool, args: &SeedArgs) -> anyhow
     }
     output::line(&seeded.magnet)?;
     Ok(output::line(seeded.torrent.display())?)
+}
+
+/// Has it made, with a bar over each of what there is to do.
+async fn made(client: &Client, what: &Path, request: &SeedRequest) -> anyhow::Result<Seeded> {
+    let mut lines = client.post_lines("/v1/seed", request).await?;
+    let mut bar = Bar::new(&what.file_name().unwrap_or(what.as_os_str()).to_string_lossy(), 0);
+    while let Some(line) = lines.next().await {
+        match line? {
+            SeedLine::Copying { done, total } => bar.stage("copying", done, total),
+            SeedLine::Hashing { done, total } => bar.stage("hashing", done, total),
+            SeedLine::Pieces { done, total } => bar.stage("hashing pieces", done, total),
+            SeedLine::Failed(failure) => return Err(ClientError::Failure(failure).into()),
+            SeedLine::Seeded(seeded) => return Ok(seeded),
+        }
+    }
+    bail!("the daemon ended before it was seeded")
 }
 
 /// The path from the root, when there is something.
