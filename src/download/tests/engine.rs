@@ -155,6 +155,25 @@ async fn all_downloads_together_ask_for_no_more_than_fits_into_memory() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn so_many_downloads_run_at_a_time_and_a_read_waits_for_none() {
+    let options = DownloadOptions { max_concurrent_downloads: 2, ..DownloadOptions::default() };
+    let world = World::with(options, &Arc::default());
+    let files: Vec<_> = (1..=5).map(|seed| file(60_000, seed)).collect();
+    let all_blocks: Blocks = files.iter().flat_map(|(.., blocks)| blocks.clone()).collect();
+    let nobody = world.source("nobody", Script::Withholds, &Blocks::new());
+    let fetches = files.iter().map(|(root, ..)| world.engine.fetch(root, Strategy::Sequential));
+    let mut fetches = std::pin::pin!(futures::future::join_all(fetches));
+    assert!(tokio::time::timeout(Duration::from_secs(5), &mut fetches).await.is_err());
+    let begun: HashSet<_> = nobody.asked().into_iter().collect();
+    assert_eq!(begun, [files[0].0, files[1].0].into());
+    world.source("late", SOON, &all_blocks);
+    let (root, data, _) = &files[4];
+    let handle = world.engine.file(root, root).await.unwrap();
+    assert_eq!(handle.read(READER, all(data)).await.unwrap(), *data);
+    assert!(fetches.await.iter().all(Result::is_ok));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_disk_is_told_to_the_readers_and_the_download_goes_on_when_there_is_room() {
     let full = Arc::new(AtomicBool::new(true));
     let world = World::with(DownloadOptions::default(), &full);
