@@ -42,7 +42,7 @@ pub use self::{
     wire::{
         AddLine, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure,
         GcDone, Identity, ImportLine, ImportReport, ImportRequest, ImportedRow, Kind, LinkTarget,
-        Listed, PinRequest, PinRow, ProvideRequest, SeedLine, SeedRequest, Seeded, Stat,
+        Listed, PinRequest, PinRow, ProvideRequest, SeedLine, SeedRequest, Seeded, Stage, Stat,
         TorrentAddRequest, TorrentLimits, TorrentRequest, Unpinned, VerifyLine,
     },
 };

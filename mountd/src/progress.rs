@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chiral::{control::Client, node::Transfer};
+use chiral::{
+    control::{Client, Stage},
+    node::Transfer,
+};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often the number of sources is asked for.
@@ -52,7 +55,12 @@ impl Bar {
     }
 
     /// The same of work in stages, each of which is measured anew.
-    pub(crate) fn stage(&mut self, stage: &'static str, done: u64, total: u64) {
+    pub(crate) fn stage(&mut self, stage: Stage) {
+        let (stage, done, total) = match stage {
+            Stage::Copying { done, total } => ("copying", done, total),
+            Stage::Hashing { done, total } => ("hashing", done, total),
+            Stage::Pieces { done, total } => ("hashing pieces", done, total),
+        };
         if self.stage != stage {
             self.stage = stage;
             self.bar.reset();

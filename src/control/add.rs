@@ -3,7 +3,6 @@
 use std::{
     ffi::{OsStr, OsString},
     path::{Component, Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use axum::{
@@ -13,18 +12,15 @@ use axum::{
 };
 
 use super::{
-    AddLine, AddRequest, Added, AddedEntry, Failure,
+    AddLine, AddRequest, Added, AddedEntry, Failure, Stage,
     server::{App, Asked},
-    told::told,
+    told::{STEP, Steps, told},
     upkeep::{name_of, pinned},
 };
 use crate::{
     content::ContentId,
     node::{Node, Place, PublishError, UploadIno},
 };
-
-/// Bytes between two lines of progress: enough of them for a smooth bar.
-pub(super) const PROGRESS_STEP: u64 = 8 << 20;
 
 const WHOLE: &str = "the mountpoint itself cannot be published";
 
@@ -37,7 +33,7 @@ pub(super) async fn add(
         return Ok(Json(added(&app.node, request.path, |_| {}).await?).into_response());
     }
     Ok(told(|news| async move {
-        match added(&app.node, request.path, move |line| news.tell(line)).await {
+        match added(&app.node, request.path, move |stage| news.tell(AddLine::Stage(stage))).await {
             Ok(added) => AddLine::Added(added),
             Err(failure) => AddLine::Failed(failure),
         }
@@ -47,7 +43,7 @@ pub(super) async fn add(
 pub(super) async fn added(
     node: &Node,
     path: PathBuf,
-    tell: impl Fn(AddLine) + Send + Sync + 'static,
+    tell: impl Fn(Stage) + Send + Sync + 'static,
 ) -> Result<Added, Failure> {
     if !path.is_absolute() {
         return Err(Failure::invalid("the path is not absolute"));
@@ -73,19 +69,17 @@ pub(super) async fn added(
 }
 
 /// Makes lines of what an import reports: the first of each stage, the last, and some between.
-fn reporter(tell: impl Fn(AddLine) + Send + Sync) -> impl Fn(u64, u64, u64) + Send + Sync {
-    let told = AtomicU64::new(0);
+fn reporter(tell: impl Fn(Stage) + Send + Sync) -> impl Fn(u64, u64, u64) + Send + Sync {
+    let steps = Steps::of(STEP);
     move |copied, published, total| {
-        let (moved, last) = (copied + published, told.load(Ordering::Relaxed));
         let begins_or_ends = copied == total && [0, total].contains(&published);
-        if moved.saturating_sub(last) < PROGRESS_STEP && !begins_or_ends {
+        if !steps.pick(copied + published, begins_or_ends) {
             return;
         }
-        told.store(moved, Ordering::Relaxed);
         tell(if copied < total {
-            AddLine::Copying { done: copied, total }
+            Stage::Copying { done: copied, total }
         } else {
-            AddLine::Hashing { done: published, total }
+            Stage::Hashing { done: published, total }
         });
     }
 }

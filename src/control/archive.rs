@@ -16,6 +16,7 @@ use super::{
     add::Position,
     content::{Trailing, body_of},
     server::{App, line_of, ndjson},
+    told::Steps,
 };
 use crate::node::{CarFailure, CarInput};
 
@@ -76,10 +77,9 @@ pub(super) async fn import_stream(
 fn imported(app: &App, input: CarInput, pin: bool) -> Response {
     let (to_client, lines) = mpsc::channel(PROGRESS_LINES);
     let progress = to_client.clone();
-    let mut told = 0;
+    let steps = Steps::of(PROGRESS_STEP);
     let watch = move |done: u64, total: u64| {
-        if done.saturating_sub(told) >= PROGRESS_STEP {
-            told = done;
+        if steps.pick(done, false) {
             // A client that does not read on misses news and holds nothing up.
             let _ = progress.try_send(ImportLine::Progress { done, total });
         }

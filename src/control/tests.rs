@@ -133,8 +133,8 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
     let (mut copied, mut hashing) = (Vec::new(), Vec::new());
     let added = loop {
         match lines.next().await.unwrap().unwrap() {
-            AddLine::Copying { done, total } if total == all => copied.push(done),
-            AddLine::Hashing { done, total } if total == all => hashing.push(done),
+            AddLine::Stage(Stage::Copying { done, total }) if total == all => copied.push(done),
+            AddLine::Stage(Stage::Hashing { done, total }) if total == all => hashing.push(done),
             AddLine::Added(added) => break added,
             other => unreachable!("{other:?}"),
         }
@@ -156,6 +156,17 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
     daemon.node.stop(PATIENCE).await.unwrap();
 }
 
+#[test]
+fn a_line_of_progress_is_one_object_with_the_name_of_its_stage() {
+    let text = r#"{"copying":{"done":1,"total":2}}"#;
+    let line: AddLine = serde_json::from_str(text).unwrap();
+    assert!(matches!(line, AddLine::Stage(Stage::Copying { done: 1, total: 2 })), "{line:?}");
+    assert_eq!(serde_json::to_string(&line).unwrap(), text);
+    let pieces = SeedLine::Stage(Stage::Pieces { done: 1, total: 2 });
+    let text = r#"{"pieces":{"done":1,"total":2}}"#;
+    assert_eq!(serde_json::to_string(&pieces).unwrap(), text);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn seeding_tells_how_far_it_is_when_asked_to() {
     let daemon = Daemon::start().await;
@@ -166,12 +177,13 @@ async fn seeding_tells_how_far_it_is_when_asked_to() {
     let (mut published, mut pieces) = (0, Vec::new());
     let seeded = loop {
         match lines.next().await.unwrap().unwrap() {
-            SeedLine::Copying { total, .. } | SeedLine::Hashing { total, .. }
+            SeedLine::Stage(Stage::Copying { total, .. })
+            | SeedLine::Stage(Stage::Hashing { total, .. })
                 if total == all && pieces.is_empty() =>
             {
                 published += 1;
             }
-            SeedLine::Pieces { done, total } if total == all => pieces.push(done),
+            SeedLine::Stage(Stage::Pieces { done, total }) if total == all => pieces.push(done),
             SeedLine::Seeded(seeded) => break seeded,
             other => unreachable!("{other:?}"),
         }
@@ -200,7 +212,7 @@ async fn who_leaves_while_it_is_copied_publishes_nothing() {
     let request = AddRequest { path, progress: true };
     let mut lines = daemon.client.post_lines("/v1/add", &request).await.unwrap();
     let first = lines.next().await.unwrap().unwrap();
-    assert!(matches!(first, AddLine::Copying { .. }), "{first:?}");
+    assert!(matches!(first, AddLine::Stage(Stage::Copying { .. })), "{first:?}");
     drop(lines);
     while daemon.node.tasks().alive().contains_key("import") {
         tokio::task::yield_now().await;

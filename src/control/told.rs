@@ -1,5 +1,7 @@
 //! Answers to long work: how far it is, one JSON object per line, and in the last line what came of it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use axum::response::Response;
 use futures::{FutureExt, stream};
 use serde::Serialize;
@@ -9,6 +11,32 @@ use super::server::{line_of, ndjson};
 
 /// News that may wait for a slow client.
 const NEWS: usize = 16;
+
+/// Bytes between two lines of progress: enough of them for a smooth bar.
+pub(super) const STEP: u64 = 8 << 20;
+
+/// Picks those of many reports that become a line; several threads may report.
+#[derive(Debug)]
+pub(super) struct Steps {
+    step: u64,
+    told: AtomicU64,
+}
+
+impl Steps {
+    pub(super) fn of(step: u64) -> Self {
+        Self { step, told: AtomicU64::new(0) }
+    }
+
+    /// Whether a step was made since the last report that was picked. One that `counts` is picked anyway.
+    pub(super) fn pick(&self, done: u64, counts: bool) -> bool {
+        let told = self.told.load(Ordering::Relaxed);
+        let picked = counts || done.saturating_sub(told) >= self.step;
+        if picked {
+            self.told.store(done, Ordering::Relaxed);
+        }
+        picked
+    }
+}
 
 /// Where work tells how far it is. A client that does not read on misses news and holds nothing up.
 #[derive(Clone, Debug)]
@@ -58,6 +86,14 @@ mod tests {
         control::{Client, Method},
         tasks::Tasks,
     };
+
+    #[test]
+    fn a_line_is_picked_for_each_step_and_for_what_counts() {
+        let steps = Steps::of(10);
+        let picked = [9, 10, 19, 20, 35, 44].map(|done| steps.pick(done, false));
+        assert_eq!(picked, [false, true, false, true, true, false]);
+        assert!(steps.pick(44, true) && !steps.pick(53, false) && steps.pick(54, false));
+    }
 
     #[tokio::test]
     async fn work_is_dropped_when_the_client_leaves_and_not_before() {

@@ -1,10 +1,6 @@
 //! Seeding, and care of torrents.
 
-use std::{
-    ffi::OsString,
-    path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{ffi::OsString, path::PathBuf};
 
 use axum::{
     Json,
@@ -13,11 +9,11 @@ use axum::{
 };
 
 use super::{
-    AddLine, ErrorCode, Failure, Reference, SeedLine, SeedRequest, Seeded, TorrentAddRequest,
+    ErrorCode, Failure, Reference, SeedLine, SeedRequest, Seeded, Stage, TorrentAddRequest,
     TorrentLimits, TorrentRequest, TorrentStatus,
-    add::{PROGRESS_STEP, added},
+    add::added,
     server::{App, Asked},
-    told::told,
+    told::{STEP, Steps, told},
 };
 use crate::{
     content::{ContentId, InfoHash},
@@ -35,7 +31,7 @@ pub(super) async fn seed(
         return Ok(Json(begin(&app.node, request, |_| {}).await?).into_response());
     }
     Ok(told(|news| async move {
-        match begin(&app.node, request, move |line| news.tell(line)).await {
+        match begin(&app.node, request, move |stage| news.tell(SeedLine::Stage(stage))).await {
             Ok(seeded) => SeedLine::Seeded(seeded),
             Err(failure) => SeedLine::Failed(failure),
         }
@@ -46,7 +42,7 @@ pub(super) async fn seed(
 async fn begin(
     node: &Node,
     request: SeedRequest,
-    tell: impl Fn(SeedLine) + Clone + Send + Sync + 'static,
+    tell: impl Fn(Stage) + Clone + Send + Sync + 'static,
 ) -> Result<Seeded, Failure> {
     let (inside, cancelled) = (node.clone(), node.tasks().cancelled());
     let seeding = node.tasks().spawn("seed", async move {
@@ -62,20 +58,15 @@ async fn begin(
 async fn seeded(
     node: &Node,
     request: SeedRequest,
-    tell: impl Fn(SeedLine) + Clone + Send + Sync + 'static,
+    tell: impl Fn(Stage) + Clone + Send + Sync + 'static,
 ) -> Result<Seeded, Failure> {
     let pieces = pieces(tell.clone());
     let magnet = match (request.path, request.id) {
         (Some(path), None) => {
             let name = path.file_name().unwrap_or_default().to_owned();
-            let publishing = move |line| match line {
-                AddLine::Copying { done, total } => tell(SeedLine::Copying { done, total }),
-                AddLine::Hashing { done, total } => tell(SeedLine::Hashing { done, total }),
-                AddLine::Added(_) | AddLine::Failed(_) => {}
-            };
-            let entries = added(node, path, publishing).await?.entries;
+            let entries = added(node, path, tell).await?.entries;
             let root = entries.last().ok_or_else(|| Failure::invalid("there is nothing in it"))?;
-            node.seed_content_reporting(root.cid, name, pieces).await?
+            node.seed_content(root.cid, name, pieces).await?
         }
         (None, Some(id)) => {
             let reference: Reference = id.parse()?;
@@ -83,7 +74,7 @@ async fn seeded(
             match place {
                 Place::Content { id, .. } => {
                     let name = name_of(node, &reference, id);
-                    node.seed_content_reporting(id, name, pieces).await?
+                    node.seed_content(id, name, pieces).await?
                 }
                 Place::Torrent { hash, node: 0 } => node.torrents().seed(hash).await?,
                 Place::Torrent { .. } => {
@@ -98,13 +89,11 @@ async fn seeded(
 }
 
 /// Makes lines of what is hashed: the last, and some before it.
-fn pieces(tell: impl Fn(SeedLine)) -> impl Fn(u64, u64) {
-    let told = AtomicU64::new(0);
+fn pieces(tell: impl Fn(Stage)) -> impl Fn(u64, u64) {
+    let steps = Steps::of(STEP);
     move |done, total| {
-        let last = told.load(Ordering::Relaxed);
-        if done.saturating_sub(last) >= PROGRESS_STEP || done == total {
-            told.store(done, Ordering::Relaxed);
-            tell(SeedLine::Pieces { done, total });
+        if steps.pick(done, done == total) {
+            tell(Stage::Pieces { done, total });
         }
     }
 }

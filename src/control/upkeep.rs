@@ -10,15 +10,12 @@ use super::{
     VerifyLine,
     content::Target,
     server::{App, Asked},
-    told::told,
+    told::{STEP, Steps, told},
 };
 use crate::{
     content::ContentId,
     node::{DownloadError, Node, NodeError, PinState, Place},
 };
-
-/// A line for each so many bytes is enough for a smooth bar.
-const PROGRESS_STEP: u64 = 8 << 20;
 
 pub(super) async fn pins(State(app): State<App>) -> Result<Json<Vec<PinRow>>, Failure> {
     Ok(Json(rows(&app.node, |_| true).await?))
@@ -114,10 +111,9 @@ pub(super) async fn verify(State(app): State<App>) -> Response {
         let (store, ending) = (app.node.store().clone(), app.node.tasks().token().clone());
         let ended = ending.clone();
         let work = move || {
-            let mut told = 0;
+            let steps = Steps::of(STEP);
             store.verify_while(&mut |done, total| {
-                if done.saturating_sub(told) >= PROGRESS_STEP {
-                    told = done;
+                if steps.pick(done, false) {
                     news.tell(VerifyLine::Progress { done, total });
                 }
                 match asked.is_cancelled() || ended.is_cancelled() {

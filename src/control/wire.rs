@@ -90,10 +90,10 @@ pub struct Added {
     pub entries: Vec<AddedEntry>,
 }
 
-/// One line of the answer to `add` with progress.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// How far something is that is published, or seeded.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum AddLine {
+pub enum Stage {
     /// It is being copied.
     Copying {
         /// Bytes that are.
@@ -101,17 +101,33 @@ pub enum AddLine {
         /// Bytes in all.
         total: u64,
     },
-    /// All of it is copied and it is being hashed.
+    /// All of it is copied and it is being hashed for its CID.
     Hashing {
         /// Bytes that are published; those of a file count when all of it is.
         done: u64,
         /// Bytes in all.
         total: u64,
     },
+    /// It is published and being hashed for its torrent.
+    Pieces {
+        /// Bytes that are.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+}
+
+/// One line of the answer to `add` with progress.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddLine {
     /// The last line when everything is published.
     Added(Added),
     /// The last line when it is not.
     Failed(Failure),
+    /// Any line before the last.
+    #[serde(untagged)]
+    Stage(Stage),
 }
 
 /// A published file or directory.
@@ -363,31 +379,13 @@ pub struct SeedRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SeedLine {
-    /// It is being copied.
-    Copying {
-        /// Bytes that are.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-    /// All of it is copied and it is being hashed for its CID.
-    Hashing {
-        /// Bytes that are published; those of a file count when all of it is.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-    /// It is published and being hashed for the torrent.
-    Pieces {
-        /// Bytes that are.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
     /// The last line when it is seeded.
     Seeded(Seeded),
     /// The last line when it is not.
     Failed(Failure),
+    /// Any line before the last.
+    #[serde(untagged)]
+    Stage(Stage),
 }
 
 /// The same for what may be missing.

@@ -66,19 +66,12 @@ type Listed = (Vec<OsString>, u64, ContentId);
 
 impl Node {
     /// Gives content to others as a torrent from now on, also after a restart. All of it is fetched first, and kept. The
-    /// bytes are those of the store: they are read once more, and not copied.
+    /// bytes are those of the store: they are read once more, and not copied. `report` is told how many of
+    /// how many were.
     ///
     /// # Errors
     /// When a part of it cannot be had, there is nothing in it, or the disk fails.
-    pub async fn seed_content(&self, root: ContentId, name: OsString) -> Result<Magnet, NodeError> {
-        self.make_torrent(root, name, false, |_, _| {}).await
-    }
-
-    /// As [`Node::seed_content`], and `report` is told of bytes that are hashed for the torrent, and of bytes in all.
-    ///
-    /// # Errors
-    /// As [`Node::seed_content`].
-    pub async fn seed_content_reporting(
+    pub async fn seed_content(
         &self,
         root: ContentId,
         name: OsString,

@@ -50,8 +50,7 @@ async fn publish(client: &Client, path: &Path) -> anyhow::Result<Vec<AddedEntry>
     let mut bar = Bar::new(&name.to_string_lossy(), 0);
     while let Some(line) = lines.next().await {
         match line? {
-            AddLine::Copying { done, total } => bar.stage("copying", done, total),
-            AddLine::Hashing { done, total } => bar.stage("hashing", done, total),
+            AddLine::Stage(stage) => bar.stage(stage),
             AddLine::Failed(failure) => return Err(ClientError::Failure(failure).into()),
             AddLine::Added(added) => return Ok(added.entries),
         }

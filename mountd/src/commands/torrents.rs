@@ -49,9 +49,7 @@ async fn made(client: &Client, what: &Path, request: &SeedRequest) -> anyhow::Re
     let mut bar = Bar::new(&what.file_name().unwrap_or(what.as_os_str()).to_string_lossy(), 0);
     while let Some(line) = lines.next().await {
         match line? {
-            SeedLine::Copying { done, total } => bar.stage("copying", done, total),
-            SeedLine::Hashing { done, total } => bar.stage("hashing", done, total),
-            SeedLine::Pieces { done, total } => bar.stage("hashing pieces", done, total),
+            SeedLine::Stage(stage) => bar.stage(stage),
             SeedLine::Failed(failure) => return Err(ClientError::Failure(failure).into()),
             SeedLine::Seeded(seeded) => return Ok(seeded),
         }

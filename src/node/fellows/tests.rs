@@ -115,7 +115,7 @@ async fn a_bare_info_hash_is_described_and_read_by_way_of_the_dht_alone() {
     let mut events = seeder.events();
     let film = bytes_of::noise(BIG, 3);
     let root = import(&seeder, "film.mkv", &film).await;
-    let hash = seeder.seed_content(root, "film.mkv".into()).await.unwrap().hash;
+    let hash = seeder.seed_content(root, "film.mkv".into(), |_, _| {}).await.unwrap().hash;
     until("it is queued", || seeder.net().is_queued(&ContentId::torrent(hash))).await;
 
     // There is nobody to be asked when it begins.
@@ -226,7 +226,7 @@ async fn what_was_read_is_nobodys_business_where_that_is_not_served_and_a_privat
     let proxy = Some("socks5://127.0.0.1:9".to_owned());
     let shy = start(&shy_one, Some(&hub), |options| options.torrent.proxy = proxy).await;
     let root = import(&shy, "film.mkv", &film).await;
-    let own = shy.seed_content(root, "film.mkv".into()).await.unwrap().hash;
+    let own = shy.seed_content(root, "film.mkv".into(), |_, _| {}).await.unwrap().hash;
     assert!(!shy.torrents().is_for_others(own, false) && !shy.torrents().seeks_fellows());
     seeder.session.stop().await;
     stop([shy, private, node, hub]).await;
@@ -263,7 +263,7 @@ async fn who_describes_another_torrent_is_refused_and_the_next_one_is_believed()
     let film = bytes_of::noise(BIG, 6);
     let seeder = start(&there, Some(&hub), |_| {}).await;
     let root = import(&seeder, "film.mkv", &film).await;
-    let hash = seeder.seed_content(root, "film.mkv".into()).await.unwrap().hash;
+    let hash = seeder.seed_content(root, "film.mkv".into(), |_, _| {}).await.unwrap().hash;
     let other = torrent_of("other", &[("a", b"b")], PIECE);
     let at = other.windows(6).position(|at| at == b"4:info").unwrap() + 6;
     let info = Some(other[at..other.len() - 1].to_vec().into());

@@ -39,7 +39,7 @@ async fn a_tree_becomes_a_torrent_whose_bytes_are_those_of_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let node = start(dir.path(), |_| {}).await;
     let root = publish(&node, "tree", tree).await;
-    let magnet = node.seed_content(root, "tree".into()).await.unwrap();
+    let magnet = node.seed_content(root, "tree".into(), |_, _| {}).await.unwrap();
     let metainfo = Metainfo::parse(&node.torrents().text(magnet.hash).unwrap()).unwrap();
     assert_eq!((metainfo.name.to_str(), metainfo.len), (Some("tree"), 600_005));
     assert_eq!(metainfo.files.len(), 3);
@@ -63,7 +63,7 @@ async fn a_tree_becomes_a_torrent_whose_bytes_are_those_of_the_store() {
     );
 
     // It is the same torrent each time.
-    assert_eq!(node.seed_content(root, "tree".into()).await.unwrap().hash, magnet.hash);
+    assert_eq!(node.seed_content(root, "tree".into(), |_, _| {}).await.unwrap().hash, magnet.hash);
     let offline = node.torrents().status(magnet.hash).unwrap();
     assert_eq!((offline.state, offline.seed), (TorrentState::Idle, true));
     node.stop(PATIENCE).await.unwrap();
@@ -78,8 +78,8 @@ async fn what_is_seeded_is_kept_until_its_last_torrent_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let node = start(dir.path(), |_| {}).await;
     let root = publish(&node, "film", |path| fs::write(path, vec![7; 300_000]).unwrap()).await;
-    let one = node.seed_content(root, "one".into()).await.unwrap().hash;
-    let two = node.seed_content(root, "two".into()).await.unwrap().hash;
+    let one = node.seed_content(root, "one".into(), |_, _| {}).await.unwrap().hash;
+    let two = node.seed_content(root, "two".into(), |_, _| {}).await.unwrap().hash;
     assert_ne!(one, two);
     // It is not published any more, and still here.
     node.uploads().unlink(crate::publish::UploadIno::ROOT, OsStr::new("film")).unwrap();
@@ -98,7 +98,7 @@ async fn what_is_seeded_is_kept_until_its_last_torrent_is_removed() {
     // A pin of the user's stays.
     let root = publish(&node, "other", |path| fs::write(path, b"other").unwrap()).await;
     node.pin_to_end(Place::Content { root, id: root }, "mine".to_owned()).await.unwrap();
-    let hash = node.seed_content(root, "other".into()).await.unwrap().hash;
+    let hash = node.seed_content(root, "other".into(), |_, _| {}).await.unwrap().hash;
     node.remove_torrent(hash).await.unwrap();
     assert_eq!(node.pinned_contents().unwrap().len(), 1);
     node.stop(PATIENCE).await.unwrap();
@@ -109,20 +109,20 @@ async fn what_no_torrent_can_be_made_of_is_not_seeded_and_nothing_of_it_is_kept(
     let dir = tempfile::tempdir().unwrap();
     let node = start(dir.path(), |_| {}).await;
     let root = publish(&node, "none", |path| fs::write(path, b"").unwrap()).await;
-    let empty = node.seed_content(root, "none".into()).await;
+    let empty = node.seed_content(root, "none".into(), |_, _| {}).await;
     assert!(
         matches!(empty, Err(NodeError::Torrent(TorrentError::Build(BuildError::Empty)))),
         "{empty:?}"
     );
     let link = publish(&node, "link", |path| std::os::unix::fs::symlink("x", path).unwrap()).await;
-    let refused = node.seed_content(link, "link".into()).await;
+    let refused = node.seed_content(link, "link".into(), |_, _| {}).await;
     assert!(matches!(refused, Err(NodeError::Seed(SeedError::Symlink))), "{refused:?}");
     let odd = |path: &Path| {
         fs::create_dir(path).unwrap();
         fs::write(path.join("back\\slash"), b"x").unwrap();
     };
     let odd = publish(&node, "odd", odd).await;
-    let refused = node.seed_content(odd, "odd".into()).await;
+    let refused = node.seed_content(odd, "odd".into(), |_, _| {}).await;
     assert!(matches!(refused, Err(NodeError::Seed(SeedError::Name(_)))), "{refused:?}");
     assert!(node.pinned_contents().unwrap().is_empty() && node.torrents().statuses().is_empty());
     node.stop(PATIENCE).await.unwrap();
@@ -155,7 +155,7 @@ async fn all_that_is_published_is_seeded_where_that_is_wanted_as_long_as_it_is_p
     until("the new one is seeded", || roots(&node).contains(&root)).await;
     assert_eq!(roots(&node).len(), 2);
     // What somebody asked for by name stays.
-    node.seed_content(before, "before".into()).await.unwrap();
+    node.seed_content(before, "before".into(), |_, _| {}).await.unwrap();
     let top = crate::publish::UploadIno::ROOT;
     node.uploads().unlink(top, OsStr::new("before")).unwrap();
     remove_tree(&node, top, OsStr::new("tree"));
