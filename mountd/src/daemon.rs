@@ -103,7 +103,9 @@ async fn serve(settings: &Settings, mountpoint: &Path, ending: &Ending) -> anyho
         Ok(mount) => mount,
         Err(error) => {
             ending.begin();
-            node.stop(STOP_WITHIN - FOR_THE_STORE).await?;
+            if let Err(late) = node.stop(STOP_WITHIN - FOR_THE_STORE).await {
+                tracing::warn!(error = %late, "the daemon did not end in good order");
+            }
             return Err(error);
         }
     };
@@ -128,7 +130,7 @@ async fn ready(
     node: &Node,
     ending: &Ending,
 ) -> anyhow::Result<Arc<Mount>> {
-    let server = Server::bind(node.clone(), ending.token())?;
+    let server = control(node, ending)?;
     let gateway = gateway(settings, node).await?;
     let mount = mounting::start(settings, mountpoint, node, ending).await?;
     node.set_mountpoint(Some(mountpoint.to_owned()));
@@ -136,10 +138,21 @@ async fn ready(
         node.set_gateway(Some(gateway.url()));
         gateway.start();
     }
-    server.start();
+    server.map(Server::start);
     system::notify("READY=1");
     output::line(format_args!("mounted {}", mountpoint.display()))?;
     Ok(mount)
+}
+
+/// The control socket. On a read-only disk there may be none: what is stored is served all the same.
+fn control(node: &Node, ending: &Ending) -> anyhow::Result<Option<Server>> {
+    match Server::bind(node.clone(), ending.token()) {
+        Err(error) if node.store().check_writable().is_err() => {
+            tracing::warn!("{error}: commands find no daemon; a signal or `umount` ends it");
+            Ok(None)
+        }
+        bound => Ok(Some(bound?)),
+    }
 }
 
 /// The HTTP gateway, unless there is to be none.

@@ -244,7 +244,9 @@ impl Node {
         let directory = resolved.kind == NodeKind::Directory;
         let known = KnownRoot { root: resolved.id, directory };
         // The listing is a convenience; content is readable without it.
-        if let Err(error) = self.store().remember_root(known) {
+        if let Err(error) = self.store().remember_root(known)
+            && !self.store().tell(&error)
+        {
             tracing::warn!(id = %resolved.id, %error, "cannot remember the root");
         }
     }
