@@ -159,7 +159,7 @@ impl Inner {
     fn assume_announced(&self) {
         let names = self.names();
         for (ino, inode) in names.tree.iter() {
-            let top = inode.place.as_ref().is_some_and(|place| place.parent == UploadIno::ROOT);
+            let top = inode.places().any(|place| place.parent == UploadIno::ROOT);
             let announced = match &inode.body {
                 Body::File(sealed) => sealed.as_ref().is_some_and(|sealed| sealed.size > 0),
                 Body::Directory(_) => top,

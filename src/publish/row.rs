@@ -18,6 +18,8 @@ use crate::{
 
 /// First byte of each row; a row of a version that is not known is refused, not guessed at.
 const VERSION: u8 = 2;
+/// The version of an inode with several names.
+const LINKED: u8 = 3;
 /// The version without layers.
 const WHOLE_ONLY: u8 = 1;
 /// Parent of the root and of orphans in a row; no inode has this number.
@@ -98,7 +100,7 @@ pub(super) enum RowError {
 
 impl Row {
     pub(super) fn encode(inode: &Inode, work: Option<&WorkRow>) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let mut out = vec![if inode.also.is_empty() { VERSION } else { LINKED }];
         match &inode.place {
             Some(place) => {
                 out.extend(place.parent.0.to_le_bytes());
@@ -107,6 +109,13 @@ impl Row {
             None => {
                 out.extend(NO_PARENT.to_le_bytes());
                 put_bytes(&mut out, &[]);
+            }
+        }
+        if !inode.also.is_empty() {
+            put_len(&mut out, inode.also.len());
+            for place in &inode.also {
+                out.extend(place.parent.0.to_le_bytes());
+                put_bytes(&mut out, place.name.as_bytes());
             }
         }
         let attr = &inode.attr;
@@ -135,12 +144,18 @@ impl Row {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut reader = Reader(bytes);
         let version = match reader.u8()? {
-            version @ (WHOLE_ONLY | VERSION) => version,
+            version @ (WHOLE_ONLY | VERSION | LINKED) => version,
             other => return Err(RowError::Version(other)),
         };
         let parent = reader.u64()?;
         let name = OsString::from_vec(reader.bytes()?.to_vec());
         let place = (parent != NO_PARENT).then_some(Place { parent: UploadIno(parent), name });
+        let mut also = Vec::new();
+        let links = if version == LINKED { reader.u32()? } else { 0 };
+        for _ in 0..links {
+            let (parent, name) = (UploadIno(reader.u64()?), reader.bytes()?.to_vec());
+            also.push(Place { parent, name: OsString::from_vec(name) });
+        }
         let attr = Attributes {
             mode: reader.u32()?,
             uid: reader.u32()?,
@@ -169,7 +184,10 @@ impl Row {
         if !reader.0.is_empty() {
             return Err(RowError::Malformed("its end"));
         }
-        Ok(Self { inode: Inode { place, attr, xattrs, body }, work })
+        if !also.is_empty() && (place.is_none() || matches!(body, Body::Directory(_))) {
+            return Err(RowError::Malformed("its further names"));
+        }
+        Ok(Self { inode: Inode { place, also, attr, xattrs, body }, work })
     }
 }
 
@@ -363,18 +381,22 @@ mod tests {
     prop_compose! {
         fn row()(
             place in prop::option::of((1u64.., prop::collection::vec(1u8.., 1..20))),
+            also in prop::collection::vec((1u64.., prop::collection::vec(1u8.., 1..20)), 0..3),
             numbers in any::<(u32, u32, u32)>(),
             times in (time(), time(), time()),
             xattrs in prop::collection::btree_map("user\\.[a-z]{1,9}", any::<Vec<u8>>(), 0..4),
             (body, work) in body(),
         ) -> Row {
-            let place = place.map(|(parent, name)| {
+            let to_place = |(parent, name)| {
                 Place { parent: UploadIno(parent), name: OsString::from_vec(name) }
-            });
+            };
+            let place = place.map(to_place);
+            let linked = place.is_some() && !matches!(body, Body::Directory(_));
+            let also = also.into_iter().filter(|_| linked).map(to_place).collect();
             let (mode, uid, gid) = numbers;
             let (atime, mtime, ctime) = times;
             let attr = Attributes { mode, uid, gid, atime, mtime, ctime };
-            Row { inode: Inode { place, attr, xattrs, body }, work }
+            Row { inode: Inode { place, also, attr, xattrs, body }, work }
         }
     }
 
@@ -392,7 +414,8 @@ mod tests {
         };
         let place = Some(Place { parent: UploadIno(1), name: "f".into() });
         let xattrs = BTreeMap::new();
-        let inode = Inode { place, attr, xattrs, body: Body::File(Some(sealed)) };
+        let body = Body::File(Some(sealed));
+        let inode = Inode { place, also: Vec::new(), attr, xattrs, body };
         let mut bytes = Row::encode(&inode, None);
         // The last two bytes say that there is no layer and no working file.
         bytes.remove(bytes.len() - 2);
