@@ -131,10 +131,9 @@ impl Fs {
                 Answer::Now(opened.map(Opened::Content).map_err(|e| of_node(&e, During::Lookup)))
             }
             None => {
-                let (fs, content) = (self.clone(), content.clone());
+                let (node, content) = (self.node.clone(), content.clone());
                 Answer::later(async move {
-                    let opening = fs.node.protocol(&content.place).open(&content.place);
-                    let opened = fs.waiting(&content, opening).await;
+                    let opened = node.protocol(&content.place).open(&content.place).await;
                     opened.map(Opened::Content).map_err(|e| of_node(&e, During::Lookup))
                 })
             }

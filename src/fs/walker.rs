@@ -21,7 +21,7 @@ use super::{
 use crate::node::{ListedTorrent, Place};
 
 /// A wait of this length is more than a round trip to any peer: it may well be in vain.
-const MOMENT: Duration = Duration::from_millis(200);
+const MOMENT: Duration = Duration::from_millis(500);
 /// For so long after its listing a directory counts as one that a program goes through.
 const LISTED: Duration = Duration::from_secs(600);
 /// Directories whose listing is remembered; find(1) lists each one right before it looks at its entries.
@@ -29,7 +29,7 @@ const DIRECTORIES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Entries that are sought for one wait, and bytes of their blocks as far as the directory tells. What is beyond is
 /// sought at the next wait.
 const SOUGHT: usize = 4096;
-const SOUGHT_BYTES: u64 = 64 << 20;
+const SOUGHT_BYTES: u64 = 16 << 20;
 
 /// Directories that were listed lately.
 #[derive(Debug)]

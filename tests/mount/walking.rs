@@ -57,6 +57,24 @@ fn a_walk_over_missing_entries_costs_one_timeout() {
 }
 
 #[test]
+fn a_tree_without_sources_costs_one_timeout() {
+    let Some(m) = mounted(true) else { return };
+    let mut builder = DirectoryBuilder::new(ImportParams::DEFAULT);
+    for count in 2..32 {
+        builder.add(&format!("{count:05}"), directory_of_missing(&m, count), 10);
+    }
+    let built = builder.finish(Metadata::default());
+    built.nodes.iter().for_each(|node| m.node.store().put_node(node).unwrap());
+    let top = m.path(&built.root.to_string());
+    let start = Instant::now();
+    for count in 2..32u32 {
+        let (seen, _) = look_at_all(&top.join(format!("{count:05}")));
+        assert_eq!(seen, count as usize);
+    }
+    assert!(start.elapsed() < TIMEOUT + SLACK, "{:?}", start.elapsed());
+}
+
+#[test]
 fn missing_roots_cost_one_timeout() {
     if !crate::harness::can_mount() {
         return;
