@@ -21,6 +21,7 @@ mod mount;
 mod mountinfo;
 mod names;
 mod open;
+mod refused;
 mod reply;
 mod request;
 mod semantics;
@@ -30,3 +31,4 @@ mod upload;
 mod xattr;
 
 pub use mount::{Mount, MountError, MountOptions, detach_stale, mounted_path, unmount_path};
+pub use refused::Refused;
