@@ -17,7 +17,9 @@ use crate::{
 };
 
 /// First byte of each row; a row of a version that is not known is refused, not guessed at.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// The version that tells nothing of how a working file looked.
+const UNSEEN: u8 = 2;
 /// The version without layers.
 const WHOLE_ONLY: u8 = 1;
 /// Parent of the root and of orphans in a row; no inode has this number.
@@ -54,7 +56,17 @@ pub(super) struct WorkRow {
     pub(super) object: ObjectId,
     /// Somebody could write when the row was made.
     pub(super) open: bool,
+    /// None: a version that did not write it down made the row.
+    pub(super) seen: Option<Seen>,
     pub(super) overlay: Option<OverlayRow>,
+}
+
+/// A working file as it was when its row was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) size: u64,
+    /// Nanoseconds since the epoch.
+    pub(super) mtime: i128,
 }
 
 /// Which bytes of a working file lie in the published version below it.
@@ -135,7 +147,7 @@ impl Row {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut reader = Reader(bytes);
         let version = match reader.u8()? {
-            version @ (WHOLE_ONLY | VERSION) => version,
+            version @ (WHOLE_ONLY | UNSEEN | VERSION) => version,
             other => return Err(RowError::Version(other)),
         };
         let parent = reader.u64()?;
@@ -161,7 +173,7 @@ impl Row {
             SYMLINK => Body::Symlink(OsString::from_vec(reader.bytes()?.to_vec())),
             FILE => {
                 let sealed = reader.sealed(version)?;
-                work = reader.work()?;
+                work = reader.work(version)?;
                 Body::File(sealed)
             }
             _ => return Err(RowError::Malformed("the kind of inode")),
@@ -214,6 +226,11 @@ fn put_work(out: &mut Vec<u8>, work: Option<&WorkRow>) {
     let Some(work) = work else { return };
     out.extend(work.object.0.to_le_bytes());
     out.push(u8::from(work.open));
+    out.push(u8::from(work.seen.is_some()));
+    if let Some(seen) = &work.seen {
+        out.extend(seen.size.to_le_bytes());
+        out.extend(seen.mtime.to_le_bytes());
+    }
     put_overlay(out, work.overlay.as_ref());
 }
 
@@ -294,13 +311,22 @@ impl<'a> Reader<'a> {
         Ok(Some(Sealed { object, root, size, tsize, below }))
     }
 
-    fn work(&mut self) -> Result<Option<WorkRow>, RowError> {
+    fn work(&mut self, version: u8) -> Result<Option<WorkRow>, RowError> {
         if !self.flag()? {
             return Ok(None);
         }
         let object = ObjectId(self.u64()?);
         let open = self.flag()?;
-        Ok(Some(WorkRow { object, open, overlay: self.overlay()? }))
+        let seen = if version <= UNSEEN { None } else { self.seen()? };
+        Ok(Some(WorkRow { object, open, seen, overlay: self.overlay()? }))
+    }
+
+    fn seen(&mut self) -> Result<Option<Seen>, RowError> {
+        if !self.flag()? {
+            return Ok(None);
+        }
+        let size = self.u64()?;
+        Ok(Some(Seen { size, mtime: i128::from_le_bytes(self.array()?) }))
     }
 
     fn overlay(&mut self) -> Result<Option<OverlayRow>, RowError> {
@@ -349,9 +375,15 @@ mod tests {
                 Sealed { object: ObjectId(object), root, size, tsize, below }
             },
         );
-        let work = (any::<u64>(), any::<bool>(), overlay()).prop_map(|(object, open, overlay)| {
-            WorkRow { object: ObjectId(object), open, overlay }
-        });
+        let seen = (any::<u64>(), any::<i128>()).prop_map(|(size, mtime)| Seen { size, mtime });
+        let work = (any::<u64>(), any::<bool>(), prop::option::of(seen), overlay()).prop_map(
+            |(object, open, seen, overlay)| WorkRow {
+                object: ObjectId(object),
+                open,
+                seen,
+                overlay,
+            },
+        );
         prop_oneof![
             Just((Body::Directory(Directory::default()), None)),
             "[a-z/]{1,40}".prop_map(|target| (Body::Symlink(target.into()), None)),
@@ -398,6 +430,26 @@ mod tests {
         bytes.remove(bytes.len() - 2);
         bytes[0] = WHOLE_ONLY;
         assert_eq!(Row::decode(&bytes).unwrap(), Row { inode, work: None });
+    }
+
+    #[test]
+    fn a_row_without_size_of_its_file_is_read() {
+        let attr = Attributes {
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+        };
+        let place = Some(Place { parent: UploadIno(1), name: "f".into() });
+        let inode = Inode { place, attr, xattrs: BTreeMap::new(), body: Body::File(None) };
+        let work = WorkRow { object: ObjectId(7), open: true, seen: None, overlay: None };
+        let mut bytes = Row::encode(&inode, Some(&work));
+        // The last two bytes say that the file was not seen and is no overlay.
+        bytes.remove(bytes.len() - 2);
+        bytes[0] = UNSEEN;
+        assert_eq!(Row::decode(&bytes).unwrap(), Row { inode, work: Some(work) });
     }
 
     proptest! {
