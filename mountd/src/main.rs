@@ -9,6 +9,7 @@ mod exit;
 mod hash;
 mod mounting;
 mod output;
+mod piped;
 mod progress;
 mod settings;
 mod signals;

@@ -146,7 +146,7 @@ impl Inner {
     }
 
     /// The state with a working file in it. `size` is what the file will be cut to at once. `opening` must be held.
-    fn with_work<'a>(
+    pub(super) fn with_work<'a>(
         &self,
         cell: &'a FileCell,
         size: Option<u64>,
@@ -284,9 +284,13 @@ impl Inner {
             work.drop_writer();
         }
         drop(state);
-        let mut names = self.names();
-        names.tree.mark(ino);
-        names.tree.drop_privileges(ino)
+        let privileges = {
+            let mut names = self.names();
+            names.tree.mark(ino);
+            names.tree.drop_privileges(ino)
+        };
+        self.content_changed(ino);
+        privileges
     }
 
     pub(super) fn release(&self, handle: UploadHandle) {
@@ -308,6 +312,9 @@ impl Inner {
             state.rest();
         }
         drop(state);
+        if closed {
+            self.content_changed(cell.ino);
+        }
         self.changed.notify_waiters();
     }
 

@@ -13,7 +13,7 @@ use super::{
     dirs::link_of,
     file::FileCell,
     seal::Finished,
-    tree::{Body, Owner, Tree},
+    tree::{Body, Owner, Request, Tree},
 };
 use crate::{
     content::{Block, ContentId, Metadata, symlink},
@@ -109,7 +109,7 @@ impl Names {
     pub(super) fn top_nodes(&self) -> Option<Vec<ContentId>> {
         let top = self.tree.get(UploadIno::ROOT).ok()?.directory().ok()?;
         let nodes = top.children.values().filter_map(|ino| self.tree.get(*ino).ok());
-        let nodes = nodes.filter(|inode| !matches!(inode.body, Body::File(_)));
+        let nodes = nodes.filter(|inode| !matches!(inode.body, Body::File(_)) && !inode.ignored);
         nodes.map(|inode| link_of(inode).map(|(root, _)| root)).collect()
     }
 
@@ -148,7 +148,9 @@ impl Inner {
         let ino = {
             let mut names = self.names();
             let ino = names.tree.add(parent, name, owner, body, super::now())?;
-            names.nodes.extend(node);
+            if !names.tree.is_ignored(ino) {
+                names.nodes.extend(node);
+            }
             ino
         };
         self.changed_names();
@@ -160,6 +162,7 @@ impl Inner {
         let ino = self.names().tree.unlink(parent, name, super::now())?;
         self.orphaned(ino);
         self.changed_names();
+        self.name_changed(parent, name);
         Ok(())
     }
 
@@ -177,10 +180,44 @@ impl Inner {
         to: (UploadIno, &OsStr),
         mode: RenameMode,
     ) -> Result<(), PublishError> {
+        self.rename_as(from, to, mode, None)
+    }
+
+    /// As [`Inner::rename`], of what the user has named by what it is called from then on.
+    pub(super) fn rename_requested(
+        &self,
+        from: (UploadIno, &OsStr),
+        to: (UploadIno, &OsStr),
+        mode: RenameMode,
+    ) -> Result<(), PublishError> {
+        self.rename_as(from, to, mode, Some(Request::Named))
+    }
+
+    fn rename_as(
+        &self,
+        from: (UploadIno, &OsStr),
+        to: (UploadIno, &OsStr),
+        mode: RenameMode,
+        request: Option<Request>,
+    ) -> Result<(), PublishError> {
         self.writable()?;
-        let (replaced, moved) = {
+        let (replaced, moved, changed) = {
             let mut names = self.names();
-            (names.tree.rename(from, to, mode, super::now())?, names.tree.lookup(to.0, to.1)?)
+            // What was imported was never looked at by the rules that hold here.
+            let scope = if request.is_some() { None } else { names.tree.scope(from.0) };
+            let replaced = names.tree.rename(from, to, mode, super::now())?;
+            let moved = names.tree.lookup(to.0, to.1)?;
+            if let Some(request) = request {
+                names.tree.set_request(moved, request);
+            }
+            let mut changed = names.tree.review_moved(moved, scope.as_ref());
+            // What an import replaces is removed next, and not published for that time.
+            if mode == RenameMode::Exchange && request.is_none() {
+                let other = names.tree.lookup(from.0, from.1)?;
+                let scope = names.tree.scope(to.0);
+                changed.extend(names.tree.review_moved(other, scope.as_ref()));
+            }
+            (replaced, moved, changed)
         };
         if to.0 == UploadIno::ROOT {
             // It may be a directory that was none of the top level before.
@@ -189,7 +226,12 @@ impl Inner {
         if let Some(ino) = replaced {
             self.orphaned(ino);
         }
+        self.follow(changed);
         self.changed_names();
+        self.name_changed(from.0, from.1);
+        if from != to {
+            self.name_changed(to.0, to.1);
+        }
         Ok(())
     }
 

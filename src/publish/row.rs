@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     UploadIno,
-    tree::{Attributes, Body, Directory, Inode, Place},
+    tree::{Attributes, Body, Directory, Inode, Place, Request},
 };
 use crate::{
     content::{ByteRange, ContentId, RangeSet},
@@ -17,7 +17,9 @@ use crate::{
 };
 
 /// First byte of each row; a row of a version that is not known is refused, not guessed at.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// The version without requests.
+const UNREQUESTED: u8 = 2;
 /// The version without layers.
 const WHOLE_ONLY: u8 = 1;
 /// Parent of the root and of orphans in a row; no inode has this number.
@@ -26,6 +28,10 @@ const NO_PARENT: u64 = 0;
 const DIRECTORY: u8 = 0;
 const FILE: u8 = 1;
 const SYMLINK: u8 = 2;
+
+const NONE: u8 = 0;
+const HIDDEN: u8 = 1;
+const NAMED: u8 = 2;
 
 /// A published version of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,13 +135,18 @@ impl Row {
                 put_work(&mut out, work);
             }
         }
+        out.push(match inode.request {
+            Request::None => NONE,
+            Request::Hidden => HIDDEN,
+            Request::Named => NAMED,
+        });
         out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut reader = Reader(bytes);
         let version = match reader.u8()? {
-            version @ (WHOLE_ONLY | VERSION) => version,
+            version @ (WHOLE_ONLY | UNREQUESTED | VERSION) => version,
             other => return Err(RowError::Version(other)),
         };
         let parent = reader.u64()?;
@@ -166,10 +177,12 @@ impl Row {
             }
             _ => return Err(RowError::Malformed("the kind of inode")),
         };
+        let request = if version == VERSION { reader.request()? } else { Request::None };
         if !reader.0.is_empty() {
             return Err(RowError::Malformed("its end"));
         }
-        Ok(Self { inode: Inode { place, attr, xattrs, body }, work })
+        let inode = Inode { place, attr, xattrs, body, request, ignored: false };
+        Ok(Self { inode, work })
     }
 }
 
@@ -255,6 +268,15 @@ impl<'a> Reader<'a> {
             0 => Ok(false),
             1 => Ok(true),
             _ => Err(RowError::Malformed("a flag")),
+        }
+    }
+
+    fn request(&mut self) -> Result<Request, RowError> {
+        match self.u8()? {
+            NONE => Ok(Request::None),
+            HIDDEN => Ok(Request::Hidden),
+            NAMED => Ok(Request::Named),
+            _ => Err(RowError::Malformed("what was asked for")),
         }
     }
 
@@ -367,6 +389,11 @@ mod tests {
             times in (time(), time(), time()),
             xattrs in prop::collection::btree_map("user\\.[a-z]{1,9}", any::<Vec<u8>>(), 0..4),
             (body, work) in body(),
+            request in prop_oneof![
+                Just(Request::None),
+                Just(Request::Hidden),
+                Just(Request::Named),
+            ],
         ) -> Row {
             let place = place.map(|(parent, name)| {
                 Place { parent: UploadIno(parent), name: OsString::from_vec(name) }
@@ -374,12 +401,12 @@ mod tests {
             let (mode, uid, gid) = numbers;
             let (atime, mtime, ctime) = times;
             let attr = Attributes { mode, uid, gid, atime, mtime, ctime };
-            Row { inode: Inode { place, attr, xattrs, body }, work }
+            Row { inode: Inode { place, attr, xattrs, body, request, ignored: false }, work }
         }
     }
 
     #[test]
-    fn a_row_from_before_layers_is_read() {
+    fn rows_of_older_versions_are_read() {
         let root = ContentId::raw(sha2_256(b"x"));
         let sealed = Sealed { object: ObjectId(7), root, size: 3, tsize: 4, below: None };
         let attr = Attributes {
@@ -392,12 +419,18 @@ mod tests {
         };
         let place = Some(Place { parent: UploadIno(1), name: "f".into() });
         let xattrs = BTreeMap::new();
-        let inode = Inode { place, attr, xattrs, body: Body::File(Some(sealed)) };
+        let (body, request) = (Body::File(Some(sealed)), Request::None);
+        let inode = Inode { place, attr, xattrs, body, request, ignored: false };
         let mut bytes = Row::encode(&inode, None);
+        // The last byte says that nothing was asked for.
+        bytes.pop();
+        bytes[0] = UNREQUESTED;
+        let row = Row { inode, work: None };
+        assert_eq!(Row::decode(&bytes).unwrap(), row);
         // The last two bytes say that there is no layer and no working file.
         bytes.remove(bytes.len() - 2);
         bytes[0] = WHOLE_ONLY;
-        assert_eq!(Row::decode(&bytes).unwrap(), Row { inode, work: None });
+        assert_eq!(Row::decode(&bytes).unwrap(), row);
     }
 
     proptest! {
