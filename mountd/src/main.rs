@@ -23,6 +23,8 @@ use clap::Parser;
 static ALLOCATOR: chiral::sys::Allocator = chiral::sys::Allocator;
 
 fn main() -> ExitCode {
+    // First of all: no thread runs yet.
+    chiral::sys::settle_signals();
     let cli = cli::Cli::parse();
     let done = settings::start_log(cli.global.log.as_deref()).and_then(|()| commands::run(cli));
     exit::report(done)

@@ -112,7 +112,11 @@ impl Inner {
             return Ok(());
         }
         let Some((generation, size)) = self.begin_private(cell)? else { return Ok(()) };
-        match self.fill_all(cell, generation, size) {
+        let filled = self.fill_all(cell, generation, size).and_then(|filled| {
+            // What was published may go only once its bytes are on the disk elsewhere.
+            if filled { self.sync_private(cell, generation) } else { Ok(false) }
+        });
+        match filled {
             Ok(true) => self.end_private(cell, generation),
             // Somebody writes it: its close brings it here again.
             Ok(false) => {}
@@ -138,6 +142,18 @@ impl Inner {
         state.progress.changed();
         let generation = state.progress.begin_hash();
         Ok(generation.zip(size.map(|stamp| stamp.size)))
+    }
+
+    fn sync_private(&self, cell: &FileCell, generation: u64) -> Result<bool> {
+        let (id, file) = {
+            let mut state = cell.state();
+            let underway = state.progress.is_underway(generation);
+            let Some(work) = state.work.as_mut().filter(|_| underway) else { return Ok(false) };
+            self.store.rewrite_unsynced(work.id())?;
+            (work.id(), work.reader()?)
+        };
+        self.store.sync_working(id, &file)?;
+        Ok(true)
     }
 
     fn end_private(&self, cell: &FileCell, generation: u64) {
@@ -281,7 +297,7 @@ fn make_own(state: &mut FileState) {
     let idle = state.progress.handles() == 0;
     if let Some(work) = &mut state.work {
         // A clone that was not written counts as unchanged against its object, which goes now.
-        (work.overlay, work.clone_stamp) = (None, None);
+        (work.overlay, work.clone_stamp, work.fresh_clone) = (None, None, false);
         work.drop_writer();
         if idle {
             work.rest();

@@ -17,9 +17,11 @@ use crate::{
 };
 
 /// First byte of each row; a row of a version that is not known is refused, not guessed at.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// The version without requests.
-const UNREQUESTED: u8 = 2;
+const UNREQUESTED: u8 = 3;
+/// The version that tells nothing of how a working file looked.
+const UNSEEN: u8 = 2;
 /// The version without layers.
 const WHOLE_ONLY: u8 = 1;
 /// Parent of the root and of orphans in a row; no inode has this number.
@@ -60,7 +62,17 @@ pub(super) struct WorkRow {
     pub(super) object: ObjectId,
     /// Somebody could write when the row was made.
     pub(super) open: bool,
+    /// None: a version that did not write it down made the row.
+    pub(super) seen: Option<Seen>,
     pub(super) overlay: Option<OverlayRow>,
+}
+
+/// A working file as it was when its row was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) size: u64,
+    /// Nanoseconds since the epoch.
+    pub(super) mtime: i128,
 }
 
 /// Which bytes of a working file lie in the published version below it.
@@ -146,7 +158,7 @@ impl Row {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut reader = Reader(bytes);
         let version = match reader.u8()? {
-            version @ (WHOLE_ONLY | UNREQUESTED | VERSION) => version,
+            version @ (WHOLE_ONLY | UNSEEN | UNREQUESTED | VERSION) => version,
             other => return Err(RowError::Version(other)),
         };
         let parent = reader.u64()?;
@@ -172,7 +184,7 @@ impl Row {
             SYMLINK => Body::Symlink(OsString::from_vec(reader.bytes()?.to_vec())),
             FILE => {
                 let sealed = reader.sealed(version)?;
-                work = reader.work()?;
+                work = reader.work(version)?;
                 Body::File(sealed)
             }
             _ => return Err(RowError::Malformed("the kind of inode")),
@@ -227,6 +239,11 @@ fn put_work(out: &mut Vec<u8>, work: Option<&WorkRow>) {
     let Some(work) = work else { return };
     out.extend(work.object.0.to_le_bytes());
     out.push(u8::from(work.open));
+    out.push(u8::from(work.seen.is_some()));
+    if let Some(seen) = &work.seen {
+        out.extend(seen.size.to_le_bytes());
+        out.extend(seen.mtime.to_le_bytes());
+    }
     put_overlay(out, work.overlay.as_ref());
 }
 
@@ -316,13 +333,22 @@ impl<'a> Reader<'a> {
         Ok(Some(Sealed { object, root, size, tsize, below }))
     }
 
-    fn work(&mut self) -> Result<Option<WorkRow>, RowError> {
+    fn work(&mut self, version: u8) -> Result<Option<WorkRow>, RowError> {
         if !self.flag()? {
             return Ok(None);
         }
         let object = ObjectId(self.u64()?);
         let open = self.flag()?;
-        Ok(Some(WorkRow { object, open, overlay: self.overlay()? }))
+        let seen = if version <= UNSEEN { None } else { self.seen()? };
+        Ok(Some(WorkRow { object, open, seen, overlay: self.overlay()? }))
+    }
+
+    fn seen(&mut self) -> Result<Option<Seen>, RowError> {
+        if !self.flag()? {
+            return Ok(None);
+        }
+        let size = self.u64()?;
+        Ok(Some(Seen { size, mtime: i128::from_le_bytes(self.array()?) }))
     }
 
     fn overlay(&mut self) -> Result<Option<OverlayRow>, RowError> {
@@ -371,9 +397,15 @@ mod tests {
                 Sealed { object: ObjectId(object), root, size, tsize, below }
             },
         );
-        let work = (any::<u64>(), any::<bool>(), overlay()).prop_map(|(object, open, overlay)| {
-            WorkRow { object: ObjectId(object), open, overlay }
-        });
+        let seen = (any::<u64>(), any::<i128>()).prop_map(|(size, mtime)| Seen { size, mtime });
+        let work = (any::<u64>(), any::<bool>(), prop::option::of(seen), overlay()).prop_map(
+            |(object, open, seen, overlay)| WorkRow {
+                object: ObjectId(object),
+                open,
+                seen,
+                overlay,
+            },
+        );
         prop_oneof![
             Just((Body::Directory(Directory::default()), None)),
             "[a-z/]{1,40}".prop_map(|target| (Body::Symlink(target.into()), None)),
@@ -406,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_older_versions_are_read() {
+    fn a_row_from_before_layers_is_read() {
         let root = ContentId::raw(sha2_256(b"x"));
         let sealed = Sealed { object: ObjectId(7), root, size: 3, tsize: 4, below: None };
         let attr = Attributes {
@@ -424,13 +456,37 @@ mod tests {
         let mut bytes = Row::encode(&inode, None);
         // The last byte says that nothing was asked for.
         bytes.pop();
-        bytes[0] = UNREQUESTED;
         let row = Row { inode, work: None };
-        assert_eq!(Row::decode(&bytes).unwrap(), row);
+        for version in [UNREQUESTED, UNSEEN] {
+            bytes[0] = version;
+            assert_eq!(Row::decode(&bytes).unwrap(), row);
+        }
         // The last two bytes say that there is no layer and no working file.
         bytes.remove(bytes.len() - 2);
         bytes[0] = WHOLE_ONLY;
         assert_eq!(Row::decode(&bytes).unwrap(), row);
+    }
+
+    #[test]
+    fn a_row_without_size_of_its_file_is_read() {
+        let attr = Attributes {
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+        };
+        let place = Some(Place { parent: UploadIno(1), name: "f".into() });
+        let (xattrs, request) = (BTreeMap::new(), Request::None);
+        let inode = Inode { place, attr, xattrs, body: Body::File(None), request, ignored: false };
+        let work = WorkRow { object: ObjectId(7), open: true, seen: None, overlay: None };
+        let mut bytes = Row::encode(&inode, Some(&work));
+        bytes.pop();
+        // The last two bytes say that the file was not seen and is no overlay.
+        bytes.remove(bytes.len() - 2);
+        bytes[0] = UNSEEN;
+        assert_eq!(Row::decode(&bytes).unwrap(), Row { inode, work: Some(work) });
     }
 
     proptest! {
