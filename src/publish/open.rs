@@ -80,10 +80,13 @@ impl Inner {
             layers: Queue::default(),
             directories: Directories::default(),
             announcer: Announcer::new(told),
+            rules_turn: Mutex::default(),
+            skipped: Mutex::default(),
             changed: Notify::new(),
         });
         inner.restore_files(works)?;
         inner.remove_leftovers()?;
+        inner.read_all_rules();
         inner.compute_directories();
         inner.assume_announced();
         inner.flush()?;
@@ -211,7 +214,11 @@ impl Inner {
 
     /// Whether a file waits to be hashed or committed that nobody holds back.
     fn is_hashing(&self) -> bool {
-        let cells: Vec<_> = self.names().cells.values().cloned().collect();
+        let cells: Vec<_> = {
+            let names = self.names();
+            let published = names.cells.iter().filter(|(ino, _)| !names.tree.is_ignored(**ino));
+            published.map(|(_, cell)| cell.clone()).collect()
+        };
         cells.iter().any(|cell| {
             let state = cell.state();
             let waits =
