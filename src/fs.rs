@@ -22,6 +22,7 @@ mod mount;
 mod mountinfo;
 mod names;
 mod open;
+mod refused;
 mod reply;
 mod request;
 mod semantics;
@@ -32,3 +33,4 @@ mod walker;
 mod xattr;
 
 pub use mount::{Mount, MountError, MountOptions, detach_stale, mounted_path, unmount_path};
+pub use refused::Refused;
