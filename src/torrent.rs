@@ -10,6 +10,7 @@ mod bencode;
 mod bridge;
 mod bridges;
 mod build;
+mod descriptions;
 mod ease;
 mod fellows;
 mod fetch;
@@ -139,6 +140,14 @@ pub enum TorrentError {
     /// The description is malformed.
     #[error("a malformed torrent: {0}")]
     Metainfo(#[from] MetainfoError),
+    /// Its description came, and is none.
+    #[error("torrent {hash} cannot be opened: {why}")]
+    Refused {
+        /// Which torrent.
+        hash: InfoHash,
+        /// What is wrong with it.
+        why: Arc<str>,
+    },
     /// Nobody gave the description in time. The search goes on for a while.
     #[error("nobody who has the torrent {hash} told what is in it within {} s", waited.as_secs())]
     NoMetadata {

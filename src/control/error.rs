@@ -86,6 +86,7 @@ fn torrent_code(error: &TorrentError) -> ErrorCode {
         | TorrentError::Removed(_) => ErrorCode::NoEntry,
         TorrentError::Magnet(_)
         | TorrentError::Metainfo(_)
+        | TorrentError::Refused { .. }
         | TorrentError::Tracker(_)
         | TorrentError::Build(_)
         | TorrentError::NotADirectory(_)
