@@ -54,6 +54,7 @@ fn of_torrent(error: &TorrentError, during: During) -> Errno {
             During::Read => Errno::EIO,
         },
         TorrentError::Magnet(_)
+        | TorrentError::Links(_)
         | TorrentError::Metainfo(_)
         | TorrentError::Refused { .. }
         | TorrentError::Tracker(_)

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::known::write_whole;
+use super::{Selection, known::write_whole};
 use crate::content::InfoHash;
 
 /// The file in the folder of a torrent that says it.
@@ -66,6 +66,9 @@ pub struct TorrentPin {
     pub node: u32,
     /// A name for people.
     pub name: String,
+    /// The files of it that are kept, where not all of them are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<Selection>,
 }
 
 impl About {

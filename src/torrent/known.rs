@@ -174,7 +174,8 @@ impl Known {
         if guard(&self.listing).about(magnet.hash).is_some() {
             return Ok(());
         }
-        let about = About { magnet: Some(magnet.to_string()), ..About::default() };
+        let about =
+            About { magnet: Some(magnet.without_selection().to_string()), ..About::default() };
         let name = shown(magnet.name.as_deref().unwrap_or_default());
         let about = guard(&self.listing).put(magnet.hash, about, &name).clone();
         about.write(&self.folder(magnet.hash)).map_err(|e| TorrentError::disk("write", e))
@@ -254,16 +255,17 @@ impl Known {
 
     /// Keeps what a link says for when the torrent is searched; whether it says anything new.
     pub(super) fn learn(&self, magnet: &Magnet) -> bool {
+        let magnet = magnet.without_selection();
         let mut said = guard(&self.said);
         match said.get_mut(&magnet.hash) {
             Some(known) => {
                 let before = known.clone();
-                known.merge(magnet);
+                known.merge(&magnet);
                 *known != before
             }
-            None if *magnet == Magnet::of(magnet.hash) => false,
+            None if magnet == Magnet::of(magnet.hash) => false,
             None => {
-                said.put(magnet.hash, magnet.clone());
+                said.put(magnet.hash, magnet);
                 true
             }
         }

@@ -17,7 +17,7 @@ use self::tree::Tree;
 pub use self::tree::{TreeKind, TreeNode};
 use super::{
     bencode::{self, BencodeError, Dict, Value},
-    magnet::Magnet,
+    magnet::{Magnet, is_address},
 };
 use crate::content::{ByteRange, InfoHash};
 
@@ -215,7 +215,9 @@ impl Metainfo {
     /// A link that leads to it.
     pub fn magnet(&self) -> Magnet {
         let name = Some(self.name.to_string_lossy().into_owned());
-        let (trackers, webseeds) = (self.trackers.clone(), self.webseeds.clone());
+        let addresses =
+            |all: &[String]| all.iter().filter(|url| is_address(url)).cloned().collect();
+        let (trackers, webseeds) = (addresses(&self.trackers), addresses(&self.webseeds));
         Magnet { name, trackers, webseeds, ..Magnet::of(self.hash) }
     }
 }

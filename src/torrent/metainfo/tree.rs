@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{Metainfo, MetainfoError};
@@ -117,6 +117,28 @@ impl Metainfo {
             at = parent;
         }
         names.into_iter().rev().collect()
+    }
+
+    /// The longest beginning of a path that is a directory which is shown.
+    pub fn nearest(&self, path: &Path) -> PathBuf {
+        let (mut at, mut nearest) = (0, PathBuf::new());
+        for name in path {
+            let Some(TreeKind::Directory(names)) = self.node(at).map(|node| &node.what) else {
+                break;
+            };
+            match names.get(name) {
+                Some(child)
+                    if matches!(
+                        self.node(*child),
+                        Some(TreeNode { what: TreeKind::Directory(_), .. })
+                    ) =>
+                {
+                    (at, nearest) = (*child, nearest.join(name));
+                }
+                _ => break,
+            }
+        }
+        nearest
     }
 
     /// The names on the way to each file that is shown, by its number.
