@@ -54,7 +54,7 @@ const NO_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where everything is kept.
+    /// Where everything is kept; empty for a user without a home who has named none.
     pub data_dir: PathBuf,
     /// The mounted tree.
     pub mount: MountSettings,
@@ -223,7 +223,7 @@ pub enum Profile {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            data_dir: default_data_dir(),
+            data_dir: default_data_dir().unwrap_or_default(),
             mount: MountSettings::default(),
             store: StoreSettings::default(),
             network: NetworkSettings::default(),
@@ -330,6 +330,17 @@ impl Default for DownloadSettings {
 }
 
 impl Settings {
+    /// The same, once it is known where everything is kept.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoDataDir`].
+    pub fn with_data_dir(self) -> Result<Self, ConfigError> {
+        match self.data_dir.as_os_str().is_empty() {
+            true => Err(ConfigError::NoDataDir),
+            false => Ok(self),
+        }
+    }
+
     /// What the node is told.
     pub fn node_options(&self) -> NodeOptions {
         let download = self.download.options();

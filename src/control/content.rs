@@ -16,7 +16,7 @@ use percent_encoding::percent_decode;
 use super::{ErrorCode, Failure, Kind, Listed, Reference, Stat, server::App, wire::FAILURE};
 use crate::{
     content::{ByteRange, NodeKind, Selected},
-    node::{Child, Node, NodeError, Passage},
+    node::{Child, Described, Node, NodeError, Passage, Place},
 };
 
 /// `?id=ID[/path]`, whose names need not be text.
@@ -37,11 +37,20 @@ fn unescaped(text: &str) -> Vec<u8> {
     percent_decode(text.replace('+', " ").as_bytes()).collect()
 }
 
+/// Where a reference leads; its root gets on the listing of the mountpoint.
+async fn walked(node: &Node, reference: &Reference) -> Result<(Place, Described), Failure> {
+    let found = node.walk_to(&reference.root, &reference.path).await?;
+    if let Place::Content { root, .. } = &found.0 {
+        node.opened(root);
+    }
+    Ok(found)
+}
+
 pub(super) async fn stat(
     State(app): State<App>,
     Target(reference): Target,
 ) -> Result<Json<Stat>, Failure> {
-    let (place, described) = app.node.walk_to(&reference.root, &reference.path).await?;
+    let (place, described) = walked(&app.node, &reference).await?;
     Ok(Json(Stat::of(&place, &described)))
 }
 
@@ -50,7 +59,7 @@ pub(super) async fn list(
     State(app): State<App>,
     Target(reference): Target,
 ) -> Result<Json<Vec<Listed>>, Failure> {
-    let (place, described) = app.node.walk_to(&reference.root, &reference.path).await?;
+    let (place, described) = walked(&app.node, &reference).await?;
     if described.kind != NodeKind::Directory {
         return Ok(Json(vec![Listed {
             name: reference.name(),
@@ -81,7 +90,7 @@ pub(super) async fn cat(
     Target(reference): Target,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let (place, _) = app.node.walk_to(&reference.root, &reference.path).await?;
+    let (place, _) = walked(&app.node, &reference).await?;
     let file = app.node.protocol(&place).open(&place).await?;
     let size = file.size();
     let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());

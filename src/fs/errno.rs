@@ -89,6 +89,7 @@ pub(super) fn of_publish(error: &PublishError) -> Errno {
         PublishError::NotEmpty => Errno::ENOTEMPTY,
         PublishError::Cycle | PublishError::Name(_) | PublishError::Invalid(_) => Errno::EINVAL,
         PublishError::NameTooLong => Errno::ENAMETOOLONG,
+        PublishError::TooManyLinks => Errno::EMLINK,
         PublishError::NotPermitted(_) => Errno::EPERM,
         PublishError::ReadOnly => Errno::EROFS,
         PublishError::NoAttribute => Errno::ENODATA,

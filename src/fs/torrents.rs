@@ -121,8 +121,7 @@ impl Fs {
     }
 
     pub(super) fn torrents_attr(&self) -> Attr {
-        let perm = if self.node.is_read_only() { 0o555 } else { 0o755 };
-        Attr { perm, ..self.owner.directory(tree::TORRENTS) }
+        self.owner.directory(tree::TORRENTS)
     }
 
     pub(super) fn lookup_torrent(&self, name: &OsStr) -> Outcome<Found> {

@@ -1,6 +1,6 @@
 //! Content of IPFS as a protocol: the node's own store, engine and network.
 
-use std::{ffi::OsStr, fs::File, sync::Arc};
+use std::{collections::HashMap, ffi::OsStr, fs::File, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -69,6 +69,10 @@ impl Protocol for Node {
         "ipfs"
     }
 
+    fn owns(&self, place: &Place) -> bool {
+        matches!(place, Place::Content { .. })
+    }
+
     fn supports(&self, root: &Root) -> Option<Place> {
         match root {
             Root::Content(id) => Some(Place::Content { root: *id, id: *id }),
@@ -91,6 +95,16 @@ impl Protocol for Node {
             Ok(Described::from(&*Self::resolve(self, root, id).await?))
         }
         .boxed()
+    }
+
+    fn seek(&self, places: &[Place], waited: Duration) {
+        let mut by_root: HashMap<ContentId, Vec<ContentId>> = HashMap::new();
+        for (root, id) in places.iter().filter_map(|place| ids(place).ok()) {
+            by_root.entry(*root).or_default().push(*id);
+        }
+        for (root, ids) in &by_root {
+            self.engine().seek(root, ids, waited);
+        }
     }
 
     fn list<'a>(&'a self, dir: &'a Place) -> BoxFuture<'a, Result<Arc<dyn Children>, NodeError>> {
@@ -147,9 +161,11 @@ impl Protocol for Node {
             return Ok(Cached { bytes: content.len() as u64, allocated: 0, complete: true });
         }
         if let Some(object) = self.store().object(id)? {
+            // `upload`, or the torrent that it came with, shows what its owner takes.
+            let owned = self.store().is_owned(object.id())?;
             return Ok(Cached {
                 bytes: object.present().bytes(),
-                allocated: object.allocated(),
+                allocated: if owned { 0 } else { object.allocated() },
                 complete: object.is_complete(),
             });
         }

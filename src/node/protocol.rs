@@ -6,6 +6,7 @@ use std::{
     fs::File,
     os::unix::ffi::OsStrExt,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -140,12 +141,17 @@ pub trait OpenFile: fmt::Debug + Send + Sync {
 pub trait Protocol: Send + Sync {
     /// What it is called.
     fn name(&self) -> &'static str;
+    /// Whether a place is one of its own.
+    fn owns(&self, place: &Place) -> bool;
     /// The place that an id leads to, if it is one of this kind. What the id says besides is kept for the search.
     fn supports(&self, root: &Root) -> Option<Place>;
     /// What is at a place, without the network.
     fn resolve_now(&self, place: &Place) -> Known<Described>;
     /// What is at a place; ends after the lookup timeout, while the search goes on.
     fn resolve<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Described, NodeError>>;
+    /// Looks for what is at places that a caller is about to resolve, on behalf of one that has waited for `waited`
+    /// already: all of them share one timeout.
+    fn seek(&self, places: &[Place], waited: Duration);
     /// All names of a directory.
     fn list<'a>(&'a self, dir: &'a Place) -> BoxFuture<'a, Result<Arc<dyn Children>, NodeError>>;
     /// One name of a directory, without the network.
@@ -160,7 +166,8 @@ pub trait Protocol: Send + Sync {
     fn open_now(&self, file: &Place) -> Known<Arc<dyn OpenFile>>;
     /// Opens a file.
     fn open<'a>(&'a self, file: &'a Place) -> BoxFuture<'a, Result<Arc<dyn OpenFile>, NodeError>>;
-    /// How much of a file is here. May wait for the disk.
+    /// How much of a file is here; bytes of disk only where no other file of the mount shows them, so that `du` counts
+    /// them once. May wait for the disk.
     ///
     /// # Errors
     /// When the disk fails.

@@ -52,14 +52,10 @@ impl Node {
         root: &ContentId,
         id: &ContentId,
     ) -> Result<Arc<Resolved>, NodeError> {
-        let resolved = match self.resolve_now(id) {
-            Some(known) => known?,
-            None => self.keep(described(&self.engine().node(root, id).await?)?),
-        };
-        if root == id {
-            self.remember(&resolved);
+        match self.resolve_now(id) {
+            Some(known) => known,
+            None => Ok(self.keep(described(&self.engine().node(root, id).await?)?)),
         }
-        Ok(resolved)
     }
 
     /// Entries of a directory, sorted by name. Needs only the directory's own blocks.
@@ -234,7 +230,8 @@ impl Node {
         Some(opened.map_err(NodeError::from))
     }
 
-    /// Roots for the listing of the mountpoint: published, pinned or cached, each once, in the order of their ids.
+    /// Roots for the listing of the mountpoint: at the top of the upload tree, pinned, or opened by the user; each once,
+    /// in the order of their ids.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -260,18 +257,24 @@ impl Node {
         resolved
     }
 
-    /// Puts a root that somebody asked for on the listing of the mountpoint.
-    fn remember(&self, resolved: &Resolved) {
-        if resolved.id.inline_content().is_some()
-            || !self.inner.cache.is_to_be_listed(&resolved.id, Instant::now())
+    /// The user opens something below a root: the root gets on the listing of the mountpoint, in the background.
+    pub fn opened(&self, root: &ContentId) {
+        if root.inline_content().is_some()
+            || !self.inner.cache.is_to_be_listed(root, Instant::now())
         {
             return;
         }
-        let directory = resolved.kind == NodeKind::Directory;
-        let known = KnownRoot { root: resolved.id, directory };
+        let (node, root) = (self.clone(), *root);
+        self.tasks().blocking("listing of a root", move || node.remember(&root));
+    }
+
+    /// Puts a root that is here on the listing of the mountpoint. Waits for the disk.
+    pub(super) fn remember(&self, root: &ContentId) {
+        let Some(Ok(resolved)) = self.resolve_now(root) else { return };
+        let known = KnownRoot { root: *root, directory: resolved.kind == NodeKind::Directory };
         // The listing is a convenience; content is readable without it.
         if let Err(error) = self.store().remember_root(known) {
-            tracing::warn!(id = %resolved.id, %error, "cannot remember the root");
+            tracing::warn!(id = %root, %error, "the root is missing from the listing");
         }
     }
 

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -154,6 +155,10 @@ impl Protocol for Torrents {
         "bittorrent"
     }
 
+    fn owns(&self, place: &Place) -> bool {
+        matches!(place, Place::Torrent { .. })
+    }
+
     fn supports(&self, root: &Root) -> Option<Place> {
         let Root::Torrent(magnet) = root else { return None };
         self.learn(magnet);
@@ -170,6 +175,12 @@ impl Protocol for Torrents {
             described(&*self.metainfo(hash).await?, node)
         }
         .boxed()
+    }
+
+    fn seek(&self, places: &[Place], waited: Duration) {
+        for (hash, _) in places.iter().filter_map(|place| ids(place).ok()) {
+            Self::seek(self, hash, waited);
+        }
     }
 
     fn list<'a>(&'a self, dir: &'a Place) -> BoxFuture<'a, Result<Arc<dyn Children>, NodeError>> {

@@ -12,7 +12,7 @@ use super::{
     row::OverlayRow,
     seal::stamp_of,
 };
-use crate::store::ObjectId;
+use crate::store::{ObjectId, WorkingWriter};
 
 type Result<T> = std::result::Result<T, PublishError>;
 
@@ -125,9 +125,9 @@ impl Inner {
 }
 
 /// What was copied beside the program is no change of the file.
-fn restamp(work: &mut Work, writer: &File, size: u64) -> Result<()> {
+fn restamp(work: &mut Work, writer: &WorkingWriter, size: u64) -> Result<()> {
     if let Some(old) = &mut work.closed {
-        *old = stamp_of(writer)?;
+        *old = stamp_of(writer.file())?;
         old.size = size;
     }
     work.drop_writer();

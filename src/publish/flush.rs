@@ -126,6 +126,8 @@ struct Round {
     /// Roots that end with this round, for the versions that replace theirs.
     replaced: Vec<ContentId>,
     committing: BTreeMap<UploadIno, Committing>,
+    /// Working files that this round brings to the disk.
+    synced: Vec<(Arc<FileCell>, ObjectId)>,
 }
 
 impl Inner {
@@ -282,11 +284,14 @@ impl Inner {
                         continue;
                     }
                     let work = cell.as_deref().map(|c| self.work_row(c)).transpose()?.flatten();
-                    if cell.is_some_and(|cell| cell.state().dead) {
+                    if cell.as_ref().is_some_and(|cell| cell.state().dead) {
                         continue;
                     }
                     let work = work.map(|(row, sync)| {
                         round.batch.keep.push(row.object);
+                        if sync.is_some() {
+                            round.synced.extend(cell.map(|cell| (cell, row.object)));
+                        }
                         round.batch.sync.extend(sync);
                         row
                     });
@@ -321,6 +326,12 @@ impl Inner {
     }
 
     fn apply(&self, round: Round) {
+        for (cell, object) in round.synced {
+            let mut state = cell.state();
+            if let Some(work) = state.work.as_mut().filter(|work| work.id() == object) {
+                work.fresh_clone = false;
+            }
+        }
         for (ino, done) in round.committing {
             let mut state = done.cell.state();
             if state.progress.phase == Phase::Committing
@@ -384,17 +395,25 @@ impl Inner {
         let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
         let idle = state.progress.handles() == 0;
         let Some(work) = &mut state.work else { return Ok(None) };
-        // What the row says of an overlay's leaves must be on disk, too. Those are written under this very lock, and
-        // what is closed by nobody, so that it can be written again.
-        let sync = if open && work.overlay.is_none() {
-            None
-        } else {
+        let sync = if !open || work.overlay.is_some() {
+            // What the row says of an overlay's leaves must be on disk, too. Those are written under this very lock,
+            // and what is closed by nobody, so that it can be written again.
             self.store.rewrite_unsynced(work.id())?;
             Some(work.reader()?)
+        } else if work.fresh_clone {
+            if self.store.is_unsynced(work.id()) {
+                // The kernel may be writing it, so it cannot be written again before it is closed. Until then a crash
+                // leaves the published version.
+                return Ok(None);
+            }
+            Some(work.reader()?)
+        } else {
+            None
         };
+        let row = work.row(open)?;
         if idle {
             work.rest();
         }
-        Ok(Some((work.row(open), sync)))
+        Ok(Some((row, sync)))
     }
 }

@@ -243,11 +243,11 @@ impl Inner {
                 copy.go_on()?;
                 let end = self.with_room("copy", || {
                     // Where an attempt that found the disk full has left off.
-                    let done = (&*writer).stream_position()?;
+                    let done = writer.file().stream_position()?;
                     from.seek(SeekFrom::Start(done))?;
                     // copy_file_range underneath: extents are shared where the filesystem can.
-                    io::copy(&mut (&mut from).take(STEP), &mut &*writer)?;
-                    (&*writer).stream_position()
+                    io::copy(&mut (&mut from).take(STEP), &mut writer.file())?;
+                    writer.file().stream_position()
                 })?;
                 if end == size {
                     return Ok(());

@@ -5,9 +5,9 @@ use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 use bytes::Bytes;
 use nix::{
     errno::Errno,
-    fcntl::{FallocateFlags, fallocate},
     unistd::{Whence, lseek},
 };
+use rustix::fs::FallocateFlags;
 
 use super::{
     Inner, PublishError, UploadHandle, UploadIno,
@@ -82,7 +82,7 @@ impl Inner {
         let work = writing(&handle, &mut state)?;
         let writer = work.writer()?;
         let offset = match handle.append {
-            true => writer.metadata().map_err(io_error("fstat"))?.len(),
+            true => writer.size().map_err(io_error("fstat"))?,
             false => offset,
         };
         if let Some(overlay) = &mut work.overlay {
@@ -106,26 +106,25 @@ impl Inner {
         let mut state = handle.cell.quiet_state();
         let work = writing(&handle, &mut state)?;
         let writer = work.writer()?;
-        let flags =
-            FallocateFlags::from_bits(mode).ok_or_else(|| errno("fallocate", Errno::EOPNOTSUPP))?;
+        let unknown = || errno("fallocate", Errno::EOPNOTSUPP);
+        let bits = u32::try_from(mode).map_err(|_| unknown())?;
+        let flags = FallocateFlags::from_bits(bits).ok_or_else(unknown)?;
         if let Some(overlay) = &mut work.overlay {
-            let shifts =
-                FallocateFlags::FALLOC_FL_COLLAPSE_RANGE | FallocateFlags::FALLOC_FL_INSERT_RANGE;
+            let shifts = FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE;
             if flags.intersects(shifts) {
-                return Err(errno("fallocate", Errno::EOPNOTSUPP));
+                return Err(unknown());
             }
             // Reserving space changes no byte; everything else does.
-            let reserve = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let reserve = FallocateFlags::KEEP_SIZE;
             if !reserve.contains(flags) {
-                let size = writer.metadata().map_err(io_error("fstat"))?.len();
+                let size = writer.size().map_err(io_error("fstat"))?;
                 let range = ByteRange::at(offset, len).intersect(ByteRange::new(0, size));
                 let copy = || overlay.prepare_write(&writer, range);
                 self.with_room("copy of the old version", copy)?;
             }
         }
-        let signed = |n: u64| i64::try_from(n).map_err(|_| PublishError::Invalid("offset"));
-        let (offset, len) = (signed(offset)?, signed(len)?);
-        self.with_room("fallocate", || Ok(fallocate(&*writer, flags, offset, len)?))
+        let range = ByteRange::at(offset, len);
+        self.with_room("fallocate", || writer.fallocate(flags, range))
     }
 
     pub(super) fn lseek(&self, handle: UploadHandle, offset: i64, whence: i32) -> Result<i64> {
@@ -157,10 +156,7 @@ impl Inner {
         match cell {
             Ok(cell) => {
                 if let Some((id, file)) = self.file_to_sync(&cell)? {
-                    file.sync_data().map_err(|source| {
-                        self.store.sync_failed(id);
-                        PublishError::Io { what: "fdatasync", source }
-                    })?;
+                    self.store.sync_working(id, &file)?;
                 }
                 // Also where only the data or an overlay's leaves are new.
                 self.names().tree.mark(ino);

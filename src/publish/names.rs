@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Inner, PublishError, RenameMode, UploadIno,
+    Inner, PublishError, RenameMode, UploadAttr, UploadIno,
     dirs::link_of,
     file::FileCell,
     seal::Finished,
@@ -157,10 +157,28 @@ impl Inner {
 
     pub(super) fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {
         self.writable()?;
-        let ino = self.names().tree.unlink(parent, name, super::now())?;
-        self.orphaned(ino);
+        let (ino, orphan) = {
+            let mut names = self.names();
+            let ino = names.tree.unlink(parent, name, super::now())?;
+            (ino, names.tree.is_orphan(ino))
+        };
+        if orphan {
+            self.orphaned(ino);
+        }
         self.changed_names();
         Ok(())
+    }
+
+    pub(super) fn link(
+        &self,
+        ino: UploadIno,
+        parent: UploadIno,
+        name: &OsStr,
+    ) -> Result<UploadAttr, PublishError> {
+        self.writable()?;
+        self.names().tree.link(ino, parent, name, super::now())?;
+        self.changed_names();
+        self.getattr(ino)
     }
 
     pub(super) fn rmdir(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {

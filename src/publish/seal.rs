@@ -170,11 +170,9 @@ impl Inner {
         if size < LARGE {
             return Ok(());
         }
-        let synced = self.tasks.blocking("sync", move || file.sync_data());
-        synced.await.map_err(|_| PublishError::Closed)?.map_err(|source| {
-            self.store.sync_failed(id);
-            PublishError::Io { what: "fdatasync", source }
-        })
+        let store = self.store.clone();
+        let synced = self.tasks.blocking("sync", move || store.sync_working(id, &file));
+        Ok(synced.await.map_err(|_| PublishError::Closed)??)
     }
 
     /// Looks whether there is anything to hash, and takes over the times of what was written by a mapping.

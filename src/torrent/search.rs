@@ -15,7 +15,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Magnet, Metainfo, TorrentError, handle::Torrents, metainfo::info_of};
-use crate::content::InfoHash;
+use crate::{
+    content::InfoHash,
+    waits::{Verdict, Waits},
+};
 
 /// How long a search goes on after the last one who asked has given up: who asks again soon finds it done.
 const SEARCH_ON: Duration = Duration::from_secs(300);
@@ -33,9 +36,12 @@ const SEEN: usize = 64;
 type Outcome = Option<Result<Arc<Metainfo>, TorrentError>>;
 
 /// The searches that run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Searches {
     running: Mutex<HashMap<InfoHash, Search>>,
+    /// How long callers wait for each, and the moment that its times count from.
+    waits: Mutex<Waits<InfoHash>>,
+    began: Instant,
     /// Peers that were met on the way.
     seen: Mutex<HashMap<InfoHash, Vec<SocketAddr>>>,
 }
@@ -50,9 +56,21 @@ struct Search {
     gone: CancellationToken,
 }
 
+impl Default for Searches {
+    fn default() -> Self {
+        Self {
+            running: Mutex::default(),
+            waits: Mutex::default(),
+            began: Instant::now(),
+            seen: Mutex::default(),
+        }
+    }
+}
+
 impl Searches {
-    /// Has the search of a torrent look at what is known of it now.
+    /// Has the search of a torrent look at what is known of it now. It may lead further than what was waited for.
     pub(super) fn told(&self, hash: InfoHash) {
+        self.waits().found(&hash);
         if let Some(search) = self.running().get(&hash) {
             search.told.notify_one();
         }
@@ -78,7 +96,14 @@ impl Searches {
         if let Some(search) = self.running().remove(&hash) {
             search.gone.cancel();
         }
+        self.waits().found(&hash);
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash);
+    }
+
+    fn waits(&self) -> std::sync::MutexGuard<'_, Waits<InfoHash>> {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        waits.prune(self.began.elapsed());
+        waits
     }
 
     fn saw(&self, hash: InfoHash, mut peers: Vec<SocketAddr>) {
@@ -95,7 +120,8 @@ impl Torrents {
     /// What is in a torrent: from the disk, else from whoever has it. All who ask share one search.
     ///
     /// # Errors
-    /// [`TorrentError::NoMetadata`] after [`super::TorrentOptions::lookup_timeout`]; the search goes on for a while.
+    /// [`TorrentError::NoMetadata`] when [`super::TorrentOptions::lookup_timeout`] has passed since the first call for it;
+    /// at once when that has just happened. The search goes on for a while.
     pub async fn metainfo(&self, hash: InfoHash) -> Result<Arc<Metainfo>, TorrentError> {
         if let Some(known) = self.metainfo_now(hash) {
             return known;
@@ -104,19 +130,41 @@ impl Torrents {
             return Err(TorrentError::Offline(hash));
         }
         let waited = self.options().lookup_timeout;
-        let end = Instant::now().checked_add(waited);
+        // Also a call that is refused keeps the search going.
         let mut outcome = self.search(hash);
+        let searches = self.searches();
+        let verdict = searches.waits().ask(hash, searches.began.elapsed(), waited);
+        let Verdict::Since(since) = verdict else {
+            return Err(TorrentError::NoMetadata { hash, waited });
+        };
+        let end = (searches.began + since).checked_add(waited);
         let found = outcome.wait_for(Option::is_some);
         let found = match end {
             Some(end) => timeout_at(end, found).await,
             None => Ok(found.await),
         };
+        match &found {
+            Ok(_) => searches.waits().found(&hash),
+            Err(_) => searches.waits().failed(&hash, searches.began.elapsed()),
+        }
         match found {
             Ok(Ok(found)) => found.clone().unwrap_or(Err(TorrentError::Closed)),
             Ok(Err(_)) if self.tasks().token().is_cancelled() => Err(TorrentError::Closed),
             Ok(Err(_)) => Err(TorrentError::Removed(hash)),
             Err(_) => Err(TorrentError::NoMetadata { hash, waited }),
         }
+    }
+
+    /// Looks for what is in a torrent that a caller is about to wait for, on behalf of one that has waited for `waited`
+    /// already: they share its timeout.
+    pub fn seek(&self, hash: InfoHash, waited: Duration) {
+        if !self.options().online || self.known().has(hash) {
+            return;
+        }
+        drop(self.search(hash));
+        let (searches, timeout) = (self.searches(), self.options().lookup_timeout);
+        let now = searches.began.elapsed();
+        searches.waits().ask_since(hash, now.saturating_sub(waited), now, timeout);
     }
 
     /// Looks for what is in a torrent while nobody waits for it.

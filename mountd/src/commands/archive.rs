@@ -20,6 +20,7 @@ use crate::{
     exit::Usage,
     output::{self, bytes},
     progress::Bar,
+    stderr,
 };
 
 /// Bytes per read of what is piped in.
@@ -46,7 +47,7 @@ pub(crate) async fn import(
         for root in &report.roots {
             output::line(format_args!("{}  {}", root.cid, state(root)))?;
         }
-        eprintln!("{} blocks, {}", report.blocks, bytes(report.bytes));
+        stderr::line(format_args!("{} blocks, {}", report.blocks, bytes(report.bytes)));
     }
     if missing > 0 {
         let what = if pin { "; what is pinned is fetched when somebody has it" } else { "" };

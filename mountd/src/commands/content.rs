@@ -15,12 +15,13 @@ use futures::StreamExt;
 use crate::{
     cli::{AddArgs, Global},
     hash, output,
+    printable::printable_name,
     progress::Bar,
     settings,
 };
 
 pub(crate) fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
-    let params = settings::load(global)?.upload.profile.params();
+    let params = settings::load_without_data_dir(global)?.upload.profile.params();
     let mut found = Vec::new();
     for path in &args.paths {
         hash::hash(path, params, &mut found)?;
@@ -93,7 +94,7 @@ pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Resul
         let size = entry.size.map_or_else(|| "-".to_owned(), |size| size.to_string());
         let slash = if entry.kind == Some(Kind::Directory) { "/" } else { "" };
         let id = entry.cid.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        output::line(format_args!("{id}  {size:>12}  {}{slash}", entry.name.display()))?;
+        output::line(format_args!("{id}  {size:>12}  {}{slash}", printable_name(&entry.name)))?;
     }
     Ok(())
 }
