@@ -206,6 +206,12 @@ pub struct Listed {
     pub kind: Option<Kind>,
     /// Bytes of a file, when its own block is here.
     pub size: Option<u64>,
+    /// Why it can be neither shown by a mount nor fetched; its name may be that of no file then, or empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub omitted: Option<String>,
+    /// Whether the link, where it selects files of a torrent, selects something of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selected: Option<bool>,
 }
 
 /// Asks to keep a content.
