@@ -53,16 +53,18 @@ fn of_torrent(error: &TorrentError, during: During) -> Errno {
             During::Lookup => Errno::ETIMEDOUT,
             During::Read => Errno::EIO,
         },
-        TorrentError::Magnet(_) | TorrentError::Tracker(_) | TorrentError::Build(_) => {
-            Errno::EINVAL
-        }
+        TorrentError::Magnet(_)
+        | TorrentError::Links(_)
+        | TorrentError::Metainfo(_)
+        | TorrentError::Refused { .. }
+        | TorrentError::Tracker(_)
+        | TorrentError::Build(_) => Errno::EINVAL,
         TorrentError::NoSuchFile { .. } | TorrentError::NoSuchTorrent(_) => Errno::ENOENT,
         TorrentError::Removed(_) => Errno::ESTALE,
         TorrentError::NotADirectory(_) => Errno::ENOTDIR,
         TorrentError::IsADirectory(_) => Errno::EISDIR,
         TorrentError::Disk { what: _, source } => of_io(source),
-        TorrentError::Metainfo(_)
-        | TorrentError::Session(_)
+        TorrentError::Session(_)
         | TorrentError::Paused(_)
         | TorrentError::Gone { .. }
         | TorrentError::Closed => Errno::EIO,

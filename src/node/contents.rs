@@ -7,10 +7,10 @@ use futures::{FutureExt, future::BoxFuture};
 
 use super::{
     Child, Children, Described, Here, Known, Node, NodeError, OpenFile, PinState, Place, Protocol,
-    Resolved, Root,
+    Resolved, Root, Selection, Unshown,
 };
 use crate::{
-    content::{ByteRange, Codec, ContentId, Entry, EntryKind, NodeKind},
+    content::{ByteRange, Codec, ContentId, Entry, EntryKind, NodeKind, Omissions},
     download::{FileHandle, ReaderId},
     store::Pin,
     torrent::Cached,
@@ -35,6 +35,7 @@ fn ids(place: &Place) -> Result<(&ContentId, &ContentId), NodeError> {
 struct Entries {
     root: ContentId,
     entries: Arc<Vec<Entry>>,
+    omitted: Omissions,
 }
 
 impl Children for Entries {
@@ -50,6 +51,16 @@ impl Children for Entries {
         };
         let place = Place::Content { root: self.root, id: entry.cid };
         Some(Child { name: &entry.name, place, kind })
+    }
+
+    fn unshown(&self) -> (Vec<Unshown>, usize) {
+        let listed = self.omitted.listed();
+        let told = listed.iter().map(|omitted| Unshown {
+            name: omitted.name.clone(),
+            cid: Some(omitted.cid),
+            why: omitted.why.to_owned(),
+        });
+        (told.collect(), self.omitted.count() - listed.len())
     }
 }
 
@@ -100,7 +111,8 @@ impl Protocol for Node {
         async move {
             let (root, id) = ids(dir)?;
             let entries = Self::list(self, root, id).await?;
-            Ok(Arc::new(Entries { root: *root, entries }) as Arc<dyn Children>)
+            let omitted = self.omitted_of(id)?;
+            Ok(Arc::new(Entries { root: *root, entries, omitted }) as Arc<dyn Children>)
         }
         .boxed()
     }
@@ -170,7 +182,7 @@ impl Protocol for Node {
         self.here(ids(place)?.1)
     }
 
-    fn pin(&self, place: &Place, name: String) -> Result<(), NodeError> {
+    fn pin(&self, place: &Place, name: String, _only: Option<Selection>) -> Result<(), NodeError> {
         let (_, id) = ids(place)?;
         Ok(self.store().pin(Pin { root: *id, name })?)
     }

@@ -16,7 +16,7 @@ use super::{Here, Node, NodeError, PinState, Root, reading::next_reader};
 use crate::{
     content::{ByteRange, Codec, ContentId, InfoHash, Metadata, NodeKind},
     download::ReaderId,
-    torrent::Cached,
+    torrent::{Cached, Selection},
 };
 
 /// What is known without the network: none when something that is not here decides.
@@ -102,6 +102,19 @@ pub trait Children: Send + Sync {
     fn count(&self) -> usize;
     /// One of them.
     fn child(&self, at: usize) -> Option<Child<'_>>;
+    /// What cannot be shown, and how many more there are than are told of.
+    fn unshown(&self) -> (Vec<Unshown>, usize);
+}
+
+/// Something in a directory that cannot be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unshown {
+    /// Its name, which may be that of no file.
+    pub name: OsString,
+    /// What it leads to, where it is content of IPFS.
+    pub cid: Option<ContentId>,
+    /// Why it cannot be shown.
+    pub why: String,
 }
 
 /// An open file, whole or being fetched.
@@ -164,11 +177,12 @@ pub trait Protocol: Send + Sync {
     /// # Errors
     /// When the disk fails.
     fn here_at(&self, place: &Place) -> Result<Here, NodeError>;
-    /// Keeps a file, or a directory with all below it, from now on. `name` is for people.
+    /// Keeps a file, or a directory with all below it, from now on. `name` is for people; `only` names files of a torrent
+    /// where not all of them are kept.
     ///
     /// # Errors
     /// When it does not exist, or the disk fails.
-    fn pin(&self, place: &Place, name: String) -> Result<(), NodeError>;
+    fn pin(&self, place: &Place, name: String, only: Option<Selection>) -> Result<(), NodeError>;
     /// Stops keeping it; whether it was kept.
     fn unpin<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<bool, NodeError>>;
     /// All that is kept, with whether all of it is here. May wait for the disk.

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     content::{
         Block, Codec, ContentId, DagError, DirectoryReader, Entry, Lookup, Metadata,
-        Node as DagNode, NodeKind,
+        Node as DagNode, NodeKind, Omissions, Omitted,
     },
     download::FileHandle,
     store::KnownRoot,
@@ -75,8 +75,33 @@ impl Node {
         let directory = Arc::new(Directory::new(reader));
         let entries =
             directory.complete_entries().unwrap_or_else(|| Arc::new(directory.reader().entries()));
+        self.tell_of_omissions(id, &entries, directory.reader().omitted());
         self.inner.cache.put_directory(*id, directory, bytes_of(&entries));
         Ok(entries)
+    }
+
+    /// What of a directory, which was just listed, cannot be shown.
+    pub(super) fn omitted_of(&self, id: &ContentId) -> Result<Omissions, NodeError> {
+        let directory = self.directory_now(id).transpose()?;
+        Ok(directory.map(|directory| directory.reader().omitted().clone()).unwrap_or_default())
+    }
+
+    /// Says once for each directory what in it cannot be shown or read: a mount has no other place for that.
+    fn tell_of_omissions(&self, id: &ContentId, entries: &[Entry], omitted: &Omissions) {
+        if !self.inner.cache.is_to_be_told_of(id) {
+            return;
+        }
+        let first = omitted.listed().first();
+        if let Some(Omitted { name, cid, why }) = first {
+            let count = omitted.count();
+            tracing::warn!(directory = %id, count, ?name, %cid, why, "entries cannot be shown");
+        }
+        let mut unreadable =
+            entries.iter().filter_map(|entry| Some((entry, entry.cid.unreadable()?)));
+        if let Some((Entry { name, cid, .. }, why)) = unreadable.next() {
+            let count = 1 + unreadable.count();
+            tracing::warn!(directory = %id, count, ?name, %cid, why, "entries cannot be read");
+        }
     }
 
     /// The entries if they are known without the network.
@@ -91,6 +116,7 @@ impl Node {
             Err(error) => return Some(Err(error)),
         }
         let entries = directory.complete_entries()?;
+        self.tell_of_omissions(id, &entries, directory.reader().omitted());
         self.inner.cache.put_directory(*id, directory, bytes_of(&entries));
         Some(Ok(entries))
     }

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Magnet, Metainfo, TorrentError, handle::Torrents};
+use super::{Magnet, Metainfo, TorrentError, handle::Torrents, metainfo::info_of};
 use crate::{
     content::InfoHash,
     waits::{Verdict, Waits},
@@ -22,8 +22,11 @@ use crate::{
 
 /// How long a search goes on after the last one who asked has given up: who asks again soon finds it done.
 const SEARCH_ON: Duration = Duration::from_secs(300);
-/// Longest single try. librqbit has no limit of its own, and takes no new trackers and peers while it looks.
-const TRY: Duration = Duration::from_secs(30);
+/// Longest single try: the first one, and all after some doublings. librqbit has no limit of its own, takes no new
+/// trackers and peers while it looks, and dials each peer once. So one that was named and hung up, as it does while it
+/// still holds a connection to the torrent that was removed, is dialled again soon.
+const FIRST_TRY: Duration = Duration::from_secs(5);
+const LONGEST_TRY: Duration = Duration::from_secs(30);
 /// Wait after a try that ended early, because everybody who was named failed; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
@@ -202,7 +205,7 @@ impl Torrents {
 
     /// Tries until it is found or nobody asks any more.
     async fn look(&self, hash: InfoHash, search: &Search) -> Outcome {
-        let mut wait = FIRST_WAIT;
+        let (mut wait, mut limit) = (FIRST_WAIT, FIRST_TRY);
         loop {
             // Somebody has dropped it in. A second connection to who has it would cost the first one.
             if let Some(known) = self.metainfo_now(hash) {
@@ -212,18 +215,21 @@ impl Torrents {
             // A start of the session is not broken off by news.
             let looked = match self.session().await {
                 Ok(_) => tokio::select! {
-                    looked = self.look_once(hash) => looked,
+                    looked = self.look_once(hash, limit) => looked,
                     () = search.told.notified() => continue,
                 },
                 Err(error) => Err(error),
             };
             match looked {
                 Ok(found) => return Some(Ok(found)),
-                Err(error @ (TorrentError::Disk { .. } | TorrentError::Metainfo(_))) => {
-                    return Some(Err(error));
-                }
+                Err(
+                    error @ (TorrentError::Disk { .. }
+                    | TorrentError::Metainfo(_)
+                    | TorrentError::Refused { .. }),
+                ) => return Some(Err(error)),
                 Err(error) => tracing::debug!(%hash, %error, "the torrent is not found yet"),
             }
+            limit = (limit * 2).min(LONGEST_TRY);
             let next = Instant::now() + wait;
             tokio::select! {
                 () = sleep_until(next) => wait = (wait * 2).min(LONGEST_WAIT),
@@ -236,7 +242,11 @@ impl Torrents {
         }
     }
 
-    async fn look_once(&self, hash: InfoHash) -> Result<Arc<Metainfo>, TorrentError> {
+    async fn look_once(
+        &self,
+        hash: InfoHash,
+        limit: Duration,
+    ) -> Result<Arc<Metainfo>, TorrentError> {
         let running = self.session().await?;
         let said = self.known().said(hash);
         let trackers = self.policy().trackers(&said.trackers).await;
@@ -246,27 +256,27 @@ impl Torrents {
         let magnet = Magnet { trackers, ..Magnet::of(hash) };
         let options = AddTorrentOptions {
             list_only: true,
+            // Nothing is written; librqbit would make one of the names in it, and refuse some of those.
+            output_folder: Some(hash.to_string()),
             initial_peers: Some(peers),
             ..AddTorrentOptions::default()
         };
         let failed = |why: String| TorrentError::Session(why.into());
         let magnet = AddTorrent::from_url(magnet.to_string());
         let added = running.session().add_torrent(magnet, Some(options));
-        let listed = match timeout(TRY, added).await {
+        let listed = match timeout(limit, added).await {
             Ok(Ok(AddTorrentResponse::ListOnly(listed))) => listed,
             Ok(Ok(_)) => return Err(failed("it is open already".to_owned())),
-            Ok(Err(error)) => return Err(failed(format!("{error:#}"))),
+            Ok(Err(error)) => match error.downcast::<librqbit_core::Error>() {
+                // It has the right hash, and its lengths and pieces do not fit.
+                Ok(wrong) => return Err(self.known().refuse(hash, wrong.to_string())),
+                Err(error) => return Err(failed(format!("{error:#}"))),
+            },
             Err(_) => return Err(failed("nobody answered in time".to_owned())),
         };
         self.searches().saw(hash, listed.seen_peers);
         let (known, text) = (self.known().clone(), listed.torrent_bytes);
-        let kept = self.tasks().blocking("keep a torrent", move || known.keep(&text)).await;
-        let kept = kept.map_err(|_| TorrentError::Closed)??;
-        // librqbit checks it, too; what is kept under a hash has to have that hash.
-        if kept.hash == hash {
-            Ok(kept)
-        } else {
-            Err(super::MetainfoError::Other(kept.hash).into())
-        }
+        let keep = move || known.keep_info(hash, &info_of(&text)?);
+        self.tasks().blocking("keep a torrent", keep).await.map_err(|_| TorrentError::Closed)?
     }
 }

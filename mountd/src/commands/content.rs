@@ -215,7 +215,15 @@ pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Resul
         let size = entry.size.map_or_else(|| "-".to_owned(), |size| size.to_string());
         let slash = if entry.kind == Some(Kind::Directory) { "/" } else { "" };
         let id = entry.cid.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        output::line(format_args!("{id}  {size:>12}  {}{slash}", printable_name(&entry.name)))?;
+        let mark = match (&entry.omitted, entry.selected) {
+            (Some(why), _) => format!("  (left out: {why})"),
+            (None, Some(false)) => "  (not selected)".to_owned(),
+            (None, _) => String::new(),
+        };
+        output::line(format_args!(
+            "{id}  {size:>12}  {}{slash}{mark}",
+            printable_name(&entry.name)
+        ))?;
     }
     Ok(())
 }

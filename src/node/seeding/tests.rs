@@ -95,7 +95,7 @@ async fn what_is_seeded_is_kept_until_its_last_torrent_is_removed() {
 
     // A pin of the user's stays.
     let root = publish(&node, "other", |path| fs::write(path, b"other").unwrap()).await;
-    node.pin_to_end(Place::Content { root, id: root }, "mine".to_owned()).await.unwrap();
+    node.pin_to_end(Place::Content { root, id: root }, "mine".to_owned(), None).await.unwrap();
     let hash = node.seed_content(root, "other".into(), |_, _| {}).await.unwrap().hash;
     node.remove_torrent(hash).await.unwrap();
     assert_eq!(node.pinned_contents().unwrap().len(), 1);
