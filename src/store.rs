@@ -68,7 +68,7 @@ pub use self::{
     space::default_min_free,
     state::StateTree,
     trouble::Trouble,
-    working::WorkingFile,
+    working::{WorkingFile, WorkingWriter},
 };
 use self::{
     commit::Request,
@@ -412,9 +412,17 @@ impl Store {
     pub fn file_of(&self, id: ObjectId) -> WorkingFile {
         self.inner.file_of(id)
     }
-    /// A sync of a working file failed outside of [`Store::commit`]: what it holds may not be on the disk, and no later
-    /// sync would tell. It is not sealed before [`Store::rewrite_unsynced`].
-    pub fn sync_failed(&self, id: ObjectId) {
+    /// Makes the data of a working file durable. After an error its bytes may not be on the disk, and no later sync
+    /// tells; the file is not sealed before [`Store::rewrite_unsynced`].
+    ///
+    /// # Errors
+    /// As fdatasync(2).
+    pub fn sync_working(&self, id: ObjectId, file: &File) -> Result<(), StoreError> {
+        self.inner.sync_working(id, file)
+    }
+    /// As after a failed [`Store::sync_working`].
+    #[cfg(test)]
+    pub(crate) fn sync_failed(&self, id: ObjectId) {
         self.inner.note_unsynced(std::iter::once(id));
     }
     /// Whether a sync of a working file failed and it was not written again since.
@@ -505,7 +513,7 @@ impl Store {
     pub fn remember_root(&self, root: KnownRoot) -> Result<(), StoreError> {
         self.inner.remember_root(root)
     }
-    /// Roots that are published, pinned or cached.
+    /// Roots that are pinned, or were opened and are here.
     pub fn known_roots(&self) -> Result<Vec<KnownRoot>, StoreError> {
         self.inner.known_roots()
     }

@@ -8,8 +8,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{PublishError, UploadIno, overlay::Overlay, row::WorkRow};
-use crate::store::{FileStamp, ObjectId, WorkingFile};
+use super::{
+    PublishError, UploadIno,
+    overlay::Overlay,
+    row::{Seen, WorkRow},
+};
+use crate::store::{FileStamp, ObjectId, WorkingFile, WorkingWriter};
 
 /// Where the newest version of a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,12 +144,16 @@ pub(super) struct Work {
     read: Option<Arc<File>>,
     /// Opened when somebody writes through the daemon; dropped with the last writer, because the lease that
     /// tells whether somebody can still write would find our own descriptor.
-    write: Option<Arc<File>>,
+    write: Option<Arc<WorkingWriter>>,
     pub(super) overlay: Option<Overlay>,
     /// Stamp of a clone that nobody has written yet.
     pub(super) clone_stamp: Option<FileStamp>,
     /// Stamp when the last writer closed it.
     pub(super) closed: Option<FileStamp>,
+    /// It is a clone of the published version, and not on disk yet: no row may name it before.
+    pub(super) fresh_clone: bool,
+    /// A row names it, so that the next start finds it.
+    pub(super) has_row: bool,
 }
 
 impl Work {
@@ -157,6 +165,8 @@ impl Work {
             overlay: None,
             clone_stamp: None,
             closed: None,
+            fresh_clone: false,
+            has_row: false,
         }
     }
 
@@ -173,13 +183,13 @@ impl Work {
         Ok(file)
     }
 
-    pub(super) fn writer(&mut self) -> Result<Arc<File>, PublishError> {
-        if let Some(file) = &self.write {
-            return Ok(file.clone());
+    pub(super) fn writer(&mut self) -> Result<Arc<WorkingWriter>, PublishError> {
+        if let Some(writer) = &self.write {
+            return Ok(writer.clone());
         }
-        let file = Arc::new(self.file.open(true)?);
-        self.write = Some(file.clone());
-        Ok(file)
+        let writer = Arc::new(self.file.writer()?);
+        self.write = Some(writer.clone());
+        Ok(writer)
     }
 
     pub(super) fn drop_writer(&mut self) {
@@ -196,9 +206,12 @@ impl Work {
         stamp(&*self.reader()?).map_err(|source| PublishError::Io { what: "fstat", source })
     }
 
-    pub(super) fn row(&self, open: bool) -> WorkRow {
+    pub(super) fn row(&mut self, open: bool) -> Result<WorkRow, PublishError> {
+        let stamp = self.stamp()?;
+        self.has_row = true;
         let overlay = self.overlay.as_ref().map(Overlay::row);
-        WorkRow { object: self.id(), open, overlay }
+        let seen = Some(Seen { size: stamp.size, mtime: stamp.mtime });
+        Ok(WorkRow { object: self.id(), open, seen, overlay })
     }
 }
 
@@ -224,6 +237,8 @@ pub(super) struct FileState {
     pub(super) held: bool,
     /// It is gone; whoever still has the cell finds nothing in it.
     pub(super) dead: bool,
+    /// The log has told that it is ignored.
+    pub(super) told_ignored: bool,
 }
 
 impl FileState {
@@ -262,6 +277,7 @@ impl FileCell {
             orphan: false,
             held: false,
             dead: false,
+            told_ignored: false,
         };
         Self { ino, opening: Mutex::new(()), state: Mutex::new(state), committed: Condvar::new() }
     }

@@ -11,7 +11,7 @@ use super::{
     row::OverlayRow,
     seal::stamp_of,
 };
-use crate::store::ObjectId;
+use crate::store::{ObjectId, WorkingWriter};
 
 type Result<T> = std::result::Result<T, PublishError>;
 
@@ -48,6 +48,15 @@ impl Inner {
             Ok(filled.then_some(Whole { known, below: None }))
         });
         whole.await.map_err(|_| PublishError::Closed)?
+    }
+
+    /// Copies all that an overlay shows of the version below into the working file, whatever that costs; false when the
+    /// file was opened or removed meanwhile.
+    pub(super) fn fill_all(&self, cell: &FileCell, generation: u64, size: u64) -> Result<bool> {
+        if cell.state().work.as_ref().is_none_or(|work| work.overlay.is_none()) {
+            return Ok(true);
+        }
+        Ok(self.overlay(cell, generation)?.is_some() && self.fill(cell, generation, size)?)
     }
 
     /// The overlay as it is now, with the object below open.
@@ -124,9 +133,9 @@ impl Inner {
 }
 
 /// What was copied beside the program is no change of the file.
-fn restamp(work: &mut Work, writer: &File, size: u64) -> Result<()> {
+fn restamp(work: &mut Work, writer: &WorkingWriter, size: u64) -> Result<()> {
     if let Some(old) = &mut work.closed {
-        *old = stamp_of(writer)?;
+        *old = stamp_of(writer.file())?;
         old.size = size;
     }
     work.drop_writer();

@@ -95,7 +95,11 @@ pub(super) async fn run(inner: Arc<Inner>) {
             () = inner.flusher.wait() => {}
         }
         let flushing = inner.clone();
-        let flushed = inner.tasks.blocking("flush", move || flushing.flush()).await;
+        let flush = move || {
+            flushing.tell_skipped();
+            flushing.flush()
+        };
+        let flushed = inner.tasks.blocking("flush", flush).await;
         if let Ok(Err(error)) = flushed {
             inner.warn(&error, "the upload tree could not be written; it is tried again");
             inner.flusher.within(FAILED);
@@ -126,6 +130,8 @@ struct Round {
     /// Roots that end with this round, for the versions that replace theirs.
     replaced: Vec<ContentId>,
     committing: BTreeMap<UploadIno, Committing>,
+    /// Working files that this round brings to the disk.
+    synced: Vec<(Arc<FileCell>, ObjectId)>,
 }
 
 impl Inner {
@@ -146,6 +152,13 @@ impl Inner {
             }
             done => done,
         }
+    }
+
+    /// As [`Inner::flush`], where nobody may block.
+    pub(super) async fn flush_soon(self: &Arc<Self>) -> Result<(), PublishError> {
+        let inner = self.clone();
+        let flushed = self.tasks.blocking("flush", move || inner.flush());
+        flushed.await.map_err(|_| PublishError::Closed)?
     }
 
     fn commit(&self, mut round: Round) -> Result<(), PublishError> {
@@ -199,8 +212,13 @@ impl Inner {
             let mut state = done.cell.state();
             // One that is gone holds nothing any more, and would never let go of what it got here.
             let begun = !state.dead && state.progress.begin_commit(done.generation);
+            let ignored = begun && self.names().tree.is_ignored(done.cell.ino);
             drop(state);
-            if begun {
+            if ignored {
+                // Since it was hashed. It goes the way of all that is ignored.
+                self.seal_later(&done.cell, done.generation, Duration::ZERO);
+                done.cell.wake();
+            } else if begun {
                 let object = self.take(round, done, existing);
                 chosen.insert(root, object);
             }
@@ -283,11 +301,14 @@ impl Inner {
                         continue;
                     }
                     let work = cell.as_deref().map(|c| self.work_row(c)).transpose()?.flatten();
-                    if cell.is_some_and(|cell| cell.state().dead) {
+                    if cell.as_ref().is_some_and(|cell| cell.state().dead) {
                         continue;
                     }
                     let work = work.map(|(row, sync)| {
                         round.batch.keep.push(row.object);
+                        if sync.is_some() {
+                            round.synced.extend(cell.map(|cell| (cell, row.object)));
+                        }
                         round.batch.sync.extend(sync);
                         row
                     });
@@ -322,6 +343,12 @@ impl Inner {
     }
 
     fn apply(&self, round: Round) {
+        for (cell, object) in round.synced {
+            let mut state = cell.state();
+            if let Some(work) = state.work.as_mut().filter(|work| work.id() == object) {
+                work.fresh_clone = false;
+            }
+        }
         for (ino, done) in round.committing {
             let mut state = done.cell.state();
             if state.progress.phase == Phase::Committing
@@ -350,7 +377,11 @@ impl Inner {
             drop(names);
             drop(state);
             done.cell.wake();
-            self.announcer.rested(ino);
+            if self.names().tree.is_ignored(ino) {
+                self.queue.push(ino, Duration::ZERO);
+            } else {
+                self.announcer.rested(ino);
+            }
             self.directories.wake();
             tracing::debug!(ino = ino.0, %root, size, name = done.name, "published");
         }
@@ -385,17 +416,25 @@ impl Inner {
         let open = matches!(state.progress.phase, Phase::Writing | Phase::Interrupted);
         let idle = state.progress.handles() == 0;
         let Some(work) = &mut state.work else { return Ok(None) };
-        // What the row says of an overlay's leaves must be on disk, too. Those are written under this very lock, and
-        // what is closed by nobody, so that it can be written again.
-        let sync = if open && work.overlay.is_none() {
-            None
-        } else {
+        let sync = if !open || work.overlay.is_some() {
+            // What the row says of an overlay's leaves must be on disk, too. Those are written under this very lock,
+            // and what is closed by nobody, so that it can be written again.
             self.store.rewrite_unsynced(work.id())?;
             Some(work.reader()?)
+        } else if work.fresh_clone {
+            if self.store.is_unsynced(work.id()) {
+                // The kernel may be writing it, so it cannot be written again before it is closed. Until then a crash
+                // leaves the published version.
+                return Ok(None);
+            }
+            Some(work.reader()?)
+        } else {
+            None
         };
+        let row = work.row(open)?;
         if idle {
             work.rest();
         }
-        Ok(Some((work.row(open), sync)))
+        Ok(Some((row, sync)))
     }
 }

@@ -125,9 +125,7 @@ impl Inner {
         self.writable()?;
         let opening = cell.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.with_work(&cell, if flags.truncate { Some(0) } else { None })?;
-        if flags.truncate {
-            truncate(&mut state, 0)?;
-        }
+        let hides = flags.truncate && truncate(&mut state, 0)?;
         if state.progress.phase != Phase::Writing {
             self.take_times(&cell, &mut state)?;
         }
@@ -146,11 +144,14 @@ impl Inner {
         drop(state);
         drop(opening);
         self.flusher.later();
+        if hides {
+            self.keep_hidden();
+        }
         Ok(self.add_handle(cell, flags))
     }
 
     /// The state with a working file in it. `size` is what the file will be cut to at once. `opening` must be held.
-    fn with_work<'a>(
+    pub(super) fn with_work<'a>(
         &self,
         cell: &'a FileCell,
         size: Option<u64>,
@@ -207,6 +208,7 @@ impl Inner {
                 // Opening is no change: the times are those of the published version.
                 set_times(&*work.reader()?, None, Some(mtime))?;
                 work.clone_stamp = Some(work.stamp()?);
+                work.fresh_clone = true;
                 Ok(())
             });
         }
@@ -220,7 +222,7 @@ impl Inner {
                 let leaf = self.options.import.chunk_len as u64;
                 work.overlay = Some(Overlay::new(base, sealed.object, sealed.size, leaf));
             }
-            set_times(&writer, None, Some(mtime))?;
+            set_times(writer.file(), None, Some(mtime))?;
             work.drop_writer();
             Ok(())
         })
@@ -300,15 +302,32 @@ impl Inner {
         let _opening = cell.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.with_work(&cell, Some(size))?;
         let open = state.progress.phase == Phase::Writing;
-        truncate(&mut state, size)?;
+        let hides = truncate(&mut state, size)?;
         self.after_change(&cell, &mut state);
         if !open && let Some(work) = &mut state.work {
             work.drop_writer();
         }
         drop(state);
-        let mut names = self.names();
-        names.tree.mark(ino);
-        names.tree.drop_privileges(ino)
+        {
+            let mut names = self.names();
+            names.tree.mark(ino);
+            names.tree.drop_privileges(ino)?;
+        }
+        if hides {
+            self.keep_hidden();
+        }
+        self.content_changed(ino);
+        Ok(())
+    }
+
+    /// A truncate hid bytes of the published version that a row on disk still shows. A kill before the next commit
+    /// would bring them back once the file grew again, so the truncate ends with a commit of its own.
+    fn keep_hidden(&self) {
+        if let Err(error) = self.flush() {
+            // The file was cut; on a full disk that may be what makes the next commit possible.
+            tracing::warn!(%error, "a truncate is not on the disk yet; its commit is tried again");
+            self.flusher.later();
+        }
     }
 
     pub(super) fn release(&self, handle: UploadHandle) {
@@ -330,6 +349,9 @@ impl Inner {
             state.rest();
         }
         drop(state);
+        if closed {
+            self.content_changed(cell.ino);
+        }
         self.changed.notify_waiters();
     }
 
@@ -345,13 +367,13 @@ pub(super) fn alive(state: &FileState) -> Result<()> {
     if state.dead { Err(PublishError::NotFound) } else { Ok(()) }
 }
 
-/// Cuts or lengthens the working file.
-fn truncate(state: &mut FileState, size: u64) -> Result<()> {
+/// Cuts or lengthens the working file; whether that hides bytes of the published version that a row shows.
+fn truncate(state: &mut FileState, size: u64) -> Result<bool> {
     let Some(work) = &mut state.work else { return Err(PublishError::NotFound) };
     let writer = work.writer()?;
     match &mut work.overlay {
-        Some(overlay) => overlay.truncate(&writer, size),
-        None => writer.set_len(size),
+        Some(overlay) => overlay.truncate(&writer, size).map(|hides| hides && work.has_row),
+        None => writer.set_len(size).map(|()| false),
     }
     .map_err(io_error("ftruncate"))
 }

@@ -10,9 +10,9 @@ use std::{
 use bytes::Bytes;
 use nix::{
     errno::Errno,
-    fcntl::{FallocateFlags, fallocate},
     unistd::{Whence, lseek},
 };
+use rustix::fs::FallocateFlags;
 
 use super::{
     Inner, PublishError, UploadHandle, UploadIno,
@@ -89,7 +89,7 @@ impl Inner {
         let work = writing(&handle, &mut state)?;
         let writer = work.writer()?;
         let offset = match handle.append {
-            true => writer.metadata().map_err(io_error("fstat"))?.len(),
+            true => writer.size().map_err(io_error("fstat"))?,
             false => offset,
         };
         if let Some(overlay) = &mut work.overlay {
@@ -110,43 +110,43 @@ impl Inner {
         len: u64,
     ) -> Result<()> {
         let handle = self.handle(handle)?;
-        let flags =
-            FallocateFlags::from_bits(mode).ok_or_else(|| errno("fallocate", Errno::EOPNOTSUPP))?;
+        let unknown = || errno("fallocate", Errno::EOPNOTSUPP);
+        let bits = u32::try_from(mode).map_err(|_| unknown())?;
+        let flags = FallocateFlags::from_bits(bits).ok_or_else(unknown)?;
         self.admit_range(&handle, flags, ByteRange::at(offset, len))?;
         let mut state = handle.cell.quiet_state();
         let work = writing(&handle, &mut state)?;
         let writer = work.writer()?;
         if let Some(overlay) = &mut work.overlay {
-            let shifts =
-                FallocateFlags::FALLOC_FL_COLLAPSE_RANGE | FallocateFlags::FALLOC_FL_INSERT_RANGE;
+            let shifts = FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE;
             if flags.intersects(shifts) {
-                return Err(errno("fallocate", Errno::EOPNOTSUPP));
+                return Err(unknown());
             }
             // Reserving space changes no byte; everything else does.
-            let reserve = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let reserve = FallocateFlags::KEEP_SIZE;
             if !reserve.contains(flags) {
-                let size = writer.metadata().map_err(io_error("fstat"))?.len();
+                let size = writer.size().map_err(io_error("fstat"))?;
                 let range = ByteRange::at(offset, len).intersect(ByteRange::new(0, size));
                 let copy = || overlay.prepare_write(&writer, range);
                 self.with_room("copy of the old version", copy)?;
             }
         }
-        let signed = |n: u64| i64::try_from(n).map_err(|_| PublishError::Invalid("offset"));
-        let (offset, len) = (signed(offset)?, signed(len)?);
-        self.with_room("fallocate", || Ok(fallocate(&*writer, flags, offset, len)?))
+        let range = ByteRange::at(offset, len);
+        self.with_room("fallocate", || writer.fallocate(flags, range))
     }
 
     /// Makes room for what an fallocate may take: blocks that the range has already count as new, but no more than there
     /// can be.
     fn admit_range(&self, handle: &Handle, flags: FallocateFlags, range: ByteRange) -> Result<()> {
-        let gives = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_COLLAPSE_RANGE;
+        let gives = FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE;
         if flags.intersects(gives) {
             return Ok(());
         }
         let held = {
             let mut state = handle.cell.quiet_state();
             let work = writing(handle, &mut state)?;
-            work.writer()?.metadata().map_err(io_error("fstat"))?.blocks() * 512
+            let meta = work.writer()?.file().metadata();
+            meta.map_err(io_error("fstat"))?.blocks() * 512
         };
         let size = ByteRange::new(0, range.end).len();
         Ok(self.store.admit(range.len().min(size.saturating_sub(held)))?)
@@ -181,10 +181,7 @@ impl Inner {
         match cell {
             Ok(cell) => {
                 if let Some((id, file)) = self.file_to_sync(&cell)? {
-                    file.sync_data().map_err(|source| {
-                        self.store.sync_failed(id);
-                        PublishError::Io { what: "fdatasync", source }
-                    })?;
+                    self.store.sync_working(id, &file)?;
                 }
                 // Also where only the data or an overlay's leaves are new.
                 self.names().tree.mark(ino);

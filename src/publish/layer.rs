@@ -16,7 +16,7 @@ use super::{
     handle::io_error,
     hash::{self, Known},
     overlay::Overlay,
-    row::{OverlayRow, Sealed},
+    row::{OverlayRow, Sealed, Seen},
     seal::Finished,
 };
 use crate::{
@@ -235,7 +235,7 @@ impl Inner {
         let overlay = cell.state().layer.as_ref().and_then(|layer| layer.overlay.clone());
         let Some(overlay) = overlay else { return Ok(ControlFlow::Break(())) };
         let Some(known) = self.known(overlay)? else { return Ok(ControlFlow::Break(())) };
-        let writer = into.open(true)?;
+        let writer = into.writer()?;
         writer.set_len(sealed.size).map_err(io_error("ftruncate"))?;
         let mut from = 0;
         loop {
@@ -313,21 +313,49 @@ impl Inner {
     pub(super) fn restore_layer(&self, sealed: &Sealed) -> Result<Option<Work>> {
         let Some(below) = &sealed.below else { return Ok(None) };
         let mut layer = Work::new(self.store.file_of(sealed.object));
-        layer.overlay = Some(self.restore_overlay(below.clone())?);
+        let leaf = self.options.import.chunk_len as u64;
+        let size = self.size_below(below)?;
+        let overlay = Overlay::restore(below.clone(), size, leaf);
+        layer.overlay = Some(self.over_base(overlay));
         Ok(Some(layer))
     }
 
-    /// An overlay from its row. Where the object below cannot be read, reading the file says so.
-    pub(super) fn restore_overlay(&self, row: OverlayRow) -> Result<Overlay> {
-        let object = row.base;
-        let size = self.store.object_by_id(object)?.map_or(0, |object| object.size());
+    /// Gives a working file the overlay that its row tells of.
+    pub(super) fn recover_overlay(
+        &self,
+        work: &mut Work,
+        row: OverlayRow,
+        seen: Option<Seen>,
+    ) -> Result<()> {
         let leaf = self.options.import.chunk_len as u64;
-        let mut overlay = Overlay::restore(row, size, leaf);
-        match self.open_below(object) {
+        let size = self.size_below(&row)?;
+        let recovered = work.writer().and_then(|writer| {
+            let failed = io_error("recovery of a file that was being written");
+            Overlay::recover(row.clone(), seen, size, leaf, &writer).map_err(failed)
+        });
+        let overlay = match recovered {
+            // There nothing is written after the start either, so what it shows is what the row says.
+            Err(error) if is_read_only(&error) => Overlay::restore(row, size, leaf),
+            done => done?,
+        };
+        work.overlay = Some(self.over_base(overlay));
+        work.drop_writer();
+        Ok(())
+    }
+
+    /// Bytes of the object below. Of one that is gone the row tells what it had: its bytes are missing, not zeros.
+    fn size_below(&self, row: &OverlayRow) -> Result<u64> {
+        let below = self.store.object_by_id(row.base)?;
+        Ok(below.map_or(row.base_len, |object| object.size()))
+    }
+
+    /// Opens the object below. Where it cannot be read, reading the file says so.
+    fn over_base(&self, mut overlay: Overlay) -> Overlay {
+        match self.open_below(overlay.base_object()) {
             Ok((base, merging)) => overlay.set_base(base, merging),
             Err(error) => tracing::warn!(%error, "a published version cannot be read"),
         }
-        Ok(overlay)
+        overlay
     }
 
     /// Makes a working file an overlay with the content of the layer: over the object below that, with copies of the
@@ -344,4 +372,14 @@ impl Inner {
         work.overlay = copied.transpose().map_err(io_error("copy of the old version"))?;
         Ok(())
     }
+}
+
+/// Whether the disk takes no change at all.
+fn is_read_only(error: &PublishError) -> bool {
+    let (PublishError::Io { source, .. } | PublishError::Store(StoreError::Io { source, .. })) =
+        error
+    else {
+        return false;
+    };
+    source.kind() == std::io::ErrorKind::ReadOnlyFilesystem
 }

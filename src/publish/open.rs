@@ -20,7 +20,7 @@ use super::{
     names::Names,
     queue,
     queue::Queue,
-    row::{Row, WorkRow},
+    row::{Row, Seen, WorkRow},
     tree::{Body, Owner, Tree},
 };
 use crate::{
@@ -80,10 +80,13 @@ impl Inner {
             layers: Queue::default(),
             directories: Directories::default(),
             announcer: Announcer::new(told),
+            rules_turn: Mutex::default(),
+            skipped: Mutex::default(),
             changed: Notify::new(),
         });
         inner.restore_files(works)?;
         inner.unless_in_trouble(inner.remove_leftovers())?;
+        inner.read_all_rules();
         inner.compute_directories();
         inner.assume_announced();
         inner.unless_in_trouble(inner.flush())?;
@@ -124,11 +127,13 @@ impl Inner {
         };
         for ino in files {
             let row = works.remove(&ino);
-            let open = row.as_ref().is_some_and(|row| row.open);
+            let row_open = row.as_ref().is_some_and(|row| row.open);
             let work = match row {
                 Some(row) => self.restore_work(ino, row)?,
                 None => None,
             };
+            let (work, newer) = work.unzip();
+            let open = row_open || newer == Some(true);
             let sealed = self.names().tree.sealed(ino).is_some();
             let (phase, work) = match work {
                 Some(work) if open => (Phase::Interrupted, Some(work)),
@@ -153,17 +158,27 @@ impl Inner {
         Ok(())
     }
 
-    fn restore_work(&self, ino: UploadIno, row: WorkRow) -> Result<Option<Work>> {
+    /// The working file that a row tells of, and whether it was written after the row was made.
+    fn restore_work(&self, ino: UploadIno, row: WorkRow) -> Result<Option<(Work, bool)>> {
         let Some(file) = self.store.reopen_working(row.object)? else { return Ok(None) };
         let mut work = Work::new(file);
-        if let Some(overlay) = row.overlay {
-            let sealed = self.names().tree.sealed(ino).cloned();
-            if !sealed.is_some_and(|sealed| sealed.objects().any(|id| id == overlay.base)) {
-                return Ok(None);
-            }
-            work.overlay = Some(self.restore_overlay(overlay)?);
+        work.has_row = true;
+        let Some(overlay) = row.overlay else {
+            // One that was closed by then is open again, or mapped: a sync of its data does not cover the time, so
+            // only a later one tells.
+            let now = work.stamp()?;
+            work.rest();
+            let newer = |seen: Seen| seen.size != now.size || seen.mtime < now.mtime;
+            return Ok(Some((work, row.seen.is_some_and(newer))));
+        };
+        let sealed = self.names().tree.sealed(ino).cloned();
+        if !sealed.is_some_and(|sealed| sealed.objects().any(|id| id == overlay.base)) {
+            self.names().released.push(row.object);
+            return Ok(None);
         }
-        Ok(Some(work))
+        self.recover_overlay(&mut work, overlay, row.seen)?;
+        work.rest();
+        Ok(Some((work, false)))
     }
 
     /// Takes out what an import had copied when the daemon was killed.
@@ -180,7 +195,7 @@ impl Inner {
     fn assume_announced(&self) {
         let names = self.names();
         for (ino, inode) in names.tree.iter() {
-            let top = inode.place.as_ref().is_some_and(|place| place.parent == UploadIno::ROOT);
+            let top = inode.places().any(|place| place.parent == UploadIno::ROOT);
             let announced = match &inode.body {
                 Body::File(sealed) => sealed.as_ref().is_some_and(|sealed| sealed.size > 0),
                 Body::Directory(_) => top,
@@ -220,7 +235,11 @@ impl Inner {
 
     /// Whether a file waits to be hashed or committed that nobody holds back.
     fn is_hashing(&self) -> bool {
-        let cells: Vec<_> = self.names().cells.values().cloned().collect();
+        let cells: Vec<_> = {
+            let names = self.names();
+            let published = names.cells.iter().filter(|(ino, _)| !names.tree.is_ignored(**ino));
+            published.map(|(_, cell)| cell.clone()).collect()
+        };
         cells.iter().any(|cell| {
             let state = cell.state();
             let waits =

@@ -2,23 +2,25 @@
 //! read from the object below, whose bytes are never touched. What such a file holds can be published as it is, as a
 //! layer; an overlay over a layer lies over the object below it, and begins with copies of the layer's leaves.
 
+//!
+//! Invariant: a leaf that is not filled is a hole of the working file. Bytes that read as zero because nothing lies
+//! below them stay zero when their leaf is filled.
+
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use rustix::{
-    fs::{SeekFrom, copy_file_range, seek},
+    fs::{SeekFrom, seek},
     io::Errno,
 };
 
-use super::row::OverlayRow;
+use super::row::{OverlayRow, Seen};
 use crate::{
     content::{ByteRange, RangeSet},
-    store::ObjectId,
+    store::{ObjectId, WorkingWriter},
 };
 
-/// Below this size of the published version a copy is cheap, and it stays served meanwhile.
-const MERGE_MIN: u64 = 8 << 20;
-/// Bytes that are copied at a time where the kernel cannot.
-const COPY_BUFFER: usize = 1 << 20;
+/// Leaves of the published version below which a copy is cheap, and it stays served meanwhile: 8 MiB of usual ones.
+const MERGE_MIN: u64 = 32;
 
 /// What lies where. The size is that of the working file, which is as long as the whole.
 #[derive(Clone, Debug)]
@@ -62,7 +64,8 @@ impl Overlay {
         }
     }
 
-    /// As it was when [`Overlay::row`] was made. `original_len` is the size of the object below.
+    /// As it was when [`Overlay::row`] was made, for a layer: its file is an object, which nothing has changed since.
+    /// `original_len` is the size of the object below.
     pub(super) fn restore(row: OverlayRow, original_len: u64, leaf: u64) -> Self {
         Self {
             base: None,
@@ -79,8 +82,43 @@ impl Overlay {
         }
     }
 
+    /// As [`Overlay::restore`], for a working file that may be newer than its row. The row decides: bytes of the file
+    /// that it does not tell of go, and bytes below the end of the file do not come back.
+    pub(super) fn recover(
+        row: OverlayRow,
+        seen: Option<Seen>,
+        original_len: u64,
+        leaf: u64,
+        work: &WorkingWriter,
+    ) -> io::Result<Self> {
+        let mut overlay = Self::restore(row, original_len, leaf);
+        let written = work.size()?;
+        let size = overlay.recovered_size(seen.map_or(written, |seen| seen.size)).min(written);
+        if size < written {
+            work.set_len(size)?;
+        }
+        overlay.forget_beyond(size);
+        for gap in overlay.filled.missing(overlay.leaves(ByteRange::new(0, size))) {
+            work.clear(ByteRange::new(gap.start * leaf, gap.end * leaf))?;
+        }
+        Ok(overlay)
+    }
+
+    /// Where the file may end at most: at the size in its row, or at the end of the filled leaves that follow, which
+    /// hold what was appended since.
+    fn recovered_size(&self, row_size: u64) -> u64 {
+        let index = row_size / self.leaf;
+        let run = self.filled.iter().find(|run| run.contains(ByteRange::at(index, 1)));
+        run.map_or(row_size, |run| run.end.saturating_mul(self.leaf))
+    }
+
     /// An overlay with the same content of `size` bytes, whose filled leaves are copied from `layer` to `work`.
-    pub(super) fn copy_to(&self, layer: &File, work: &File, size: u64) -> io::Result<Self> {
+    pub(super) fn copy_to(
+        &self,
+        layer: &File,
+        work: &WorkingWriter,
+        size: u64,
+    ) -> io::Result<Self> {
         let whole = ByteRange::new(0, size);
         for leaves in self.filled.iter() {
             let bytes =
@@ -154,7 +192,11 @@ impl Overlay {
     }
 
     /// Makes `range` the working file's own, so that it can be written there.
-    pub(super) fn prepare_write(&mut self, work: &File, range: ByteRange) -> io::Result<()> {
+    pub(super) fn prepare_write(
+        &mut self,
+        work: &WorkingWriter,
+        range: ByteRange,
+    ) -> io::Result<()> {
         let leaves = self.leaves(range);
         for index in leaves.start..leaves.end {
             // Also where the write covers the whole leaf: it may be cut short, by a full disk for one.
@@ -167,7 +209,7 @@ impl Overlay {
 
     /// Fills all leaves of a whole of `size` bytes that are not leaves of the object below: the one that it ends in,
     /// where the new version goes on or ends earlier, and the zeros above it.
-    pub(super) fn fill_edge(&mut self, work: &File, size: u64) -> io::Result<()> {
+    pub(super) fn fill_edge(&mut self, work: &WorkingWriter, size: u64) -> io::Result<()> {
         let all = self.leaves(ByteRange::new(0, size));
         let edge = self.base_len / self.leaf;
         let range = ByteRange::at(edge * self.leaf, self.leaf).intersect(ByteRange::new(0, size));
@@ -180,7 +222,7 @@ impl Overlay {
         Ok(())
     }
 
-    fn fill_leaf(&mut self, work: &File, index: u64) -> io::Result<()> {
+    fn fill_leaf(&mut self, work: &WorkingWriter, index: u64) -> io::Result<()> {
         let number = ByteRange::at(index, 1);
         if self.filled.contains(number) {
             return Ok(());
@@ -188,26 +230,32 @@ impl Overlay {
         let below =
             ByteRange::at(index * self.leaf, self.leaf).intersect(ByteRange::new(0, self.base_len));
         if !below.is_empty() {
-            copy(self.base()?, work, below)?;
+            work.copy(self.base()?, below)?;
         }
         self.filled.insert(number);
         Ok(())
     }
 
-    /// The file is cut or made longer to `size` bytes.
-    pub(super) fn truncate(&mut self, work: &File, size: u64) -> io::Result<()> {
-        self.changed |= work.metadata()?.len() != size;
+    /// The file is cut or made longer to `size` bytes. Gives whether bytes of the object below are hidden from now on:
+    /// then a row from before must not outlive the call.
+    pub(super) fn truncate(&mut self, work: &WorkingWriter, size: u64) -> io::Result<bool> {
+        self.changed |= work.size()? != size;
         work.set_len(size)?;
+        let hides = size < self.base_len;
+        self.forget_beyond(size);
+        Ok(hides)
+    }
+
+    /// The file ends at `size`: what lay beyond does not come back when it grows again.
+    fn forget_beyond(&mut self, size: u64) {
         self.base_len = self.base_len.min(size);
-        // A leaf that is filled no more than half way must not come back when the file grows again.
         let beyond = ByteRange::new(size.div_ceil(self.leaf), u64::MAX);
         self.filled.remove(beyond);
         self.written.remove(beyond);
-        Ok(())
     }
 
     /// Copies up to `max` leaves that are not in the working file into it; false when none is left.
-    pub(super) fn fill_some(&mut self, work: &File, max: u64) -> io::Result<bool> {
+    pub(super) fn fill_some(&mut self, work: &WorkingWriter, max: u64) -> io::Result<bool> {
         let all = self.leaves(ByteRange::new(0, self.base_len));
         let Some(gap) = self.filled.missing(all).first().copied() else { return Ok(false) };
         for index in gap.start..gap.end.min(gap.start + max) {
@@ -245,7 +293,8 @@ impl Overlay {
     /// Whether little enough was written that merging it is cheaper than copying the rest.
     pub(super) fn is_sparse(&self) -> bool {
         let filled: u64 = self.filled.bytes();
-        self.base_len >= MERGE_MIN && filled.saturating_mul(self.leaf) <= self.base_len / 2
+        self.base_len >= MERGE_MIN.saturating_mul(self.leaf)
+            && filled.saturating_mul(self.leaf) <= self.base_len / 2
     }
 
     /// Copies up to `max` filled leaves from number `from` on to their places in the object below, `into`. Gives
@@ -253,7 +302,7 @@ impl Overlay {
     pub(super) fn merge_some(
         &self,
         work: &File,
-        into: &File,
+        into: &WorkingWriter,
         from: u64,
         max: u64,
     ) -> io::Result<Option<u64>> {
@@ -263,7 +312,7 @@ impl Overlay {
         let Some(next) = next else { return Ok(None) };
         let leaves = ByteRange::new(next.start, next.end.min(next.start + max));
         let bytes = ByteRange::new(leaves.start * self.leaf, leaves.end * self.leaf);
-        copy(work, into, bytes.intersect(ByteRange::new(0, size)))?;
+        into.copy(work, bytes.intersect(ByteRange::new(0, size)))?;
         Ok(Some(leaves.end))
     }
 
@@ -274,7 +323,7 @@ impl Overlay {
 }
 
 /// Copies a range to the same place of a new file, and leaves out what is a hole.
-fn copy_data(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
+fn copy_data(from: &File, to: &WorkingWriter, range: ByteRange) -> io::Result<()> {
     let mut start = range.start;
     while start < range.end {
         let data = match seek(from, SeekFrom::Data(start)) {
@@ -282,154 +331,11 @@ fn copy_data(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
             found => found?,
         };
         let hole = seek(from, SeekFrom::Hole(data))?;
-        copy(from, to, ByteRange::new(data, hole).intersect(range))?;
+        to.copy(from, ByteRange::new(data, hole).intersect(range))?;
         start = hole;
     }
     Ok(())
 }
 
-/// Copies a range to the same place of another file, in the kernel where the filesystem can.
-fn copy(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
-    let mut start = range.start;
-    while start < range.end {
-        let (mut read, mut write) = (start, start);
-        let len = usize::try_from(range.end - start).unwrap_or(usize::MAX);
-        match copy_file_range(from, Some(&mut read), to, Some(&mut write), len) {
-            Ok(copied) if copied > 0 => start += copied as u64,
-            _ => {
-                let mut buf = vec![0; len.min(COPY_BUFFER)];
-                from.read_exact_at(&mut buf, start)?;
-                to.write_all_at(&buf, start)?;
-                start += buf.len() as u64;
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[derive(Clone, Debug)]
-    enum Op {
-        Write(u64, Vec<u8>),
-        Truncate(u64),
-        FillSome,
-        Restart,
-        /// The version is published as it is, and opened for writing again.
-        Layer,
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        prop_oneof![
-            4 => (0u64..120, prop::collection::vec(1u8.., 1..30)).prop_map(|(at, data)| Op::Write(at, data)),
-            2 => (0u64..150).prop_map(Op::Truncate),
-            1 => Just(Op::FillSome),
-            1 => Just(Op::Restart),
-            1 => Just(Op::Layer),
-        ]
-    }
-
-    fn files(base: &[u8]) -> (tempfile::TempDir, Arc<File>, File) {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("base"), base).unwrap();
-        let file = File::open(dir.path().join("base")).unwrap();
-        let work = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(dir.path().join("work"))
-            .unwrap();
-        work.set_len(base.len() as u64).unwrap();
-        (dir, Arc::new(file), work)
-    }
-
-    proptest! {
-        #[test]
-        fn it_reads_like_a_plain_file(base in prop::collection::vec(1u8.., 0..100), ops in prop::collection::vec(op(), 0..20)) {
-            let (dir, file, mut work) = files(&base);
-            let mut overlay = Overlay::new(file.clone(), ObjectId(7), base.len() as u64, 16);
-            let (mut model, mut opened) = (base.clone(), base.clone());
-            for (number, op) in ops.into_iter().enumerate() {
-                match op {
-                    Op::Write(at, data) => {
-                        let (start, end) = (usize::try_from(at).unwrap(), usize::try_from(at).unwrap() + data.len());
-                        overlay.prepare_write(&work, ByteRange::at(at, data.len() as u64)).unwrap();
-                        work.write_all_at(&data, at).unwrap();
-                        model.resize(model.len().max(end), 0);
-                        model[start..end].copy_from_slice(&data);
-                    }
-                    Op::Truncate(size) => {
-                        overlay.truncate(&work, size).unwrap();
-                        model.resize(usize::try_from(size).unwrap(), 0);
-                    }
-                    Op::FillSome => { overlay.fill_some(&work, 2).unwrap(); }
-                    Op::Restart => {
-                        overlay = Overlay::restore(overlay.row(), base.len() as u64, 16);
-                        overlay.set_base(file.clone(), false);
-                    }
-                    Op::Layer => {
-                        overlay.fill_edge(&work, model.len() as u64).unwrap();
-                        for (index, leaf) in model.chunks(16).enumerate() {
-                            let range = ByteRange::at(index as u64 * 16, leaf.len() as u64);
-                            prop_assert!(overlay.is_known(range) || overlay.row().own(16, model.len() as u64).contains(range));
-                        }
-                        let next = dir.path().join(format!("work {number}"));
-                        let next = File::options().read(true).write(true).create_new(true).open(next).unwrap();
-                        next.set_len(model.len() as u64).unwrap();
-                        overlay = overlay.copy_to(&work, &next, model.len() as u64).unwrap();
-                        prop_assert!(overlay.is_unchanged(model.len() as u64));
-                        (work, opened) = (next, model.clone());
-                    }
-                }
-                let mut read = vec![0xAA; model.len() + 9];
-                prop_assert_eq!(overlay.read_at(&work, 0, &mut read).unwrap(), model.len());
-                prop_assert_eq!(&read[..model.len()], &model[..]);
-                prop_assert!(!overlay.is_unchanged(model.len() as u64) || model == opened);
-                for (index, leaf) in model.chunks(16).enumerate() {
-                    let at = index * 16;
-                    let range = ByteRange::at(at as u64, leaf.len() as u64);
-                    if overlay.is_known(range) {
-                        prop_assert_eq!(base.chunks(16).nth(index), Some(leaf));
-                    }
-                }
-            }
-            while overlay.fill_some(&work, 1).unwrap() {}
-            let mut read = vec![0; model.len()];
-            work.read_exact_at(&mut read, 0).unwrap();
-            prop_assert_eq!(read, model);
-        }
-    }
-
-    #[test]
-    fn what_an_append_was_cut_off_of_again_is_a_change_after_a_restart() {
-        let (dir, file, work) = files(&[1; 16]);
-        let mut overlay = Overlay::new(file, ObjectId(7), 16, 16);
-        overlay.prepare_write(&work, ByteRange::at(16, 1)).unwrap();
-        work.write_all_at(&[1], 16).unwrap();
-        // That is published, and opened again.
-        let next = dir.path().join("next");
-        let next = File::options().read(true).write(true).create_new(true).open(next).unwrap();
-        next.set_len(17).unwrap();
-        let mut overlay = overlay.copy_to(&work, &next, 17).unwrap();
-        assert!(overlay.is_unchanged(17));
-        overlay.truncate(&next, 16).unwrap();
-        assert!(!overlay.is_unchanged(16));
-        assert!(!Overlay::restore(overlay.row(), 16, 16).is_unchanged(16));
-    }
-
-    #[test]
-    fn an_append_copies_one_leaf() {
-        let (_dir, file, work) = files(&[7; 100]);
-        let mut overlay = Overlay::new(file, ObjectId(1), 100, 16);
-        overlay.prepare_write(&work, ByteRange::at(100, 5)).unwrap();
-        assert_eq!(overlay.row().filled.bytes(), 1);
-        assert!(overlay.is_known(ByteRange::new(80, 96)));
-        assert!(!overlay.is_known(ByteRange::new(96, 105)));
-    }
-}
+mod tests;

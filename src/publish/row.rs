@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     UploadIno,
-    tree::{Attributes, Body, Directory, Inode, Place},
+    tree::{Attributes, Body, Directory, Inode, Place, Request},
 };
 use crate::{
     content::{ByteRange, ContentId, RangeSet},
@@ -17,7 +17,14 @@ use crate::{
 };
 
 /// First byte of each row; a row of a version that is not known is refused, not guessed at.
-const VERSION: u8 = 2;
+const VERSION: u8 = 5;
+/// The same of an inode with several names.
+const LINKED: u8 = 6;
+/// The version without requests, of one name and of several.
+const UNREQUESTED: u8 = 3;
+const UNREQUESTED_LINKED: u8 = 4;
+/// The version that tells nothing of how a working file looked.
+const UNSEEN: u8 = 2;
 /// The version without layers.
 const WHOLE_ONLY: u8 = 1;
 /// Parent of the root and of orphans in a row; no inode has this number.
@@ -26,6 +33,10 @@ const NO_PARENT: u64 = 0;
 const DIRECTORY: u8 = 0;
 const FILE: u8 = 1;
 const SYMLINK: u8 = 2;
+
+const NONE: u8 = 0;
+const HIDDEN: u8 = 1;
+const NAMED: u8 = 2;
 
 /// A published version of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +65,17 @@ pub(super) struct WorkRow {
     pub(super) object: ObjectId,
     /// Somebody could write when the row was made.
     pub(super) open: bool,
+    /// None: a version that did not write it down made the row.
+    pub(super) seen: Option<Seen>,
     pub(super) overlay: Option<OverlayRow>,
+}
+
+/// A working file as it was when its row was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) size: u64,
+    /// Nanoseconds since the epoch.
+    pub(super) mtime: i128,
 }
 
 /// Which bytes of a working file lie in the published version below it.
@@ -98,7 +119,7 @@ pub(super) enum RowError {
 
 impl Row {
     pub(super) fn encode(inode: &Inode, work: Option<&WorkRow>) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let mut out = vec![if inode.also.is_empty() { VERSION } else { LINKED }];
         match &inode.place {
             Some(place) => {
                 out.extend(place.parent.0.to_le_bytes());
@@ -107,6 +128,13 @@ impl Row {
             None => {
                 out.extend(NO_PARENT.to_le_bytes());
                 put_bytes(&mut out, &[]);
+            }
+        }
+        if !inode.also.is_empty() {
+            put_len(&mut out, inode.also.len());
+            for place in &inode.also {
+                out.extend(place.parent.0.to_le_bytes());
+                put_bytes(&mut out, place.name.as_bytes());
             }
         }
         let attr = &inode.attr;
@@ -129,18 +157,31 @@ impl Row {
                 put_work(&mut out, work);
             }
         }
+        out.push(match inode.request {
+            Request::None => NONE,
+            Request::Hidden => HIDDEN,
+            Request::Named => NAMED,
+        });
         out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut reader = Reader(bytes);
         let version = match reader.u8()? {
-            version @ (WHOLE_ONLY | VERSION) => version,
+            version @ (WHOLE_ONLY | UNSEEN | UNREQUESTED | UNREQUESTED_LINKED | VERSION
+            | LINKED) => version,
             other => return Err(RowError::Version(other)),
         };
         let parent = reader.u64()?;
         let name = OsString::from_vec(reader.bytes()?.to_vec());
         let place = (parent != NO_PARENT).then_some(Place { parent: UploadIno(parent), name });
+        let mut also = Vec::new();
+        let is_linked = matches!(version, LINKED | UNREQUESTED_LINKED);
+        let links = if is_linked { reader.u32()? } else { 0 };
+        for _ in 0..links {
+            let (parent, name) = (UploadIno(reader.u64()?), reader.bytes()?.to_vec());
+            also.push(Place { parent, name: OsString::from_vec(name) });
+        }
         let attr = Attributes {
             mode: reader.u32()?,
             uid: reader.u32()?,
@@ -161,15 +202,21 @@ impl Row {
             SYMLINK => Body::Symlink(OsString::from_vec(reader.bytes()?.to_vec())),
             FILE => {
                 let sealed = reader.sealed(version)?;
-                work = reader.work()?;
+                work = reader.work(version)?;
                 Body::File(sealed)
             }
             _ => return Err(RowError::Malformed("the kind of inode")),
         };
+        let has_request = matches!(version, VERSION | LINKED);
+        let request = if has_request { reader.request()? } else { Request::None };
         if !reader.0.is_empty() {
             return Err(RowError::Malformed("its end"));
         }
-        Ok(Self { inode: Inode { place, attr, xattrs, body }, work })
+        if !also.is_empty() && (place.is_none() || matches!(body, Body::Directory(_))) {
+            return Err(RowError::Malformed("its further names"));
+        }
+        let inode = Inode { place, also, attr, xattrs, body, request, ignored: false };
+        Ok(Self { inode, work })
     }
 }
 
@@ -214,6 +261,11 @@ fn put_work(out: &mut Vec<u8>, work: Option<&WorkRow>) {
     let Some(work) = work else { return };
     out.extend(work.object.0.to_le_bytes());
     out.push(u8::from(work.open));
+    out.push(u8::from(work.seen.is_some()));
+    if let Some(seen) = &work.seen {
+        out.extend(seen.size.to_le_bytes());
+        out.extend(seen.mtime.to_le_bytes());
+    }
     put_overlay(out, work.overlay.as_ref());
 }
 
@@ -258,6 +310,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn request(&mut self) -> Result<Request, RowError> {
+        match self.u8()? {
+            NONE => Ok(Request::None),
+            HIDDEN => Ok(Request::Hidden),
+            NAMED => Ok(Request::Named),
+            _ => Err(RowError::Malformed("what was asked for")),
+        }
+    }
+
     fn u32(&mut self) -> Result<u32, RowError> {
         self.array().map(u32::from_le_bytes)
     }
@@ -294,13 +355,22 @@ impl<'a> Reader<'a> {
         Ok(Some(Sealed { object, root, size, tsize, below }))
     }
 
-    fn work(&mut self) -> Result<Option<WorkRow>, RowError> {
+    fn work(&mut self, version: u8) -> Result<Option<WorkRow>, RowError> {
         if !self.flag()? {
             return Ok(None);
         }
         let object = ObjectId(self.u64()?);
         let open = self.flag()?;
-        Ok(Some(WorkRow { object, open, overlay: self.overlay()? }))
+        let seen = if version <= UNSEEN { None } else { self.seen()? };
+        Ok(Some(WorkRow { object, open, seen, overlay: self.overlay()? }))
+    }
+
+    fn seen(&mut self) -> Result<Option<Seen>, RowError> {
+        if !self.flag()? {
+            return Ok(None);
+        }
+        let size = self.u64()?;
+        Ok(Some(Seen { size, mtime: i128::from_le_bytes(self.array()?) }))
     }
 
     fn overlay(&mut self) -> Result<Option<OverlayRow>, RowError> {
@@ -349,9 +419,15 @@ mod tests {
                 Sealed { object: ObjectId(object), root, size, tsize, below }
             },
         );
-        let work = (any::<u64>(), any::<bool>(), overlay()).prop_map(|(object, open, overlay)| {
-            WorkRow { object: ObjectId(object), open, overlay }
-        });
+        let seen = (any::<u64>(), any::<i128>()).prop_map(|(size, mtime)| Seen { size, mtime });
+        let work = (any::<u64>(), any::<bool>(), prop::option::of(seen), overlay()).prop_map(
+            |(object, open, seen, overlay)| WorkRow {
+                object: ObjectId(object),
+                open,
+                seen,
+                overlay,
+            },
+        );
         prop_oneof![
             Just((Body::Directory(Directory::default()), None)),
             "[a-z/]{1,40}".prop_map(|target| (Body::Symlink(target.into()), None)),
@@ -363,18 +439,27 @@ mod tests {
     prop_compose! {
         fn row()(
             place in prop::option::of((1u64.., prop::collection::vec(1u8.., 1..20))),
+            also in prop::collection::vec((1u64.., prop::collection::vec(1u8.., 1..20)), 0..3),
             numbers in any::<(u32, u32, u32)>(),
             times in (time(), time(), time()),
             xattrs in prop::collection::btree_map("user\\.[a-z]{1,9}", any::<Vec<u8>>(), 0..4),
             (body, work) in body(),
+            request in prop_oneof![
+                Just(Request::None),
+                Just(Request::Hidden),
+                Just(Request::Named),
+            ],
         ) -> Row {
-            let place = place.map(|(parent, name)| {
+            let to_place = |(parent, name)| {
                 Place { parent: UploadIno(parent), name: OsString::from_vec(name) }
-            });
+            };
+            let place = place.map(to_place);
+            let linked = place.is_some() && !matches!(body, Body::Directory(_));
+            let also = also.into_iter().filter(|_| linked).map(to_place).collect();
             let (mode, uid, gid) = numbers;
             let (atime, mtime, ctime) = times;
             let attr = Attributes { mode, uid, gid, atime, mtime, ctime };
-            Row { inode: Inode { place, attr, xattrs, body }, work }
+            Row { inode: Inode { place, also, attr, xattrs, body, request, ignored: false }, work }
         }
     }
 
@@ -392,12 +477,42 @@ mod tests {
         };
         let place = Some(Place { parent: UploadIno(1), name: "f".into() });
         let xattrs = BTreeMap::new();
-        let inode = Inode { place, attr, xattrs, body: Body::File(Some(sealed)) };
+        let (body, request, also) = (Body::File(Some(sealed)), Request::None, Vec::new());
+        let inode = Inode { place, also, attr, xattrs, body, request, ignored: false };
         let mut bytes = Row::encode(&inode, None);
+        // The last byte says that nothing was asked for.
+        bytes.pop();
+        let row = Row { inode, work: None };
+        for version in [UNREQUESTED, UNSEEN] {
+            bytes[0] = version;
+            assert_eq!(Row::decode(&bytes).unwrap(), row);
+        }
         // The last two bytes say that there is no layer and no working file.
         bytes.remove(bytes.len() - 2);
         bytes[0] = WHOLE_ONLY;
-        assert_eq!(Row::decode(&bytes).unwrap(), Row { inode, work: None });
+        assert_eq!(Row::decode(&bytes).unwrap(), row);
+    }
+
+    #[test]
+    fn a_row_without_size_of_its_file_is_read() {
+        let attr = Attributes {
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+        };
+        let place = Some(Place { parent: UploadIno(1), name: "f".into() });
+        let (xattrs, request, body) = (BTreeMap::new(), Request::None, Body::File(None));
+        let inode = Inode { place, also: Vec::new(), attr, xattrs, body, request, ignored: false };
+        let work = WorkRow { object: ObjectId(7), open: true, seen: None, overlay: None };
+        let mut bytes = Row::encode(&inode, Some(&work));
+        bytes.pop();
+        // The last two bytes say that the file was not seen and is no overlay.
+        bytes.remove(bytes.len() - 2);
+        bytes[0] = UNSEEN;
+        assert_eq!(Row::decode(&bytes).unwrap(), Row { inode, work: Some(work) });
     }
 
     proptest! {

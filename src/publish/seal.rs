@@ -50,6 +50,9 @@ enum Outcome {
 impl Inner {
     /// Hashes one closed file and hands it to the flush.
     pub(super) async fn seal(self: &Arc<Self>, cell: Arc<FileCell>) {
+        if self.names().tree.is_ignored(cell.ino) {
+            return self.keep_private(cell).await;
+        }
         let Some((generation, file)) = begin(&cell) else { return };
         match self.try_seal(&cell, generation, file).await {
             Ok(Outcome::Hashed(finished)) => {
@@ -190,11 +193,9 @@ impl Inner {
         if size < LARGE {
             return Ok(());
         }
-        let synced = self.tasks.blocking("sync", move || file.sync_data());
-        synced.await.map_err(|_| PublishError::Closed)?.map_err(|source| {
-            self.store.sync_failed(id);
-            PublishError::Io { what: "fdatasync", source }
-        })
+        let store = self.store.clone();
+        let synced = self.tasks.blocking("sync", move || store.sync_working(id, &file));
+        Ok(synced.await.map_err(|_| PublishError::Closed)??)
     }
 
     /// Looks whether there is anything to hash, and takes over the times of what was written by a mapping.

@@ -19,7 +19,7 @@ impl Inner {
         match self.disk.link(path, &name) {
             Ok(()) => {
                 self.new_names().insert(id);
-                Ok(Some(WorkingFile { id, path: name }))
+                Ok(Some(self.working(id, name)))
             }
             Err(error) if is_impossible(&error) => {
                 tracing::debug!(%error, path = %path.display(), "a file cannot be taken in");
@@ -36,7 +36,7 @@ impl Inner {
         let source = File::open(path).map_err(|e| StoreError::io("open", path, e))?;
         let (id, path, file) = self.create_file()?;
         match rustix::fs::ioctl_ficlone(&file, &source) {
-            Ok(()) => Ok(Some(WorkingFile { id, path })),
+            Ok(()) => Ok(Some(self.working(id, path))),
             Err(_) => {
                 self.discard(id);
                 Ok(None)

@@ -32,6 +32,21 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
         file.write_all_at(data, offset)
     }
 
+    /// Writes some of `data`, as pwrite(2): fewer bytes where the disk becomes full meanwhile.
+    fn write_some(&self, file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
+        file.write_at(data, offset)
+    }
+
+    /// Copies `range` of another file to the same place, in the kernel where the filesystem can.
+    fn copy(&self, from: &File, to: &File, range: ByteRange) -> io::Result<()> {
+        copy(from, to, range)
+    }
+
+    /// fallocate(2).
+    fn fallocate(&self, file: &File, flags: FallocateFlags, range: ByteRange) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(file, flags, range.start, range.len())?)
+    }
+
     /// Sets the length; new bytes are a hole.
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
         file.set_len(len)
@@ -89,6 +104,27 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
 pub(super) struct RealDisk;
 
 impl Disk for RealDisk {}
+
+/// Bytes that are copied at a time where the kernel cannot.
+const COPY_BUFFER: usize = 1 << 20;
+
+fn copy(from: &File, to: &File, range: ByteRange) -> io::Result<()> {
+    let mut start = range.start;
+    while start < range.end {
+        let (mut read, mut write) = (start, start);
+        let len = usize::try_from(range.end - start).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), len) {
+            Ok(copied) if copied > 0 => start += copied as u64,
+            _ => {
+                let mut buf = vec![0; len.min(COPY_BUFFER)];
+                from.read_exact_at(&mut buf, start)?;
+                to.write_all_at(&buf, start)?;
+                start += buf.len() as u64;
+            }
+        }
+    }
+    Ok(())
+}
 
 /// The disk of this machine with no room for content while a switch is on. The index goes on.
 #[cfg(test)]

@@ -6,21 +6,22 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
-use rustix::{
-    fs::{SeekFrom, Timespec, Timestamps, UTIME_OMIT, futimens, seek},
-    io::Errno,
-};
+use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
-use super::{Batch, FileStamp, Inner, ObjectId, StoreError, guard};
-use crate::content::ByteRange;
-
-/// Bytes that are written again at a time.
-const STEP: u64 = 1 << 20;
+use super::{Batch, FileStamp, Inner, ObjectId, StoreError, guard, working::next_data};
 
 impl Inner {
     /// A sync that was to cover these files has failed.
     pub(super) fn note_unsynced(&self, ids: impl Iterator<Item = ObjectId>) {
         guard(&self.unsynced).extend(ids);
+    }
+
+    /// As [`super::Store::sync_working`].
+    pub(super) fn sync_working(&self, id: ObjectId, file: &File) -> Result<(), StoreError> {
+        self.disk.sync_data(file).map_err(|e| {
+            self.note_unsynced(std::iter::once(id));
+            StoreError::io("sync", &self.object_path(id), e)
+        })
     }
 
     pub(super) fn is_unsynced(&self, id: ObjectId) -> bool {
@@ -65,17 +66,6 @@ impl Inner {
         tracing::info!(path = %path.display(), "a file whose sync failed was written again");
         Ok(true)
     }
-}
-
-/// The next bytes that are not in a hole, at most a step of them.
-fn next_data(file: &File, at: u64) -> io::Result<Option<ByteRange>> {
-    let start = match seek(file, SeekFrom::Data(at)) {
-        Ok(start) => start,
-        Err(Errno::NXIO) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let end = seek(file, SeekFrom::Hole(start))?;
-    Ok(Some(ByteRange::new(start, end.min(start + STEP))))
 }
 
 /// mtime as given, in nanoseconds since the epoch; atime stays.

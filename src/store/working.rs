@@ -8,10 +8,15 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::{
+    fs::{FallocateFlags, SeekFrom, seek},
+    io::Errno,
+};
 
 use super::{
     FileStamp, Inner, Object, ObjectId, StoreError,
     codec::{Envelope, Leaf},
+    disk::Disk,
     guard, index,
     reserve::is_full,
     space::Room,
@@ -26,6 +31,118 @@ use crate::{
 pub struct WorkingFile {
     pub(super) id: ObjectId,
     pub(super) path: PathBuf,
+    disk: Arc<dyn Disk>,
+}
+
+/// A working file that is open for writing. Its changes are steps of the store's disk, so that tests can fail or
+/// lose each of them.
+#[derive(Debug)]
+pub struct WorkingWriter {
+    file: File,
+    disk: Arc<dyn Disk>,
+}
+
+impl WorkingWriter {
+    /// The file, for what changes no byte of it.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Bytes from the start of the file to its end.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Writes some of `data`, as pwrite(2).
+    ///
+    /// # Errors
+    /// As pwrite(2).
+    pub fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize> {
+        self.disk.write_some(&self.file, data, offset)
+    }
+
+    /// Writes all of `data`.
+    ///
+    /// # Errors
+    /// As pwrite(2).
+    pub fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.disk.write_at(&self.file, data, offset)
+    }
+
+    /// Sets the length; new bytes are a hole.
+    ///
+    /// # Errors
+    /// As ftruncate(2).
+    pub fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.set_len(&self.file, len)
+    }
+
+    /// Copies `range` of another file to the same place.
+    ///
+    /// # Errors
+    /// As copy_file_range(2).
+    pub fn copy(&self, from: &File, range: ByteRange) -> io::Result<()> {
+        self.disk.copy(from, &self.file, range)
+    }
+
+    /// fallocate(2).
+    ///
+    /// # Errors
+    /// As fallocate(2).
+    pub fn fallocate(&self, flags: FallocateFlags, range: ByteRange) -> io::Result<()> {
+        self.disk.fallocate(&self.file, flags, range)
+    }
+
+    /// Makes `range` read as zeros and gives its extents back where the filesystem can. The length stays.
+    ///
+    /// # Errors
+    /// As fallocate(2) and pwrite(2).
+    pub fn clear(&self, range: ByteRange) -> io::Result<()> {
+        let range = range.intersect(ByteRange::new(0, self.size()?));
+        let mut at = range.start;
+        while let Some(data) = next_data(&self.file, at)?.map(|data| data.intersect(range)) {
+            if data.is_empty() {
+                break;
+            }
+            self.clear_data(data)?;
+            at = data.end;
+        }
+        Ok(())
+    }
+
+    fn clear_data(&self, data: ByteRange) -> io::Result<()> {
+        match self.disk.punch(&self.file, data) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                let zeros = vec![0; usize::try_from(data.len()).unwrap_or(usize::MAX)];
+                self.disk.write_at(&self.file, &zeros, data.start)
+            }
+            done => done,
+        }
+    }
+
+    /// A file on the disk of this machine.
+    #[cfg(test)]
+    pub(crate) fn of(file: File) -> Self {
+        Self { file, disk: Arc::new(super::disk::RealDisk) }
+    }
+}
+
+/// Longest piece of data that [`next_data`] gives.
+const STEP: u64 = 1 << 20;
+
+/// The next bytes from `at` on that are not in a hole, at most [`STEP`] of them. All bytes are data on a filesystem
+/// that knows no holes.
+pub(super) fn next_data(file: &File, at: u64) -> io::Result<Option<ByteRange>> {
+    let start = match seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let end = seek(file, SeekFrom::Hole(start))?;
+    Ok(Some(ByteRange::new(start, end.min(start + STEP))))
 }
 
 impl WorkingFile {
@@ -46,6 +163,14 @@ impl WorkingFile {
     pub fn open(&self, write: bool) -> Result<File, StoreError> {
         let opened = OpenOptions::new().read(true).write(write).open(&self.path);
         opened.map_err(|e| StoreError::io("open", &self.path, e))
+    }
+
+    /// Opens it once more for changes that are steps of the store's disk.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn writer(&self) -> Result<WorkingWriter, StoreError> {
+        Ok(WorkingWriter { file: self.open(true)?, disk: self.disk.clone() })
     }
 
     /// Whether a descriptor or a shared mapping that can write exists anywhere on the machine.
@@ -107,7 +232,11 @@ impl Inner {
     pub(super) fn working_file(self: &Arc<Self>) -> Result<WorkingFile, StoreError> {
         self.admit(Room { bytes: 0, files: 1 })?;
         let (id, path, _) = self.with_room(|| self.create_file())?;
-        Ok(WorkingFile { id, path })
+        Ok(self.working(id, path))
+    }
+
+    pub(super) fn working(&self, id: ObjectId, path: PathBuf) -> WorkingFile {
+        WorkingFile { id, path, disk: self.disk.clone() }
     }
 
     /// Does a step that takes room on the disk, and again as long as it finds the disk full and eviction helps. Doing it
@@ -139,13 +268,13 @@ impl Inner {
     }
 
     pub(super) fn file_of(&self, id: ObjectId) -> WorkingFile {
-        WorkingFile { id, path: self.object_path(id) }
+        self.working(id, self.object_path(id))
     }
 
     pub(super) fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {
         let row = self.index.read(|txn| index::object_row(txn, id))?;
         let kept = row.is_some_and(|row| row.root.is_none() || row.merging);
-        Ok(kept.then(|| WorkingFile { id, path: self.object_path(id) }))
+        Ok(kept.then(|| self.file_of(id)))
     }
 
     pub(super) fn clone_object(
@@ -164,7 +293,7 @@ impl Inner {
     fn try_clone(&self, source: &File) -> Result<Option<WorkingFile>, StoreError> {
         let (id, path, file) = self.create_file()?;
         match rustix::fs::ioctl_ficlone(&file, source) {
-            Ok(()) => Ok(Some(WorkingFile { id, path })),
+            Ok(()) => Ok(Some(self.working(id, path))),
             Err(e) => {
                 self.discard(id);
                 let error = io::Error::from(e);
