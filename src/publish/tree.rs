@@ -476,6 +476,11 @@ impl Tree {
         (std::mem::take(&mut self.dirty), std::mem::take(&mut self.removed))
     }
 
+    /// Whether there is a change that [`Tree::take_changes`] has not given.
+    pub(super) fn is_changed(&self) -> bool {
+        !self.dirty.is_empty() || !self.removed.is_empty()
+    }
+
     pub(super) fn undo_take(&mut self, dirty: BTreeSet<UploadIno>, removed: BTreeSet<UploadIno>) {
         self.removed.extend(removed);
         dirty.into_iter().for_each(|ino| self.mark(ino));
