@@ -15,6 +15,17 @@ use crate::content::InfoHash;
 /// Files of all descriptions that are kept in memory; each takes some 100 bytes.
 const FILES_CACHED: usize = 1 << 20;
 
+/// Reads metainfo that a session is to fetch. librqbit validates names, although the storage never uses them as paths,
+/// and would fail at the first read: the reason is given here instead.
+fn fetchable(text: &[u8]) -> Result<Metainfo, MetainfoError> {
+    let metainfo = Metainfo::parse(text)?;
+    let bare = around_info(&info_of(text)?, &[]);
+    let refused = |why: &dyn std::fmt::Display| MetainfoError::Unfetchable(why.to_string().into());
+    let read = librqbit::torrent_from_bytes(&bare).map_err(|error| refused(&error))?;
+    read.info.data.validate().map_err(|error| refused(&error))?;
+    Ok(metainfo)
+}
+
 impl Known {
     /// The description, when it is here; the reason, when it came and is none.
     pub(super) fn metainfo(&self, hash: InfoHash) -> Option<Result<Arc<Metainfo>, TorrentError>> {
@@ -59,7 +70,7 @@ impl Known {
     /// Keeps a description that the user gives, byte for byte: it may have a comment, dates, or layers of version 2. It
     /// takes the place of one that a peer gave.
     pub(super) fn keep(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
-        let metainfo = Metainfo::parse(text)?;
+        let metainfo = fetchable(text)?;
         // The one that is dropped in and the one that a peer gives may come at once.
         let _writing = guard(&self.writing);
         if let Some(Ok(known)) = self.metainfo(metainfo.hash) {
@@ -88,7 +99,7 @@ impl Known {
             return Ok(known);
         }
         let text = with_link(&around_info(info, &[]), &self.said(hash));
-        let parsed = text.and_then(|text| Ok((Metainfo::parse(&text)?, text)));
+        let parsed = text.and_then(|text| Ok((fetchable(&text)?, text)));
         match parsed {
             Ok((metainfo, text)) if metainfo.hash == hash => self.put(&text, metainfo),
             Ok((metainfo, _)) => Err(MetainfoError::Other(metainfo.hash).into()),

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     os::unix::ffi::{OsStrExt, OsStringExt},
+    sync::Arc,
 };
 
 use sha1::{Digest, Sha1};
@@ -49,6 +50,9 @@ pub enum MetainfoError {
     /// Only readers of version 2 can read it.
     #[error("it is a torrent of version 2 only, which this version cannot open")]
     Version2,
+    /// It is well-formed, and librqbit does not take it.
+    #[error("its names or lengths are none that librqbit can fetch: {0}")]
+    Unfetchable(Arc<str>),
     /// It describes another torrent than the one that was asked for.
     #[error("it is the torrent {0}")]
     Other(InfoHash),

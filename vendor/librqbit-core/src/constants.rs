@@ -1,1 +1,0 @@
-pub const CHUNK_SIZE: u32 = 16384;
