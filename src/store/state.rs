@@ -85,7 +85,9 @@ impl State {
     pub(super) fn open(path: &Path) -> Result<Arc<Self>, StoreError> {
         let backend = match open(path) {
             Ok(open) => Backend::Sled(open),
-            Err(error) if error.trouble().is_some() && !is_locked(&error) => {
+            Err(error @ (StoreError::State(sled::Error::Io(_)) | StoreError::Io { .. }))
+                if !is_locked(&error) =>
+            {
                 tracing::warn!(%error, "the working state does not open; it is kept in memory until the disk takes it");
                 Backend::Memory(Mutex::default())
             }
@@ -144,7 +146,7 @@ impl State {
         match open(&self.path) {
             Ok(open) => *backend = Backend::Sled(open),
             Err(error) => {
-                tracing::warn!(%error, "the working state does not open; it is kept in memory")
+                tracing::warn!(%error, "the working state does not open; it is kept in memory");
             }
         }
     }
@@ -285,7 +287,7 @@ impl StateTree {
         };
         let rows = self.state.with(
             self.name,
-            |tree| Ok(Listing::Sled(tree.iter())),
+            |tree| Ok(Listing::Sled(Box::new(tree.iter()))),
             |rows| Listing::Memory(in_memory(rows)),
         );
         let (listing, failed) = match rows {
@@ -307,7 +309,7 @@ impl StateTree {
 
 /// The rows of a tree.
 enum Listing {
-    Sled(sled::Iter),
+    Sled(Box<sled::Iter>),
     Memory(Vec<(Vec<u8>, Vec<u8>)>),
 }
 

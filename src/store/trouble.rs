@@ -11,16 +11,28 @@ pub enum Trouble {
     Full,
     /// It is mounted read-only, or the kernel has made it so after an error.
     ReadOnly,
-    /// It gives other errors.
+    /// It gives errors of the device or of the filesystem's own data.
     Failing,
 }
 
+/// What a device gives that is broken or gone, a filesystem that finds itself damaged, and a server that is.
+const FAILING: [i32; 7] = [
+    libc::EIO,
+    libc::ENXIO,
+    libc::ENODEV,
+    libc::EREMOTEIO,
+    libc::ESTALE,
+    libc::EUCLEAN,
+    libc::EBADMSG,
+];
+
 impl Trouble {
-    fn of(error: &io::Error) -> Self {
+    /// None for an error that a whole disk gives as well: a file that is missing, say, or not ours.
+    fn of(error: &io::Error) -> Option<Self> {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
-            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
-            _ => Self::Failing,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::Full),
+            io::ErrorKind::ReadOnlyFilesystem => Some(Self::ReadOnly),
+            _ => error.raw_os_error().filter(|e| FAILING.contains(e)).map(|_| Self::Failing),
         }
     }
 }
@@ -29,8 +41,8 @@ impl StoreError {
     /// What it tells of the disk; none where it has another reason.
     pub fn trouble(&self) -> Option<Trouble> {
         match self {
-            Self::Io { source, .. } => Some(Trouble::of(source)),
-            Self::State(sled::Error::Io(source)) => Some(Trouble::of(source)),
+            Self::Io { source, .. } => Trouble::of(source),
+            Self::State(sled::Error::Io(source)) => Trouble::of(source),
             Self::Locked(_)
             | Self::Index(_)
             | Self::State(_)
@@ -121,22 +133,22 @@ impl Health {
 mod tests {
     use super::*;
 
-    fn io_error(kind: io::ErrorKind) -> StoreError {
-        StoreError::io("write", Path::new("/data/x"), kind.into())
+    fn io_error(errno: i32) -> StoreError {
+        StoreError::io("write", Path::new("/data/x"), io::Error::from_raw_os_error(errno))
     }
 
     #[test]
     fn trouble_of_an_error_is_that_of_its_errno() {
         let cases = [
-            (libc::ENOSPC, Trouble::Full),
-            (libc::EDQUOT, Trouble::Full),
-            (libc::EROFS, Trouble::ReadOnly),
-            (libc::EIO, Trouble::Failing),
+            (libc::ENOSPC, Some(Trouble::Full)),
+            (libc::EDQUOT, Some(Trouble::Full)),
+            (libc::EROFS, Some(Trouble::ReadOnly)),
+            (libc::EIO, Some(Trouble::Failing)),
+            (libc::ENOENT, None),
+            (libc::EACCES, None),
         ];
         for (errno, trouble) in cases {
-            let error =
-                StoreError::io("write", Path::new("/x"), io::Error::from_raw_os_error(errno));
-            assert_eq!(error.trouble(), Some(trouble), "{errno}");
+            assert_eq!(io_error(errno).trouble(), trouble, "{errno}");
         }
         assert_eq!(StoreError::Closed.trouble(), None);
     }
@@ -147,14 +159,14 @@ mod tests {
         let dir = Path::new("/data");
         assert!(!health.failed(dir, &StoreError::Closed));
         assert_eq!(health.trouble(), None);
-        assert!(health.failed(dir, &io_error(io::ErrorKind::ReadOnlyFilesystem)));
-        assert!(health.failed(dir, &io_error(io::ErrorKind::StorageFull)));
+        assert!(health.failed(dir, &io_error(libc::EROFS)));
+        assert!(health.failed(dir, &io_error(libc::ENOSPC)));
         assert_eq!(health.trouble(), Some(Trouble::Full));
         health.works(dir);
         assert_eq!(health.trouble(), Some(Trouble::Full), "the index has room of its own");
         health.has_room(dir);
         assert_eq!(health.trouble(), None);
-        assert!(health.failed(dir, &io_error(io::ErrorKind::Other)));
+        assert!(health.failed(dir, &io_error(libc::EIO)));
         health.has_room(dir);
         assert_eq!(health.trouble(), Some(Trouble::Failing));
         health.works(dir);

@@ -220,6 +220,9 @@ fn read_only_disk_is_served_and_goes_on_without_a_restart() {
     let log = daemon.log();
     assert_eq!(log.matches("is read-only").count(), 1, "{log}");
     assert!(!log.contains("orrupt"), "{log}");
+    // Nothing was changed, so nothing is lost by its end.
+    let daemon = Daemon::start_in(daemon.stop(), &setup);
+    kept.assert_readable(&daemon);
     sh("mount -o remount,rw data", daemon.scratch());
     eventually("a disk that takes writes", || fs::write(daemon.path("upload/new"), "x").ok());
     let cid = daemon.cid("upload/new");
