@@ -33,6 +33,7 @@ mod tests;
 mod told;
 mod torrents;
 mod upkeep;
+mod uri;
 mod wire;
 
 pub use self::{

@@ -28,7 +28,10 @@ static ALLOCATOR: chiral::sys::Allocator = chiral::sys::Allocator;
 fn main() -> ExitCode {
     // First of all: no thread runs yet.
     chiral::sys::settle_signals();
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => return exit::of_usage(&told),
+    };
     let done = log::start(cli.global.log.as_deref()).and_then(|()| commands::run(cli));
     exit::report(done)
 }

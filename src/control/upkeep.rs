@@ -36,7 +36,7 @@ pub(super) async fn pin(
     State(app): State<App>,
     Asked(request): Asked<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
-    let place = place(&app.node, &request.id.parse()?).await?;
+    let place = place(&app.node, &Reference::of(request.id.as_encoded_bytes())?).await?;
     // One that is asked for again to see it complete keeps the name that it has.
     let name = match request.name.is_empty() {
         true => name_of(&app.node, place).await?.unwrap_or_default(),
@@ -88,7 +88,7 @@ pub(super) async fn provide(
     State(app): State<App>,
     Asked(request): Asked<ProvideRequest>,
 ) -> Result<Json<()>, Failure> {
-    let root = target(&app.node, &request.id.parse()?).await?;
+    let root = target(&app.node, &Reference::of(request.id.as_encoded_bytes())?).await?;
     if app.node.store().block_len(&root)?.is_none() {
         let message = format!("{root} is not here; `chiral pin add {root}` fetches it first");
         return Err(Failure { code: ErrorCode::Refused, message });

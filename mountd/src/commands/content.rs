@@ -1,8 +1,10 @@
 //! Publishing content, printing it, and listing.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -84,8 +86,8 @@ fn print_added(json: bool, quieter: bool, found: &[AddedEntry]) -> anyhow::Resul
     Ok(())
 }
 
-pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
-    id.parse::<Reference>()?;
+pub(crate) async fn list(client: &Client, json: bool, id: &OsStr) -> anyhow::Result<()> {
+    Reference::of(id.as_bytes())?;
     let entries: Vec<Listed> = client.get(&Client::target("ls", id)).await?;
     if json {
         return output::json(&entries);
@@ -101,11 +103,11 @@ pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Resul
 
 pub(crate) async fn cat(
     client: &Client,
-    id: &str,
+    id: &OsStr,
     offset: u64,
     length: Option<u64>,
 ) -> anyhow::Result<()> {
-    id.parse::<Reference>()?;
+    Reference::of(id.as_bytes())?;
     let mut left = length.unwrap_or(u64::MAX);
     let mut body = client.bytes(&Client::target("cat", id), offset).await?;
     let mut out = io::stdout().lock();

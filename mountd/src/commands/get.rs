@@ -23,6 +23,7 @@ use tempfile::NamedTempFile;
 
 use crate::{
     output::{self, bytes},
+    printable::printable_name,
     progress::Bar,
 };
 
@@ -32,10 +33,10 @@ const MAX_DEPTH: usize = 2048;
 pub(crate) async fn get(
     client: &Client,
     json: bool,
-    id: &str,
+    id: &OsStr,
     to: Option<PathBuf>,
 ) -> anyhow::Result<()> {
-    let reference: Reference = id.parse()?;
+    let reference = Reference::of(id.as_bytes())?;
     let stat: Stat = client.get(&Client::target("stat", id)).await?;
     let to = match to {
         // As cp(1) does it: what is no directory itself is put into one that is there.
@@ -53,7 +54,7 @@ pub(crate) async fn get(
         );
     }
     let id = stat.cid.map_or_else(|| reference.name().display().to_string(), |id| id.to_string());
-    Ok(output::line(format_args!("{id}  {}  {}", bytes(written), to.display()))?)
+    Ok(output::line(format_args!("{id}  {}  {}", bytes(written), printable_name(to.as_os_str())))?)
 }
 
 /// Writes content to `to`, with all below it; gives the bytes of all files.
