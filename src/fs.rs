@@ -14,6 +14,7 @@ mod dir;
 mod dispatch;
 mod errno;
 mod handles;
+mod identity;
 mod interrupt;
 mod iomode;
 mod lookup;
@@ -28,6 +29,7 @@ mod semantics;
 mod torrents;
 mod tree;
 mod upload;
+mod walker;
 mod xattr;
 
 pub use mount::{Mount, MountError, MountOptions, detach_stale, mounted_path, unmount_path};

@@ -74,7 +74,7 @@ pub(crate) fn report(done: anyhow::Result<()>) -> ExitCode {
 }
 
 /// The error and its causes, each once: many have the text of their cause in their own already.
-fn with_causes(error: &anyhow::Error) -> String {
+pub(crate) fn with_causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {

@@ -1,4 +1,6 @@
 //! `chiral`: content of peer-to-peer networks as files.
+// `eprintln!` panics where stderr is a full disk, and waits where it is not read: `stderr` does neither.
+#![cfg_attr(not(test), warn(clippy::print_stderr))]
 
 mod background;
 mod cli;
@@ -11,6 +13,7 @@ mod holder;
 mod log;
 mod mounting;
 mod output;
+mod piped;
 mod printable;
 mod progress;
 mod settings;

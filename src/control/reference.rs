@@ -10,7 +10,7 @@ use std::{
 use super::uri::{self, Uri};
 use crate::{
     content::ContentId,
-    node::{Root, RootError},
+    node::{Root, RootError, Selection},
 };
 
 /// What names of IPNS are called in an error.
@@ -91,6 +91,14 @@ impl Reference {
         match &self.root {
             Root::Content(id) => Ok(*id),
             Root::Torrent(magnet) => Err(ReferenceError::NotContent(magnet.hash.to_string())),
+        }
+    }
+
+    /// The files of a torrent that its link selects; none where it does not, or a path behind it names something.
+    pub fn selected(&self) -> Option<Selection> {
+        match &self.root {
+            Root::Torrent(magnet) if self.path.is_empty() => magnet.selected.clone(),
+            Root::Torrent(_) | Root::Content(_) => None,
         }
     }
 

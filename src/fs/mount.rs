@@ -111,6 +111,8 @@ impl Capabilities {
             InitFlags::FUSE_CACHE_SYMLINKS,
             // The truncation comes with the open, so that it can be answered with an empty working file.
             InitFlags::FUSE_ATOMIC_O_TRUNC,
+            // Inodes are found by their number alone: `lookup` answers `.` and `..`.
+            InitFlags::FUSE_EXPORT_SUPPORT,
         ];
         for capability in wanted {
             if config.add_capabilities(capability).is_err() {
