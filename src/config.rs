@@ -96,7 +96,7 @@ pub struct StoreSettings {
     /// Disk that unpinned content may take.
     pub cache_limit: CacheLimit,
     /// Disk to leave free.
-    pub min_free: Size,
+    pub min_free: CacheLimit,
 }
 
 /// Section `[network]`.
@@ -250,7 +250,7 @@ impl Default for MountSettings {
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { cache_limit: CacheLimit::Auto, min_free: Size(1 << 30) }
+        Self { cache_limit: CacheLimit::Auto, min_free: CacheLimit::Auto }
     }
 }
 
@@ -367,7 +367,7 @@ impl Settings {
             store: StoreOptions {
                 dir: self.data_dir.clone(),
                 cache_limit: self.store.cache_limit.bytes(),
-                min_free: self.store.min_free.0,
+                min_free: self.store.min_free.bytes(),
             },
             net: self.net_options(),
             http: self.http_options(),

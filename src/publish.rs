@@ -34,6 +34,7 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     fs::File,
+    io::ErrorKind,
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, SystemTime},
@@ -109,6 +110,19 @@ pub enum PublishError {
     Io { what: &'static str, source: std::io::Error },
     #[error("the daemon is shutting down")]
     Closed,
+}
+
+impl PublishError {
+    /// Whether the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_no_space(),
+            Self::Io { source, .. } => {
+                matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Number of an inode of the upload tree; lasting over restarts. The root is [`UploadIno::ROOT`].

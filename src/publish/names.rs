@@ -128,7 +128,18 @@ impl Names {
 
 impl Inner {
     pub(super) fn writable(&self) -> Result<(), PublishError> {
-        if self.options.read_only { Err(PublishError::ReadOnly) } else { Ok(()) }
+        if self.options.read_only {
+            return Err(PublishError::ReadOnly);
+        }
+        Ok(self.store.check_writable()?)
+    }
+
+    /// Logs an error, unless it tells of trouble with the disk that was logged already.
+    pub(super) fn warn(&self, error: &PublishError, message: &'static str) {
+        match error {
+            PublishError::Store(source) if self.store.tell(source) => {}
+            error => tracing::warn!(%error, "{message}"),
+        }
     }
 
     /// Something in the tree changed: it becomes durable, and ids of directories follow.
@@ -145,6 +156,7 @@ impl Inner {
         body: Body,
     ) -> Result<UploadIno, PublishError> {
         self.writable()?;
+        self.store.admit_row()?;
         let node = match &body {
             Body::Symlink(target) => Some(symlink(target.as_bytes(), Metadata::default())),
             _ => None,

@@ -85,11 +85,11 @@ impl Inner {
             changed: Notify::new(),
         });
         inner.restore_files(works)?;
-        inner.remove_leftovers()?;
+        inner.unless_in_trouble(inner.remove_leftovers())?;
         inner.read_all_rules();
         inner.compute_directories();
         inner.assume_announced();
-        inner.flush()?;
+        inner.unless_in_trouble(inner.flush())?;
         let all = inner.clone();
         tasks.lasting("publish hash", move || queue::run(all.clone()));
         let all = inner.clone();
@@ -101,6 +101,27 @@ impl Inner {
         let all = inner.clone();
         tasks.lasting("publish announce", move || announce::run(all.clone()));
         Ok(inner)
+    }
+
+    /// What the disk does not take at a start is written when it does: what it holds is shown meanwhile.
+    fn unless_in_trouble(&self, done: Result<()>) -> Result<()> {
+        match done {
+            Err(PublishError::Store(error)) if self.store.tell(&error) => {
+                self.flusher.within(flush::FAILED);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// The working file of a name whose content never reached the disk. None where the disk has no room for it: a writer
+    /// gets one when there is.
+    fn empty_work(&self) -> Result<Option<Work>> {
+        match self.store.working_file() {
+            Ok(file) => Ok(Some(Work::new(file))),
+            Err(error) if self.store.tell(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn restore_files(&self, mut works: HashMap<UploadIno, WorkRow>) -> Result<()> {
@@ -124,7 +145,7 @@ impl Inner {
                 Some(work) => (Phase::Closed, Some(work)),
                 None if sealed => (Phase::Idle, None),
                 // A name whose content never reached the disk: an empty file, as on any filesystem after a crash.
-                None => (Phase::Interrupted, Some(Work::new(self.store.working_file()?))),
+                None => (Phase::Interrupted, self.empty_work()?),
             };
             let layer = match self.names().tree.sealed(ino).cloned() {
                 Some(sealed) => self.restore_layer(&sealed)?,
