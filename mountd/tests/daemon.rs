@@ -168,11 +168,16 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
     let plain = lab.chiral(&["add", tree]);
     assert!(plain.status.success() && plain.stderr.is_empty(), "{plain:?}");
     let said = String::from_utf8(plain.stdout).unwrap();
+    // What an argument is shows at once, what is below it only when its turn comes.
+    let absent = lab.chiral(&["add", tree, nowhere.to_str().unwrap()]);
+    assert_eq!((absent.status.code(), &*absent.stdout), (Some(1), &b""[..]));
+    fs::create_dir(&nowhere).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(nowhere.join("socket")).unwrap();
     let both = lab.chiral(&["add", tree, nowhere.to_str().unwrap()]);
     assert_eq!(both.status.code(), Some(1));
     assert_eq!(String::from_utf8(both.stdout).unwrap(), said);
     let error = String::from_utf8(both.stderr).unwrap();
-    assert!(error.contains("nowhere: No such file"), "{error}");
+    assert!(error.contains("nowhere/socket: only files"), "{error}");
 
     // script(1) gives it a terminal.
     let shown = Command::new("timeout")
