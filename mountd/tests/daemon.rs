@@ -179,10 +179,14 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
     let error = String::from_utf8(both.stderr).unwrap();
     assert!(error.contains("nowhere/socket: only files"), "{error}");
 
+    // What is there under its name already is not copied again.
+    let fresh = lab.dir.path().join("fresh");
+    fs::rename(tree, &fresh).unwrap();
+    let cid = said.lines().last().unwrap().split(' ').next().unwrap();
     // script(1) gives it a terminal.
     let shown = Command::new("timeout")
         .args(["60", "script", "-qec"])
-        .arg(format!("stty cols 120; {} add {tree}", env!("CARGO_BIN_EXE_chiral")))
+        .arg(format!("stty cols 120; {} add {}", env!("CARGO_BIN_EXE_chiral"), fresh.display()))
         .arg("/dev/null")
         .env("CHIRAL_DATA_DIR", lab.dir.path().join("data"))
         .env("TERM", "xterm")
@@ -190,7 +194,7 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
         .output()
         .unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
-    for word in ["/30.00 MiB", "/s", "copying", "hashing", said.lines().last().unwrap()] {
+    for word in ["/30.00 MiB", "/s", "copying", "hashing", cid] {
         assert!(shown.contains(word), "`{word}` is not in: {shown}");
     }
 }
