@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    ffi::{OsStr, OsString},
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -27,8 +29,8 @@ impl Lab {
         self.dir.path().join("mnt")
     }
 
-    /// Runs a command; one that hangs is ended, and fails the test.
-    fn chiral(&self, args: &[&str]) -> Output {
+    /// Runs a command; one that hangs is ended, and fails the test. Its arguments need not be text.
+    fn chiral<A: AsRef<OsStr>>(&self, args: &[A]) -> Output {
         Command::new("timeout")
             .args(["60", env!("CARGO_BIN_EXE_chiral")])
             .args(args)
@@ -166,16 +168,25 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
     let plain = lab.chiral(&["add", tree]);
     assert!(plain.status.success() && plain.stderr.is_empty(), "{plain:?}");
     let said = String::from_utf8(plain.stdout).unwrap();
+    // What an argument is shows at once, what is below it only when its turn comes.
+    let absent = lab.chiral(&["add", tree, nowhere.to_str().unwrap()]);
+    assert_eq!((absent.status.code(), &*absent.stdout), (Some(1), &b""[..]));
+    fs::create_dir(&nowhere).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(nowhere.join("socket")).unwrap();
     let both = lab.chiral(&["add", tree, nowhere.to_str().unwrap()]);
     assert_eq!(both.status.code(), Some(1));
     assert_eq!(String::from_utf8(both.stdout).unwrap(), said);
     let error = String::from_utf8(both.stderr).unwrap();
-    assert!(error.contains("nowhere: No such file"), "{error}");
+    assert!(error.contains("nowhere/socket: only files"), "{error}");
 
+    // What is there under its name already is not copied again.
+    let fresh = lab.dir.path().join("fresh");
+    fs::rename(tree, &fresh).unwrap();
+    let cid = said.lines().last().unwrap().split(' ').next().unwrap();
     // script(1) gives it a terminal.
     let shown = Command::new("timeout")
         .args(["60", "script", "-qec"])
-        .arg(format!("stty cols 120; {} add {tree}", env!("CARGO_BIN_EXE_chiral")))
+        .arg(format!("stty cols 120; {} add {}", env!("CARGO_BIN_EXE_chiral"), fresh.display()))
         .arg("/dev/null")
         .env("CHIRAL_DATA_DIR", lab.dir.path().join("data"))
         .env("TERM", "xterm")
@@ -183,9 +194,66 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
         .output()
         .unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
-    for word in ["/30.00 MiB", "/s", "copying", "hashing", said.lines().last().unwrap()] {
+    for word in ["/30.00 MiB", "/s", "copying", "hashing", cid] {
         assert!(shown.contains(word), "`{word}` is not in: {shown}");
     }
+}
+
+/// A name that recolours a terminal, forges a line, turns text around, and is no text.
+const HOSTILE: &[u8] = b"a\x1b[31m\nbafy  forged\xe2\x80\xae\xff%20";
+
+#[test]
+fn names_that_are_no_text_are_taken_and_shown_harmless() {
+    let lab = Lab::new();
+    let tree = lab.dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join(OsStr::from_bytes(HOSTILE)), "hello world\n").unwrap();
+    assert!(lab.mount(&[]).status.success());
+    let root = lab.ok(&["add", "-Q", tree.to_str().unwrap()]).trim().to_owned();
+
+    let listed = lab.ok(&["ls", &root]);
+    assert!(listed.ends_with("  a\\u{1b}[31m\\nbafy  forged\\u{202e}\\xff%20\n"), "{listed}");
+    let hello = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4";
+    let plain: OsString = OsStr::from_bytes(&[root.as_bytes(), b"/", HOSTILE].concat()).to_owned();
+    let escaped = "a%1B%5B31m%0Abafy%20%20forged%E2%80%AE%FF%2520";
+    let (copy, archive) = (lab.dir.path().join("copy"), lab.dir.path().join("archive"));
+    let ids = [
+        plain.clone(),
+        format!("ipfs://{root}/{escaped}").into(),
+        format!("https://dweb.link/ipfs/{root}/{escaped}?filename=x#y").into(),
+        format!("http://{root}.ipfs.localhost:8080/{escaped}").into(),
+        format!("dweb:/ipfs/{root}/{escaped}").into(),
+    ];
+    for id in &ids {
+        let run = |before: &[&str], after: &[&OsStr]| {
+            let args: Vec<&OsStr> = before.iter().map(OsStr::new).chain([&**id]).collect();
+            let output = lab.chiral(&[&args[..], after].concat());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{id:?}: {before:?}: {said}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(run(&["cat"], &[]), "hello world\n");
+        assert!(run(&["ls"], &[]).starts_with(hello));
+        for name in [&copy, &archive] {
+            let _ = fs::remove_file(name);
+        }
+        run(&["get"], &[OsStr::new("-o"), copy.as_os_str()]);
+        assert_eq!(fs::read_to_string(&copy).unwrap(), "hello world\n");
+        run(&["store", "export"], &[OsStr::new("-o"), archive.as_os_str()]);
+        run(&["provide"], &[]);
+        assert!(run(&["pin", "add"], &[]).starts_with("pinned "));
+        assert!(run(&["pin", "rm"], &[]).starts_with("unpinned "));
+    }
+
+    let absent = OsStr::from_bytes(&[plain.as_bytes(), b"\x1b[0m"].concat()).to_owned();
+    let refused = lab.chiral(&[OsStr::new("cat"), &absent]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.lines().count() == 1 && !said.contains('\x1b'), "{said:?}");
+    let wrong = lab.chiral(&[OsStr::new("frobnicate\x1b[0m")]);
+    assert!(wrong.status.code() == Some(2) && !wrong.stderr.contains(&0x1b), "{wrong:?}");
+    let json = lab.ok(&["ls", "--json", &format!("ipfs://{root}")]);
+    assert!(!json.contains('\x1b') && json.trim_end().lines().count() == 1, "{json:?}");
 }
 
 #[test]

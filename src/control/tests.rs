@@ -100,12 +100,12 @@ async fn what_is_added_is_told_read_listed_and_pinned() {
     let listed: Vec<Listed> = daemon.client.get(&Client::target("ls", &id)).await.unwrap();
     assert_eq!(listed[0].size, Some(3_000_000));
 
-    let pin = PinRequest { id: id.clone(), name: "kept".to_owned() };
+    let pin = PinRequest { id: id.clone().into(), name: "kept".to_owned() };
     let _: PinRow = daemon.client.post("/v1/pins", &pin).await.unwrap();
     let pins: Vec<PinRow> = daemon.client.get("/v1/pins").await.unwrap();
     let kept = row(*cid, "kept", true);
     assert_eq!(pins, std::slice::from_ref(&kept));
-    let again = PinRequest { id: id.clone(), name: String::new() };
+    let again = PinRequest { id: id.clone().into(), name: String::new() };
     assert_eq!(daemon.client.post::<PinRow>("/v1/pins", &again).await.unwrap(), kept);
     let target = Client::target("pins", &id);
     assert!(daemon.client.delete::<Unpinned>(&target).await.unwrap().removed);
@@ -259,7 +259,7 @@ async fn failures_say_what_sort_they_are() {
     assert_eq!(daemon.refused(&Client::target("ls", "/ipns/x")).await, ErrorCode::Unsupported);
     assert_eq!(daemon.refused(&Client::target("ls", "magnet:?xt=x")).await, ErrorCode::Invalid);
     assert_eq!(daemon.refused(&Client::target("stat", absent)).await, ErrorCode::NotFoundInTime);
-    let provide = ProvideRequest { id: absent.to_owned() };
+    let provide = ProvideRequest { id: absent.into() };
     let refused = daemon.client.post::<()>("/v1/provide", &provide).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::Refused));
     let nowhere = add_request("/nowhere/at/all");
@@ -297,7 +297,7 @@ async fn a_pin_that_is_not_complete_says_so_and_is_fetched_to_its_end_after_a_re
     let daemon = Daemon::start().await;
     let source = Daemon::start().await;
     let cid = source.add("news", b"something new").await.entries[0].cid;
-    let pin = PinRequest { id: cid.to_string(), name: String::new() };
+    let pin = PinRequest { id: cid.to_string().into(), name: String::new() };
     let refused = daemon.client.post::<PinRow>("/v1/pins", &pin).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NotFoundInTime));
     let pins: Vec<PinRow> = daemon.client.get("/v1/pins").await.unwrap();
