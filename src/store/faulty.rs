@@ -143,6 +143,12 @@ impl FaultyDisk {
         self.sim.lock().unwrap().steps
     }
 
+    /// Whether a step has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        let sim = self.sim.lock().unwrap();
+        sim.faults.iter().any(|(at, fault)| matches!(fault, Fault::Fails(_)) && *at < sim.steps)
+    }
+
     pub(crate) fn is_off(&self) -> bool {
         self.sim.lock().unwrap().off
     }
