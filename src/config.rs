@@ -17,11 +17,14 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     layers::{ConfigError, Layers, default_file},
     torrent::{TorrentProxy, TorrentSettings, Tracker},
-    units::{Address, CacheLimit, Factor, OptionalProxy, Server, Size, Span, Timeout, UnitError},
+    units::{
+        Address, CacheLimit, Factor, IgnorePattern, OptionalProxy, Server, Size, Span, Timeout,
+        UnitError,
+    },
 };
 use crate::node::{
-    DownloadOptions, GatewayUrl, HttpOptions, ImportParams, NetOptions, NodeOptions,
-    PublishOptions, ReachOptions, StoreOptions, default_data_dir,
+    DownloadOptions, GatewayUrl, HttpOptions, IGNORED, IgnorePatterns, ImportParams, NetOptions,
+    NodeOptions, PublishOptions, ReachOptions, StoreOptions, default_data_dir,
 };
 
 /// Nodes that anybody may ask first, the list that Kubo comes with. `private` drops them.
@@ -54,7 +57,7 @@ const NO_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where everything is kept.
+    /// Where everything is kept; empty for a user without a home who has named none.
     pub data_dir: PathBuf,
     /// The mounted tree.
     pub mount: MountSettings,
@@ -175,7 +178,7 @@ pub struct DownloadSettings {
 }
 
 /// Section `[upload]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UploadSettings {
     /// Nothing may be published.
@@ -184,6 +187,8 @@ pub struct UploadSettings {
     pub profile: Profile,
     /// Whether everything that is published is seeded as a torrent, too.
     pub torrent: bool,
+    /// What is not published unless it is asked for.
+    pub ignore: Vec<IgnorePattern>,
 }
 
 /// Section `[gateway]`.
@@ -223,7 +228,7 @@ pub enum Profile {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            data_dir: default_data_dir(),
+            data_dir: default_data_dir().unwrap_or_default(),
             mount: MountSettings::default(),
             store: StoreSettings::default(),
             network: NetworkSettings::default(),
@@ -295,6 +300,13 @@ impl Default for GatewaySettings {
     }
 }
 
+impl Default for UploadSettings {
+    fn default() -> Self {
+        let ignore = IGNORED.map(|pattern| IgnorePattern(pattern.to_owned())).into();
+        Self { read_only: false, profile: Profile::default(), torrent: false, ignore }
+    }
+}
+
 impl Default for AccountingSettings {
     fn default() -> Self {
         Self { credit: Size(0) }
@@ -330,6 +342,17 @@ impl Default for DownloadSettings {
 }
 
 impl Settings {
+    /// The same, once it is known where everything is kept.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoDataDir`].
+    pub fn with_data_dir(self) -> Result<Self, ConfigError> {
+        match self.data_dir.as_os_str().is_empty() {
+            true => Err(ConfigError::NoDataDir),
+            false => Ok(self),
+        }
+    }
+
     /// What the node is told.
     pub fn node_options(&self) -> NodeOptions {
         let download = self.download.options();
@@ -352,6 +375,7 @@ impl Settings {
             publish: PublishOptions {
                 import: self.upload.profile.params(),
                 read_only: self.upload.read_only,
+                ignore: self.upload.ignore(),
             },
         }
     }
@@ -433,6 +457,14 @@ impl DownloadSettings {
                 limit => limit.min(NO_LIMIT),
             },
         }
+    }
+}
+
+impl UploadSettings {
+    /// What is not published unless it is asked for.
+    pub fn ignore(&self) -> IgnorePatterns {
+        // Each was checked when it was read.
+        IgnorePatterns::new(self.ignore.iter().map(|pattern| &*pattern.0)).unwrap_or_default()
     }
 }
 

@@ -42,7 +42,7 @@ pub use self::{
     here::Here,
     paths::{default_data_dir, refuse_nested},
     pins::PinState,
-    protocol::{Child, Children, Described, Known, OpenFile, Passage, Place, Protocol},
+    protocol::{Child, Children, Described, Known, OpenFile, Passage, Place, Protocol, Unshown},
     reading::Reading,
     root::{Root, RootError},
     seeding::SeedError,
@@ -56,8 +56,10 @@ pub use crate::{
     },
     net::{Multiaddr, Net, NetError, NetOptions, PeerId, PeerInfo, ReachOptions},
     publish::{
-        Backing, OpenFlags, PublishError, PublishOptions, RenameMode, SetAttr, UploadAttr,
-        UploadEntry, UploadHandle, UploadIno, UploadKind, UploadState, Uploads,
+        Backing, IGNORED, Identifier, IgnorePatterns, IgnoreScope, ImportOptions, ImportedTree,
+        OpenFlags, PatternError, PublishError, PublishOptions, RenameMode, SetAttr, Skipped,
+        UploadAttr, UploadEntry, UploadHandle, UploadIno, UploadKind, UploadState, Uploads,
+        Watcher,
     },
     sources::{GatewayUrl, HttpOptions, ProxyUrl, SourceId, UrlError},
     store::{
@@ -65,8 +67,8 @@ pub use crate::{
         VerifyReport,
     },
     torrent::{
-        Cached, Limits, ListedTorrent, Magnet, MagnetError, TorrentError, TorrentOptions,
-        TorrentState, TorrentStatus, Torrents,
+        Cached, Limits, ListedTorrent, Magnet, MagnetError, Selection, TorrentError,
+        TorrentOptions, TorrentState, TorrentStatus, Torrents, links_in,
     },
 };
 use crate::{

@@ -2,22 +2,27 @@
 //!
 //! Knows no FUSE type. Nothing here waits for the network. Calls that touch only the tree take microseconds.
 
+mod acl;
 mod adopt;
 mod announce;
 mod attr;
+mod copy;
 mod dirs;
 mod file;
 mod fill;
 mod flush;
 mod handle;
 mod hash;
+mod identify;
 mod ids;
+mod ignore;
 mod import;
 mod io;
 mod layer;
 mod names;
 mod open;
 mod overlay;
+mod private;
 mod queue;
 mod row;
 mod seal;
@@ -37,7 +42,12 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-pub use self::adopt::Adopted;
+pub use self::{
+    adopt::Adopted,
+    identify::{Identifier, Watcher},
+    ignore::{IGNORED, IgnorePatterns, IgnoreScope, PatternError, Skipped},
+    import::{ImportOptions, ImportedTree},
+};
 use crate::{
     content::{ContentId, ImportParams},
     store::{Store, StoreError},
@@ -51,6 +61,8 @@ pub struct PublishOptions {
     pub import: ImportParams,
     /// Nothing may be written (`--read-only`).
     pub read_only: bool,
+    /// What is not published unless it is asked for.
+    pub ignore: IgnorePatterns,
 }
 
 /// Why an operation on the tree was refused; `fs` maps each to an errno.
@@ -73,6 +85,8 @@ pub enum PublishError {
     Name(&'static str),
     #[error("the name is longer than 255 bytes")]
     NameTooLong,
+    #[error("the file has as many names as it can have")]
+    TooManyLinks,
     #[error("not allowed: {0}")]
     NotPermitted(&'static str),
     #[error("the tree is read-only")]
@@ -81,6 +95,12 @@ pub enum PublishError {
     NoAttribute,
     #[error("the file is still being written")]
     Busy,
+    #[error("it is ignored, so it is not published and has no id")]
+    Ignored,
+    #[error(
+        "`{0}` is in upload/ already, with other content: --replace puts the new content in its place, --name NAME beside it"
+    )]
+    Taken(String),
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
     #[error(transparent)]
@@ -126,7 +146,7 @@ pub struct UploadAttr {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Names that it has: 0 (unlinked and open), 1; directories 2 and one for each subdirectory.
+    /// Names that it has, 0 when it is unlinked and open; directories 2 and one for each subdirectory.
     pub nlink: u32,
     /// Last access.
     pub atime: SystemTime,
@@ -184,6 +204,8 @@ pub enum UploadState {
     Published,
     /// Open when the daemon was killed; published when it is closed again.
     Interrupted,
+    /// Not to be published.
+    Ignored,
 }
 
 /// One name in a directory.
@@ -223,7 +245,7 @@ pub struct Uploads {
 
 /// What the clones share.
 ///
-/// Lock order: the flush turn, the directory turn, a file's `opening`, a file's state, `names`. `handles` and the locks
+/// Lock order: the turn of the rules, the flush turn, the directory turn, a file's `opening`, a file's state, `names`. `handles` and the locks
 /// of queue, flusher and announcer are leaves: nothing is locked under them. No lock but the flush turn is held over a
 /// commit, and none but `opening` over a copy.
 #[derive(Debug)]
@@ -241,6 +263,10 @@ struct Inner {
     layers: queue::Queue,
     directories: dirs::Directories,
     announcer: announce::Announcer,
+    /// One change of the rules at a time, so that older ones never take the place of newer ones.
+    rules_turn: Mutex<()>,
+    /// Ignored files that the log has still to tell of.
+    skipped: Mutex<Skipped>,
     /// Something was published, closed or removed: those that wait for an id look again.
     changed: Notify,
 }
@@ -313,6 +339,10 @@ impl Uploads {
     pub fn readlink(&self, ino: UploadIno) -> Result<OsString> {
         self.inner.readlink(ino)
     }
+    /// As link(2): a file or symlink gets one more name.
+    pub fn link(&self, ino: UploadIno, parent: UploadIno, name: &OsStr) -> Result<UploadAttr> {
+        self.inner.link(ino, parent, name)
+    }
     #[allow(missing_docs, reason = "as unlink(2)")]
     pub fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
         self.inner.unlink(parent, name)
@@ -342,7 +372,7 @@ impl Uploads {
     pub fn setattr(&self, ino: UploadIno, changes: &SetAttr) -> Result<UploadAttr> {
         self.inner.setattr(ino, changes)
     }
-    /// Value of a user.* attribute that a program set (not those of chiral itself).
+    /// Value of a user.* attribute that a program set (not those of chiral itself), or of an access list.
     pub fn getxattr(&self, ino: UploadIno, name: &str) -> Result<Vec<u8>> {
         let names = self.inner.names();
         let inode = names.tree.get(ino)?;
@@ -352,7 +382,7 @@ impl Uploads {
     pub fn listxattr(&self, ino: UploadIno) -> Result<Vec<String>> {
         Ok(self.inner.names().tree.get(ino)?.xattrs.keys().cloned().collect())
     }
-    /// As setxattr(2); `user.chiral.*` and `ipfs.*` are refused.
+    /// As setxattr(2); `user.chiral.*` and `ipfs.*` are refused. An access list also sets the mode.
     pub fn setxattr(
         &self,
         ino: UploadIno,
@@ -431,11 +461,11 @@ impl Uploads {
     }
 
     // --- without the mount --------------------------------------------------------------------------------------
-    /// Copies a file or tree of this machine in under `name` of the upload root (`chiral add`); gives id and name of
-    /// each file and directory, the root last. What has the name already is replaced. The caller has made sure that
-    /// `path` does not lie below the mountpoint.
-    pub async fn import(&self, path: &Path, name: &OsStr) -> Result<Vec<(ContentId, String)>> {
-        self.inner.import(path, name).await
+    /// Asks for something in the tree by its name: it is published whatever the rules say, and with `hidden` also what
+    /// the settings ignore below it. Gives what is left out.
+    pub async fn want(&self, ino: UploadIno, hidden: bool) -> Result<Skipped> {
+        self.inner.writable()?;
+        self.inner.want(ino, hidden).await
     }
     /// Roots that are published: the entries of the upload root with their names.
     pub fn published(&self) -> Vec<(String, ContentId)> {

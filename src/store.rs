@@ -478,7 +478,7 @@ impl Store {
     pub fn remember_root(&self, root: KnownRoot) -> Result<(), StoreError> {
         self.inner.remember_root(root)
     }
-    /// Roots that are published, pinned or cached.
+    /// Roots that are pinned, or were opened and are here.
     pub fn known_roots(&self) -> Result<Vec<KnownRoot>, StoreError> {
         self.inner.known_roots()
     }

@@ -11,6 +11,8 @@ use chiral::{
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::printable::printable;
+
 /// How often the number of sources is asked for.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -39,13 +41,18 @@ impl Bar {
         if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
             bar.set_style(style);
         }
-        bar.set_prefix(name.to_owned());
+        bar.set_prefix(printable(name).into_owned());
         Self { bar, asked: Instant::now(), stage: "" }
     }
 
     /// Bytes are done.
-    pub(crate) fn add(&self, bytes: usize) {
-        self.bar.inc(bytes as u64);
+    pub(crate) fn add(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    /// Makes room for lines of text.
+    pub(crate) fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 
     /// So many bytes of so many are done.

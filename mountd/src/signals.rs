@@ -1,47 +1,48 @@
 //! The signals that end a command or the daemon.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    task::{Context, Poll},
+};
 
 use nix::libc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT, SIGTERM and SIGHUP: an interrupt from the keyboard, a service manager, a terminal that goes away. Those
-/// that whoever started the program made it ignore (nohup, a shell's background) stay ignored.
+/// Signals that end the process in good order: an interrupt from the keyboard, a service manager, a terminal that goes
+/// away, a power failure, and the limits of time that alarm(2) and RLIMIT_CPU set, which outlast the start of a program.
+/// [`chiral::sys`] has the table of the others.
+const ENDING: [libc::c_int; 7] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGALRM,
+    libc::SIGXCPU,
+    libc::SIGPWR,
+];
+
+/// The signals that end the process. Those that the starter made it ignore (nohup, a shell's background) stay ignored.
 #[derive(Debug)]
-pub(crate) struct Signals {
-    interrupt: Option<Signal>,
-    terminate: Option<Signal>,
-    hangup: Option<Signal>,
-}
+pub(crate) struct Signals(Vec<(libc::c_int, Signal)>);
 
 impl Signals {
     /// From now on none of them ends the process by itself.
     pub(crate) fn new() -> io::Result<Self> {
         let ignored = ignored();
-        let listen = |kind: SignalKind| -> io::Result<Option<Signal>> {
-            let is_ignored = ignored & 1 << (kind.as_raw_value() - 1) != 0;
-            if is_ignored { Ok(None) } else { signal(kind).map(Some) }
-        };
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
+        let heard = ENDING.into_iter().filter(|signal| ignored & 1 << (signal - 1) == 0);
+        let listen = |number| Ok((number, signal(SignalKind::from_raw(number))?));
+        Ok(Self(heard.map(listen).collect::<io::Result<_>>()?))
     }
 
     /// The number of the next one.
     pub(crate) async fn next(&mut self) -> i32 {
-        async fn next(signal: &mut Option<Signal>) {
-            match signal {
-                Some(signal) => _ = signal.recv().await,
-                None => std::future::pending().await,
-            }
-        }
-        tokio::select! {
-            () = next(&mut self.interrupt) => libc::SIGINT,
-            () = next(&mut self.terminate) => libc::SIGTERM,
-            () = next(&mut self.hangup) => libc::SIGHUP,
-        }
+        let next = |context: &mut Context<'_>| {
+            let ready = self.0.iter_mut().find_map(|(number, signal)| {
+                signal.poll_recv(context).is_ready().then_some(*number)
+            });
+            ready.map_or(Poll::Pending, Poll::Ready)
+        };
+        std::future::poll_fn(next).await
     }
 }
 

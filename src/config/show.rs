@@ -108,6 +108,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("torrent.connect_timeout", "longest wait for a connection to a peer"),
     ("torrent.peer_timeout", "longest silence of a peer"),
     ("upload.read_only", "publish nothing"),
+    (
+        "upload.ignore",
+        "names that are not published, in upload/ and by `chiral add`, unless they are asked for: patterns of .gitignore, over which a file .chiralignore goes; what they fit can be used in upload/ as anything else",
+    ),
     ("upload.torrent", "give everything that is published to others as a torrent, too"),
     ("gateway.enabled", "serve content over HTTP"),
     (

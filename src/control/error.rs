@@ -85,7 +85,9 @@ fn torrent_code(error: &TorrentError) -> ErrorCode {
         | TorrentError::NoSuchTorrent(_)
         | TorrentError::Removed(_) => ErrorCode::NoEntry,
         TorrentError::Magnet(_)
+        | TorrentError::Links(_)
         | TorrentError::Metainfo(_)
+        | TorrentError::Refused { .. }
         | TorrentError::Tracker(_)
         | TorrentError::Build(_)
         | TorrentError::NotADirectory(_)
@@ -104,6 +106,8 @@ fn publish_code(error: &PublishError) -> ErrorCode {
         | PublishError::NotPermitted(_)
         | PublishError::Busy
         | PublishError::Exists
+        | PublishError::Taken(_)
+        | PublishError::Ignored
         | PublishError::Closed => ErrorCode::Refused,
         PublishError::Store(_) => ErrorCode::Internal,
         PublishError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {

@@ -8,6 +8,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     ErrorCode, Failure, Reference, SeedLine, SeedRequest, Seeded, Stage, TorrentAddRequest,
     TorrentLimits, TorrentRequest, TorrentStatus,
@@ -17,8 +19,19 @@ use super::{
 };
 use crate::{
     content::{ContentId, InfoHash},
-    node::{Limits, Magnet, Node, Place, Root, TorrentError},
+    node::{Limits, Magnet, Node, Place, Root, TorrentError, Torrents, links_in},
 };
+
+/// Answer to the addition of torrents.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TorrentAdded {
+    /// The torrent, or the first one of a text with several links.
+    #[serde(flatten)]
+    pub first: TorrentStatus,
+    /// All others of such a text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<TorrentStatus>,
+}
 
 /// Longest `.torrent` file that is read.
 const MAX_TORRENT: u64 = 32 << 20;
@@ -31,7 +44,7 @@ pub(super) async fn seed(
         return Ok(Json(begin(&app.node, request, |_| {}).await?).into_response());
     }
     Ok(told(|news| async move {
-        match begin(&app.node, request, move |stage| news.tell(SeedLine::Stage(stage))).await {
+        match begin(&app.node, request, move |line| news.tell(line)).await {
             Ok(seeded) => SeedLine::Seeded(seeded),
             Err(failure) => SeedLine::Failed(failure),
         }
@@ -42,7 +55,7 @@ pub(super) async fn seed(
 async fn begin(
     node: &Node,
     request: SeedRequest,
-    tell: impl Fn(Stage) + Clone + Send + Sync + 'static,
+    tell: impl Fn(SeedLine) + Clone + Send + Sync + 'static,
 ) -> Result<Seeded, Failure> {
     let (inside, cancelled) = (node.clone(), node.tasks().cancelled());
     let seeding = node.tasks().spawn("seed", async move {
@@ -58,15 +71,18 @@ async fn begin(
 async fn seeded(
     node: &Node,
     request: SeedRequest,
-    tell: impl Fn(Stage) + Clone + Send + Sync + 'static,
+    tell: impl Fn(SeedLine) + Clone + Send + Sync + 'static,
 ) -> Result<Seeded, Failure> {
-    let pieces = pieces(tell.clone());
+    let pieces = pieces(staged(tell.clone()));
     let magnet = match (request.path, request.id) {
         (Some(path), None) => {
-            let name = path.file_name().unwrap_or_default().to_owned();
-            let entries = added(node, path, tell).await?.entries;
-            let root = entries.last().ok_or_else(|| Failure::invalid("there is nothing in it"))?;
-            node.seed_content(root.cid, name, pieces).await?
+            let own = || path.file_name().unwrap_or_default().to_owned();
+            let name = request.options.name.clone().unwrap_or_else(own);
+            let published = added(node, path, request.options, staged(tell.clone())).await?;
+            if published.skipped.count > 0 {
+                tell(SeedLine::Skipped(published.skipped));
+            }
+            node.seed_content(published.root.cid, name, pieces).await?
         }
         (None, Some(id)) => {
             let reference: Reference = id.parse()?;
@@ -86,6 +102,11 @@ async fn seeded(
     };
     let torrent = description(node, magnet.hash);
     Ok(Seeded { infohash: magnet.hash.to_string(), magnet: magnet.to_string(), torrent })
+}
+
+/// Makes lines of stages.
+fn staged(tell: impl Fn(SeedLine)) -> impl Fn(Stage) {
+    move |stage| tell(SeedLine::Stage(stage))
 }
 
 /// Makes lines of what is hashed: the last, and some before it.
@@ -126,29 +147,43 @@ pub(super) async fn list(State(app): State<App>) -> Result<Json<Vec<TorrentStatu
 pub(super) async fn add(
     State(app): State<App>,
     Asked(request): Asked<TorrentAddRequest>,
-) -> Result<Json<TorrentStatus>, Failure> {
+) -> Result<Json<TorrentAdded>, Failure> {
     let torrents = app.node.torrents().clone();
-    let hash = match (request.path, request.link) {
+    let hashes = match (request.path, request.link) {
         (Some(path), None) => {
             if !path.is_absolute() {
                 return Err(Failure::invalid("the path is not absolute"));
             }
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let keep = torrents.clone();
-            let kept = app.node.tasks().blocking("add a torrent", move || {
-                let text = read(&path)?;
-                keep.add_named(&text, &name).map_err(Failure::from)
-            });
+            let kept = app.node.tasks().blocking("add a torrent", move || added_from(&keep, &path));
             kept.await.map_err(|_| TorrentError::Closed)??
         }
         (None, Some(link)) => {
             let magnet = magnet_of(&link)?;
             torrents.add_link(&magnet)?;
-            magnet.hash
+            vec![magnet.hash]
         }
         _ => return Err(Failure::invalid("either a path or a link is expected")),
     };
-    Ok(Json(torrents.status(hash)?))
+    let mut all = hashes.into_iter().map(|hash| torrents.status(hash));
+    let first = all.next().ok_or_else(|| Failure::invalid("there is no link in it"))??;
+    Ok(Json(TorrentAdded { first, others: all.collect::<Result<_, _>>()? }))
+}
+
+/// The torrents of a file: of a description one, of a text with links all that they lead to.
+fn added_from(torrents: &Torrents, path: &std::path::Path) -> Result<Vec<InfoHash>, Failure> {
+    let text = read(path)?;
+    match links_in(&text) {
+        Some(links) => {
+            let links = links.map_err(TorrentError::from)?;
+            links.iter().try_for_each(|link| torrents.add_link(link))?;
+            Ok(links.iter().map(|link| link.hash).collect())
+        }
+        None => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Ok(vec![torrents.add_named(&text, &name)?])
+        }
+    }
 }
 
 fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    node::{Here, UploadIno, UploadKind, UploadState},
+    node::{Here, PublishError, UploadIno, UploadKind, UploadState},
 };
 
 /// One of chiral's own attributes.
@@ -52,6 +52,11 @@ pub(super) fn is_listed(name: &str) -> bool {
     NAMES.contains(&name) || OF_TORRENTS.contains(&name)
 }
 
+/// Whether an attribute is an access list.
+pub(super) fn is_acl(name: &OsStr) -> bool {
+    name == "system.posix_acl_access" || name == "system.posix_acl_default"
+}
+
 impl Attribute {
     fn named(name: &OsStr) -> Option<Self> {
         Some(match name.to_str()? {
@@ -78,6 +83,13 @@ impl Fs {
             (Ok(What::Named(named)), Some(attribute)) => {
                 Answer::Now(self.named_xattr(&named, attribute))
             }
+            (Ok(What::Upload(upload)), None) if is_acl(name) => {
+                let name = name.to_str().unwrap_or_default();
+                Answer::Now(match self.node.uploads().getxattr(upload, name) {
+                    Err(PublishError::NoAttribute) => Err(Errno::EOPNOTSUPP),
+                    list => known(list),
+                })
+            }
             // Access lists, labels and capabilities. Programs that hear that a filesystem has none of them ask once;
             // with ENODATA `ls -l` asks for each file, and the answers are not kept by the kernel.
             (Ok(_), None) if !is_of_user(name) => Answer::error(Errno::EOPNOTSUPP),
@@ -96,11 +108,12 @@ impl Fs {
             What::Upload(upload) => {
                 let uploads = self.node.uploads();
                 let set = known(uploads.listxattr(upload))?;
+                let ignored = known(uploads.state(upload))? == UploadState::Ignored;
+                // A name without a value would be a failure to programs that copy all that is listed.
+                let own = own.into_iter().filter(|name| !ignored || *name != NAMES[0]);
                 match known(uploads.getattr(upload))?.kind {
                     UploadKind::Symlink => set,
-                    UploadKind::File | UploadKind::Directory => {
-                        own.into_iter().chain(set).collect()
-                    }
+                    UploadKind::File | UploadKind::Directory => own.chain(set).collect(),
                 }
             }
             // The kernel gives no attribute of the user's namespace of a symbolic link.
@@ -110,7 +123,7 @@ impl Fs {
                 let id = self.node.id_at(&content.place).map(|_| NAMES[0]);
                 OF_TORRENTS.into_iter().chain(id).map(str::to_owned).collect()
             }
-            What::Content(_) => own.into(),
+            What::Content(_) => NAMES.map(str::to_owned).into(),
             What::Named(named) if self.named_torrent(&named).is_some() => {
                 OF_DESCRIPTIONS.map(str::to_owned).into()
             }
@@ -202,6 +215,7 @@ impl Fs {
                     UploadState::Hashing => "hashing",
                     UploadState::Published => "published",
                     UploadState::Interrupted => "interrupted",
+                    UploadState::Ignored => "ignored",
                 };
                 name.into()
             })),

@@ -51,6 +51,15 @@ impl Inner {
         whole.await.map_err(|_| PublishError::Closed)?
     }
 
+    /// Copies all that an overlay shows of the version below into the working file, whatever that costs; false when the
+    /// file was opened or removed meanwhile.
+    pub(super) fn fill_all(&self, cell: &FileCell, generation: u64, size: u64) -> Result<bool> {
+        if cell.state().work.as_ref().is_none_or(|work| work.overlay.is_none()) {
+            return Ok(true);
+        }
+        Ok(self.overlay(cell, generation)?.is_some() && self.fill(cell, generation, size)?)
+    }
+
     /// The overlay as it is now, with the object below open.
     fn overlay(&self, cell: &FileCell, generation: u64) -> Result<Option<Overlay>> {
         let mut state = cell.state();

@@ -147,7 +147,7 @@ impl Inner {
     }
 
     /// The state with a working file in it. `size` is what the file will be cut to at once. `opening` must be held.
-    fn with_work<'a>(
+    pub(super) fn with_work<'a>(
         &self,
         cell: &'a FileCell,
         size: Option<u64>,
@@ -286,13 +286,15 @@ impl Inner {
             work.drop_writer();
         }
         drop(state);
-        let mut names = self.names();
-        names.tree.mark(ino);
-        names.tree.drop_privileges(ino)?;
-        drop(names);
+        {
+            let mut names = self.names();
+            names.tree.mark(ino);
+            names.tree.drop_privileges(ino)?;
+        }
         if hides {
             self.keep_hidden();
         }
+        self.content_changed(ino);
         Ok(())
     }
 
@@ -325,6 +327,9 @@ impl Inner {
             state.rest();
         }
         drop(state);
+        if closed {
+            self.content_changed(cell.ino);
+        }
         self.changed.notify_waiters();
     }
 

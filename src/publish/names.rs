@@ -9,11 +9,11 @@ use std::{
 };
 
 use super::{
-    Inner, PublishError, RenameMode, UploadIno,
+    Inner, PublishError, RenameMode, UploadAttr, UploadIno,
     dirs::link_of,
     file::FileCell,
     seal::Finished,
-    tree::{Body, Owner, Tree},
+    tree::{Body, Owner, Request, Tree},
 };
 use crate::{
     content::{Block, ContentId, Metadata, symlink},
@@ -108,9 +108,13 @@ impl Names {
     /// so that its old nodes stay until the new ones are there.
     pub(super) fn top_nodes(&self) -> Option<Vec<ContentId>> {
         let top = self.tree.get(UploadIno::ROOT).ok()?.directory().ok()?;
-        let nodes = top.children.values().filter_map(|ino| self.tree.get(*ino).ok());
-        let nodes = nodes.filter(|inode| !matches!(inode.body, Body::File(_)));
-        nodes.map(|inode| link_of(inode).map(|(root, _)| root)).collect()
+        let entries = top.children.iter();
+        let nodes = entries.filter_map(|(name, ino)| Some((name, self.tree.get(*ino).ok()?)));
+        let nodes = nodes.filter(|(name, inode)| {
+            !matches!(inode.body, Body::File(_))
+                && !self.tree.is_entry_ignored(UploadIno::ROOT, name, inode)
+        });
+        nodes.map(|(_, inode)| link_of(inode).map(|(root, _)| root)).collect()
     }
 
     pub(super) fn cell(&self, ino: UploadIno) -> Result<Arc<FileCell>, PublishError> {
@@ -148,7 +152,9 @@ impl Inner {
         let ino = {
             let mut names = self.names();
             let ino = names.tree.add(parent, name, owner, body, super::now())?;
-            names.nodes.extend(node);
+            if !names.tree.is_ignored(ino) {
+                names.nodes.extend(node);
+            }
             ino
         };
         self.changed_names();
@@ -157,10 +163,36 @@ impl Inner {
 
     pub(super) fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {
         self.writable()?;
-        let ino = self.names().tree.unlink(parent, name, super::now())?;
-        self.orphaned(ino);
+        let (ino, orphan, changed) = {
+            let mut names = self.names();
+            let ino = names.tree.unlink(parent, name, super::now())?;
+            (ino, names.tree.is_orphan(ino), names.tree.review_linked(ino))
+        };
+        if orphan {
+            self.orphaned(ino);
+        }
+        self.follow(changed);
         self.changed_names();
+        self.name_changed(parent, name);
         Ok(())
+    }
+
+    pub(super) fn link(
+        &self,
+        ino: UploadIno,
+        parent: UploadIno,
+        name: &OsStr,
+    ) -> Result<UploadAttr, PublishError> {
+        self.writable()?;
+        let changed = {
+            let mut names = self.names();
+            names.tree.link(ino, parent, name, super::now())?;
+            names.tree.review_linked(ino)
+        };
+        self.follow(changed);
+        self.changed_names();
+        self.name_changed(parent, name);
+        self.getattr(ino)
     }
 
     pub(super) fn rmdir(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {
@@ -177,10 +209,47 @@ impl Inner {
         to: (UploadIno, &OsStr),
         mode: RenameMode,
     ) -> Result<(), PublishError> {
+        self.rename_as(from, to, mode, None)
+    }
+
+    /// As [`Inner::rename`], of what the user has named by what it is called from then on.
+    pub(super) fn rename_requested(
+        &self,
+        from: (UploadIno, &OsStr),
+        to: (UploadIno, &OsStr),
+        mode: RenameMode,
+    ) -> Result<(), PublishError> {
+        self.rename_as(from, to, mode, Some(Request::Named))
+    }
+
+    fn rename_as(
+        &self,
+        from: (UploadIno, &OsStr),
+        to: (UploadIno, &OsStr),
+        mode: RenameMode,
+        request: Option<Request>,
+    ) -> Result<(), PublishError> {
         self.writable()?;
-        let (replaced, moved) = {
+        let (replaced, moved, changed) = {
             let mut names = self.names();
-            (names.tree.rename(from, to, mode, super::now())?, names.tree.lookup(to.0, to.1)?)
+            // What was imported was never looked at by the rules that hold here.
+            let scope = if request.is_some() { None } else { names.tree.scope(from.0) };
+            let target = names.tree.lookup(to.0, to.1).ok();
+            let replaced = names.tree.rename(from, to, mode, super::now())?;
+            let moved = names.tree.lookup(to.0, to.1)?;
+            if let Some(request) = request {
+                names.tree.set_request(moved, request);
+            }
+            let mut changed = names.tree.review_moved(moved, scope.as_ref());
+            // What an import replaces is removed next, and not published for that time.
+            if mode == RenameMode::Exchange && request.is_none() {
+                let other = names.tree.lookup(from.0, from.1)?;
+                let scope = names.tree.scope(to.0);
+                changed.extend(names.tree.review_moved(other, scope.as_ref()));
+            }
+            // It may have names left, and be ignored under all of them.
+            changed.extend(target.map(|ino| names.tree.review_linked(ino)).unwrap_or_default());
+            (replaced, moved, changed)
         };
         if to.0 == UploadIno::ROOT {
             // It may be a directory that was none of the top level before.
@@ -189,7 +258,12 @@ impl Inner {
         if let Some(ino) = replaced {
             self.orphaned(ino);
         }
+        self.follow(changed);
         self.changed_names();
+        self.name_changed(from.0, from.1);
+        if from != to {
+            self.name_changed(to.0, to.1);
+        }
         Ok(())
     }
 

@@ -80,10 +80,13 @@ impl Inner {
             layers: Queue::default(),
             directories: Directories::default(),
             announcer: Announcer::new(told),
+            rules_turn: Mutex::default(),
+            skipped: Mutex::default(),
             changed: Notify::new(),
         });
         inner.restore_files(works)?;
         inner.remove_leftovers()?;
+        inner.read_all_rules();
         inner.compute_directories();
         inner.assume_announced();
         inner.flush()?;
@@ -171,7 +174,7 @@ impl Inner {
     fn assume_announced(&self) {
         let names = self.names();
         for (ino, inode) in names.tree.iter() {
-            let top = inode.place.as_ref().is_some_and(|place| place.parent == UploadIno::ROOT);
+            let top = inode.places().any(|place| place.parent == UploadIno::ROOT);
             let announced = match &inode.body {
                 Body::File(sealed) => sealed.as_ref().is_some_and(|sealed| sealed.size > 0),
                 Body::Directory(_) => top,
@@ -211,7 +214,11 @@ impl Inner {
 
     /// Whether a file waits to be hashed or committed that nobody holds back.
     fn is_hashing(&self) -> bool {
-        let cells: Vec<_> = self.names().cells.values().cloned().collect();
+        let cells: Vec<_> = {
+            let names = self.names();
+            let published = names.cells.iter().filter(|(ino, _)| !names.tree.is_ignored(**ino));
+            published.map(|(_, cell)| cell.clone()).collect()
+        };
         cells.iter().any(|cell| {
             let state = cell.state();
             let waits =

@@ -50,6 +50,9 @@ enum Outcome {
 impl Inner {
     /// Hashes one closed file and hands it to the flush.
     pub(super) async fn seal(self: &Arc<Self>, cell: Arc<FileCell>) {
+        if self.names().tree.is_ignored(cell.ino) {
+            return self.keep_private(cell).await;
+        }
         let Some((generation, file)) = begin(&cell) else { return };
         match self.try_seal(&cell, generation, file).await {
             Ok(Outcome::Hashed(finished)) => {

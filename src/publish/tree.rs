@@ -14,10 +14,14 @@ use super::{
 };
 
 mod attributes;
+mod links;
 mod rename;
 mod restore;
+mod review;
 #[cfg(test)]
 mod tests;
+
+pub(super) use review::Reviewed;
 
 type Result<T> = std::result::Result<T, PublishError>;
 
@@ -55,6 +59,17 @@ pub(super) struct Directory {
     pub(super) root: Option<DirectoryRoot>,
 }
 
+/// What the user asked for beyond the rules of what is ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Request {
+    #[default]
+    None,
+    /// It is published although it is hidden (`-H`).
+    Hidden,
+    /// It was named itself, and is published whatever the rules say.
+    Named,
+}
+
 /// Owner, mode and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attributes {
@@ -71,9 +86,14 @@ pub(super) struct Attributes {
 pub(super) struct Inode {
     /// None: the root, or unlinked and still open.
     pub(super) place: Option<Place>,
+    /// Its further names; only of a file or symlink, and only beside `place`.
+    pub(super) also: Vec<Place>,
     pub(super) attr: Attributes,
     pub(super) xattrs: BTreeMap<String, Vec<u8>>,
     pub(super) body: Body,
+    pub(super) request: Request,
+    /// It is not published. Follows from the rules, so no row has it.
+    pub(super) ignored: bool,
 }
 
 /// Who makes an inode, and how.
@@ -93,8 +113,10 @@ pub(super) struct Tree {
     dirty: BTreeSet<UploadIno>,
     /// Inodes whose rows on disk have to go.
     removed: BTreeSet<UploadIno>,
-    /// Directories whose id is out of date. With a directory all its ancestors are in here.
+    /// Directories whose id is out of date. With a directory all its ancestors are in here. Those that are ignored have
+    /// no id and are never in here.
     stale: BTreeSet<UploadIno>,
+    rules: review::TreeRules,
 }
 
 impl Inode {
@@ -112,8 +134,14 @@ impl Inode {
             Body::Directory(_) => Body::Directory(Directory::default()),
             other => other.clone(),
         };
-        let (place, attr) = (self.place.clone(), self.attr.clone());
-        Self { place, attr, xattrs: self.xattrs.clone(), body }
+        let (place, also, attr) = (self.place.clone(), self.also.clone(), self.attr.clone());
+        let (request, ignored) = (self.request, self.ignored);
+        Self { place, also, attr, xattrs: self.xattrs.clone(), body, request, ignored }
+    }
+
+    /// All names that it has.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+        self.place.iter().chain(&self.also)
     }
 
     pub(super) fn directory(&self) -> Result<&Directory> {
@@ -143,6 +171,7 @@ impl Tree {
     pub(super) fn new(owner: Owner, now: SystemTime) -> Self {
         let root = Inode {
             place: None,
+            also: Vec::new(),
             attr: Attributes {
                 mode: owner.mode,
                 uid: owner.uid,
@@ -153,6 +182,8 @@ impl Tree {
             },
             xattrs: BTreeMap::new(),
             body: Body::Directory(Directory::default()),
+            request: Request::None,
+            ignored: false,
         };
         Self {
             inodes: HashMap::from([(UploadIno::ROOT, root)]),
@@ -160,6 +191,7 @@ impl Tree {
             dirty: BTreeSet::from([UploadIno::ROOT]),
             removed: BTreeSet::new(),
             stale: BTreeSet::from([UploadIno::ROOT]),
+            rules: review::TreeRules::default(),
         }
     }
 
@@ -167,6 +199,7 @@ impl Tree {
     fn hang(&mut self, ino: UploadIno, inode: Inode) -> Option<Inode> {
         let Some(place) = inode.place.clone() else { return Some(inode) };
         let is_dir = inode.kind() == UploadKind::Directory;
+        let published = !inode.ignored;
         let Some(Inode { body: Body::Directory(dir), .. }) = self.inodes.get_mut(&place.parent)
         else {
             return Some(inode);
@@ -176,7 +209,7 @@ impl Tree {
         }
         dir.children.insert(place.name, ino);
         dir.subdirs += u32::from(is_dir);
-        if is_dir {
+        if is_dir && published {
             self.stale.insert(ino);
         }
         self.inodes.insert(ino, inode);
@@ -227,7 +260,7 @@ impl Tree {
         let inode = self.get(ino)?;
         Ok(match &inode.body {
             Body::Directory(dir) => 2 + dir.subdirs,
-            _ => u32::from(inode.place.is_some()),
+            _ => u32::try_from(inode.places().count()).unwrap_or(u32::MAX),
         })
     }
 
@@ -274,19 +307,24 @@ impl Tree {
         }
         let ino = UploadIno(self.next);
         self.next += 1;
-        let inode = Inode {
+        let mut inode = Inode {
             place: Some(Place { parent, name: name.to_owned() }),
+            also: Vec::new(),
             attr: Attributes { mode, uid: owner.uid, gid, atime: now, mtime: now, ctime: now },
             xattrs: BTreeMap::new(),
             body,
+            request: Request::None,
+            ignored: false,
         };
+        inode.ignored = self.decide(&inode);
         self.hang(ino, inode);
         self.touched(parent, now);
         self.mark(ino);
         Ok(ino)
     }
 
-    /// Takes a name away. The inode stays as an orphan until [`Tree::forget`], for those who have it open.
+    /// Takes a name away. With its last one the inode stays as an orphan until [`Tree::forget`], for those who have it
+    /// open.
     pub(super) fn unlink(
         &mut self,
         parent: UploadIno,
@@ -297,7 +335,7 @@ impl Tree {
         if self.get(ino)?.kind() == UploadKind::Directory {
             return Err(PublishError::IsADirectory);
         }
-        self.detach(ino, now)?;
+        self.detach(ino, parent, name, now)?;
         self.touched(parent, now);
         Ok(ino)
     }
@@ -312,20 +350,28 @@ impl Tree {
         if !self.get(ino)?.directory()?.children.is_empty() {
             return Err(PublishError::NotEmpty);
         }
-        self.detach(ino, now)?;
+        self.detach(ino, parent, name, now)?;
         self.touched(parent, now);
         Ok(ino)
     }
 
-    /// Takes an inode off its parent.
-    fn detach(&mut self, ino: UploadIno, now: SystemTime) -> Result<()> {
+    /// Takes one of its names from an inode.
+    fn detach(
+        &mut self,
+        ino: UploadIno,
+        parent: UploadIno,
+        name: &OsStr,
+        now: SystemTime,
+    ) -> Result<()> {
+        let is_dir = self.get(ino)?.kind() == UploadKind::Directory;
+        let dir = self.dir_mut(parent)?;
+        dir.children.remove(name);
+        dir.subdirs -= u32::from(is_dir);
         let inode = self.get_mut(ino)?;
         inode.attr.ctime = now;
-        let is_dir = inode.kind() == UploadKind::Directory;
-        if let Some(place) = inode.place.take() {
-            let dir = self.dir_mut(place.parent)?;
-            dir.children.remove(&place.name);
-            dir.subdirs -= u32::from(is_dir);
+        match inode.also.iter().position(|place| place.parent == parent && place.name == name) {
+            Some(at) => drop(inode.also.swap_remove(at)),
+            None => inode.place = inode.also.pop(),
         }
         self.mark(ino);
         Ok(())
@@ -337,6 +383,7 @@ impl Tree {
             self.inodes.remove(&ino);
             self.dirty.remove(&ino);
             self.stale.remove(&ino);
+            self.forget_rules(ino);
             self.removed.insert(ino);
         }
     }
@@ -365,6 +412,9 @@ impl Tree {
         let mut at = Some(dir);
         while let Some(ino) = at {
             let Some(inode) = self.inodes.get_mut(&ino) else { return };
+            if inode.ignored {
+                return;
+            }
             if let Body::Directory(directory) = &mut inode.body {
                 directory.root = None;
                 if !self.stale.insert(ino) {
@@ -400,8 +450,8 @@ impl Tree {
         let inode = self.inodes.get_mut(&ino)?;
         let Body::File(old) = &mut inode.body else { return None };
         let old = old.replace(sealed);
-        let up = inode.place.as_ref().map(|place| place.parent);
-        up.into_iter().for_each(|up| self.outdate(up));
+        let ups: Vec<_> = inode.places().map(|place| place.parent).collect();
+        ups.into_iter().for_each(|up| self.outdate(up));
         old
     }
 
@@ -411,6 +461,14 @@ impl Tree {
             Body::File(sealed) => sealed.as_ref(),
             _ => None,
         }
+    }
+
+    /// A file is not published any more. Gives what was.
+    pub(super) fn unseal(&mut self, ino: UploadIno) -> Option<Sealed> {
+        let Body::File(sealed) = &mut self.inodes.get_mut(&ino)?.body else { return None };
+        let sealed = sealed.take()?;
+        self.mark(ino);
+        Some(sealed)
     }
 
     /// Rows to write and rows to take out since the last call. What could not be written is put back by [`Tree::undo_take`].

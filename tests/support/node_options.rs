@@ -36,6 +36,10 @@ pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeO
         },
         seed_uploads: false,
         credit: 0,
-        publish: PublishOptions { import: ImportParams::DEFAULT, read_only: false },
+        publish: PublishOptions {
+            import: ImportParams::DEFAULT,
+            read_only: false,
+            ignore: Default::default(),
+        },
     }
 }

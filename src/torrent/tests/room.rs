@@ -32,7 +32,7 @@ async fn torrents_over_the_limit_go_whole_but_for_what_is_open_pinned_or_seeded(
     }
     let [idle, open, pinned, seeded] = [0, 1, 2, 3].map(|n| seeders[n].metainfo.hash);
     let held = peer.file(open, "film.mkv").await;
-    peer.torrents.pin(pinned, TorrentPin { node: 0, name: String::new() }).unwrap();
+    peer.torrents.pin(pinned, TorrentPin { node: 0, name: String::new(), only: None }).unwrap();
     peer.torrents.seed(seeded).await.unwrap();
 
     // Whoever has closed a file is let go of in the background.
