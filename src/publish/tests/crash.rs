@@ -1,7 +1,8 @@
 //! The upload tree over a disk that stops at any step, twice.
 //!
 //! What a crash may leave, page by page:
-//! - fsync(2) and an id that was given out acknowledge a file. After them each page is what it was then.
+//! - fsync(2) and an id that was given out acknowledge a file. After them each page is what it was then, and the file
+//!   has the name that it had.
 //! - A later write, hole or truncate is there or not, for each page and for the length by itself. A page is one of
 //!   the values that it had since the acknowledgement, where bytes beyond the end count as zeros; the length lies
 //!   between the shortest and the longest since.
@@ -162,6 +163,16 @@ impl Model {
         }
     }
 
+    /// The id of a file was given out: it keeps the name that it has.
+    fn named(&mut self, ino: UploadIno) {
+        for (slot, may) in &mut self.may {
+            match self.names.get(slot) {
+                Some(named) if *named == ino => *may = [Some(ino)].into(),
+                _ => drop(may.remove(&Some(ino))),
+            }
+        }
+    }
+
     fn numbers(&mut self, count: u64) -> Vec<u64> {
         self.next += count;
         (self.next - count + 1..=self.next).collect()
@@ -211,7 +222,8 @@ impl Life {
     fn try_open(root: &Path, disk: &Arc<FaultyDisk>, tasks: &Tasks) -> Result<(Store, Uploads)> {
         let options = StoreOptions { dir: root.to_owned(), cache_limit: None, min_free: 0 };
         let store = Store::open_on_faulty_disk(&options, tasks, disk.clone())?;
-        let options = PublishOptions { import: IMPORT, read_only: false };
+        let ignore = IgnorePatterns::default();
+        let options = PublishOptions { import: IMPORT, read_only: false, ignore };
         let uploads = Uploads::open(options, store.clone(), Arc::new(Heard::default()), tasks);
         match uploads {
             Ok(uploads) => Ok((store, uploads)),
@@ -451,7 +463,12 @@ impl Life {
                 let file = model.files.get_mut(&ino).unwrap();
                 assert_eq!(root, id_of_pages(&file.pages), "{:?}", file.life);
                 // It counts only if the disk was there to keep it.
-                (!self.disk.is_off()).then(|| file.acknowledge())
+                if self.disk.is_off() {
+                    return None;
+                }
+                file.acknowledge();
+                model.named(ino);
+                Some(())
             }
             // The disk failed, and is tried again later.
             Err(PublishError::Busy) => None,
