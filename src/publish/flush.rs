@@ -347,6 +347,7 @@ impl Inner {
     }
 
     fn apply(&self, round: Round) {
+        self.names().tree.saved();
         for (cell, object) in round.synced {
             let mut state = cell.state();
             if let Some(work) = state.work.as_mut().filter(|work| work.id() == object) {

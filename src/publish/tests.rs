@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod adopt;
+mod crash;
 mod files;
 mod ignoring;
 mod merge;
