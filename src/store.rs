@@ -23,6 +23,7 @@ mod evict;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod gc;
+mod heal;
 mod index;
 mod keep;
 mod merge;
@@ -212,6 +213,7 @@ struct Inner {
     lock: File,
     limits: Limits,
     gauge: Gauge,
+    whole: heal::Whole,
     health: Arc<Health>,
     ahead: ahead::Writers,
     cloning: working::Cloning,
@@ -337,6 +339,11 @@ impl Store {
     pub(crate) fn commits(&self) -> Result<u64, StoreError> {
         self.inner.commits()
     }
+    /// Flips a bit of an object, as a disk does: nothing about its file shows it.
+    #[cfg(test)]
+    pub(crate) fn rot(&self, id: ObjectId, at: u64) -> Result<(), StoreError> {
+        self.inner.rot(id, at)
+    }
     /// Commits what is pending and closes the files; later calls fail.
     pub fn close(&self) -> Result<(), StoreError> {
         self.inner.close()
@@ -390,6 +397,23 @@ impl Store {
     /// Whether anyone, this process too, has the file of an object open or mapped at all.
     pub fn is_held(&self, id: ObjectId) -> Result<bool, StoreError> {
         self.inner.object_is_held(id, Holder::Anyone)
+    }
+    /// Verifies the object of a root, if there is one that was ever whole, and repairs what rotted in it from `file`, whose
+    /// leaves are known by their hashes. So content that is published again is not taken for what is there but damaged.
+    ///
+    /// # Errors
+    /// When index or files cannot be read or written.
+    pub fn heal(
+        &self,
+        root: &ContentId,
+        file: &File,
+        leaves: &SealLeaves,
+    ) -> Result<(), StoreError> {
+        self.inner.heal(root, file, leaves)
+    }
+    /// Whether all bytes of an object were hashed a short time ago.
+    pub fn is_verified(&self, id: ObjectId) -> bool {
+        self.inner.whole.contains(id)
     }
     /// Opens a working file that an earlier process kept.
     pub fn reopen_working(&self, id: ObjectId) -> Result<Option<WorkingFile>, StoreError> {

@@ -129,7 +129,9 @@ async fn serve(settings: &Settings, mountpoint: &Path, ending: &Ending) -> anyho
             // A Ctrl-C goes to fusermount3, too, which then mounts nothing: that is no failure of the mount.
             let is_wanted = ending.has_begun();
             ending.begin();
-            node.stop(STOP_WITHIN - FOR_THE_STORE).await?;
+            if let Err(late) = node.stop(STOP_WITHIN - FOR_THE_STORE).await {
+                tracing::warn!(error = %late, "the daemon did not end in good order");
+            }
             return Err(if is_wanted { anyhow!(BEFORE_IT_HAD_MOUNTED) } else { error });
         }
     };
@@ -154,7 +156,7 @@ async fn ready(
     node: &Node,
     ending: &Ending,
 ) -> anyhow::Result<Arc<Mount>> {
-    let server = Server::bind(node.clone(), ending.token())?;
+    let server = control(node, ending)?;
     let gateway = gateway(settings, node).await?;
     let mount = mounting::start(settings, mountpoint, node, ending).await?;
     node.set_mountpoint(Some(mountpoint.to_owned()));
@@ -162,13 +164,24 @@ async fn ready(
         node.set_gateway(Some(gateway.url()));
         gateway.start();
     }
-    server.start();
+    server.map(Server::start);
     system::notify("READY=1");
     // The daemon serves also where its output is a full disk or closed.
     if let Err(error) = output::line(format_args!("mounted {}", mountpoint.display())) {
         tracing::info!(%error, "stdout does not take that the tree is mounted");
     }
     Ok(mount)
+}
+
+/// The control socket. On a read-only disk there may be none: what is stored is served all the same.
+fn control(node: &Node, ending: &Ending) -> anyhow::Result<Option<Server>> {
+    match Server::bind(node.clone(), ending.token()) {
+        Err(error) if node.store().check_writable().is_err() => {
+            tracing::warn!("{error}: commands find no daemon; a signal or `umount` ends it");
+            Ok(None)
+        }
+        bound => Ok(Some(bound?)),
+    }
 }
 
 /// The HTTP gateway, unless there is to be none.

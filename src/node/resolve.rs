@@ -273,7 +273,9 @@ impl Node {
         let Some(Ok(resolved)) = self.resolve_now(root) else { return };
         let known = KnownRoot { root: *root, directory: resolved.kind == NodeKind::Directory };
         // The listing is a convenience; content is readable without it.
-        if let Err(error) = self.store().remember_root(known) {
+        if let Err(error) = self.store().remember_root(known)
+            && !self.store().tell(&error)
+        {
             tracing::warn!(id = %root, %error, "the root is missing from the listing");
         }
     }

@@ -13,7 +13,7 @@ use super::fellows::Changes;
 use crate::{
     content::{ByteRange, ContentId},
     download::{Engine, Event},
-    store::{Object, Store},
+    store::{Object, Store, StoreError, Trouble},
     torrent::{Host, TorrentEvent, TorrentState, TorrentStatus},
 };
 
@@ -80,6 +80,17 @@ impl Host for TorrentHost {
     /// The content counts where its own root is listed: it is published or pinned.
     fn allocated(&self, _: &ContentId) -> u64 {
         0
+    }
+
+    fn admit(&self, bytes: u64) -> io::Result<()> {
+        self.store.admit(bytes).map_err(|error| match error {
+            StoreError::Io { source, .. } => source,
+            other => io::Error::other(other),
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.store.trouble() == Some(Trouble::Full)
     }
 
     fn told(&self, event: TorrentEvent) {

@@ -50,6 +50,7 @@ impl Uploads {
         hashed: Hashed,
     ) -> Result<Adopted, PublishError> {
         let (store, root) = (&self.inner.store, hashed.root);
+        store.heal(&root, file, &hashed.leaves)?;
         if store.object(&root)?.is_some_and(|object| object.is_complete()) {
             return Ok(Adopted { root, object: None, served: true });
         }

@@ -230,13 +230,14 @@ impl Inner {
         }
     }
 
-    /// An object that holds the content already, and whose file is what it was.
+    /// An object that holds the content already, and whose bytes were right a short time ago: the copy that came goes.
     fn existing(&self, root: &ContentId, size: u64) -> Option<ObjectId> {
         // Where the index cannot be read the commit will say so.
         let object = self.store.object(root).ok().flatten()?;
         let right = object.is_complete()
             && object.size() == size
             && !self.flusher.refused().contains(&object.id())
+            && self.store.is_verified(object.id())
             && object.verified_backing().is_ok_and(|file| file.is_some());
         right.then(|| object.id())
     }

@@ -145,7 +145,8 @@ impl Inner {
         let held = {
             let mut state = handle.cell.quiet_state();
             let work = writing(handle, &mut state)?;
-            work.writer()?.file().metadata().map_err(io_error("fstat"))?.blocks() * 512
+            let meta = work.writer()?.file().metadata();
+            meta.map_err(io_error("fstat"))?.blocks() * 512
         };
         let size = ByteRange::new(0, range.end).len();
         Ok(self.store.admit(range.len().min(size.saturating_sub(held)))?)

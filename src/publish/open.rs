@@ -231,11 +231,21 @@ impl Inner {
         let inner = self.clone();
         let flushed = self.tasks.blocking("flush", move || {
             inner.compute_directories();
-            inner.flush()?;
+            match inner.flush() {
+                // Nodes of directories are made again at the next start.
+                Err(PublishError::Store(error)) if error.is_read_only() && inner.is_saved() => {}
+                flushed => flushed?,
+            }
             inner.announce_all();
             Ok(())
         });
         flushed.await.map_err(|_| PublishError::Closed)?
+    }
+
+    /// Whether all changes of names and files are durable.
+    fn is_saved(&self) -> bool {
+        let names = self.names();
+        names.finished.is_empty() && names.released.is_empty() && !names.tree.is_changed()
     }
 
     /// Whether a file waits to be hashed or committed that nobody holds back.

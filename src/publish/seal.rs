@@ -103,8 +103,10 @@ impl Inner {
                 Some(Whole { known, below }) => (known, below),
             },
         };
-        let hashed = self.hash_still(cell, generation, &work, file, known).await?;
+        let hashed = self.hash_still(cell, generation, &work, file.clone(), known).await?;
         let Some((stamp, hashed)) = hashed else { return Ok(Outcome::Void) };
+        // A layer has only a part of its leaves to heal from.
+        let hashed = if below.is_none() { self.heal(file, hashed).await? } else { hashed };
         let (cell, object) = (cell.clone(), work.id());
         let finished = Finished { cell, generation, object, spare: None, below, stamp, hashed };
         Ok(Outcome::Hashed(Box::new(finished)))
@@ -143,6 +145,24 @@ impl Inner {
         let (after, held) = after.await.map_err(|_| PublishError::Closed)??;
         let still = !held && after == before && is_current(cell, generation);
         Ok(still.then_some((after, hashed)))
+    }
+
+    /// Has what the store may hold of the same content verified, and repaired from this copy, before one of both goes.
+    async fn heal(
+        self: &Arc<Self>,
+        file: Arc<File>,
+        hashed: Hashed,
+    ) -> Result<Hashed, PublishError> {
+        let store = self.store.clone();
+        let healed = self.tasks.blocking("heal", move || {
+            if let Err(error) = store.heal(&hashed.root, &file, &hashed.leaves)
+                && !store.tell(&error)
+            {
+                tracing::warn!(%error, root = %hashed.root, "what is stored of a file could not be verified");
+            }
+            hashed
+        });
+        healed.await.map_err(|_| PublishError::Closed)
     }
 
     /// The file for hashing and its stamp; none when somebody can write it.

@@ -9,7 +9,7 @@ use super::{
     Inner, Object, ObjectId, RECENT_OBJECTS, StoreError, codec::Leaf, guard, index, recheck::Look,
     space::Room,
 };
-use crate::content::{Block, ByteRange, ContentId, Multihash, sha2_256};
+use crate::content::{Block, BlockError, ByteRange, ContentId, Multihash, sha2_256};
 
 impl Inner {
     pub(super) fn block_len(self: &Arc<Self>, id: &ContentId) -> Result<Option<usize>, StoreError> {
@@ -32,12 +32,21 @@ impl Inner {
             return Ok(Some(Block::from_store(*id, content)));
         }
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = self.node(id.hash())? {
+        if let Some(node) = self.pending().node(id.hash()) {
             return Ok(Some(Block::from_store(*id, node.data().clone())));
         }
+        if let Some(node) = self.index.read(|txn| index::node(txn, id.hash()))? {
+            match Block::verify(*id, node.data().clone()) {
+                Err(BlockError::WrongHash(_)) => {
+                    tracing::warn!(%id, "a node rotted in the index; it is withdrawn");
+                    self.withdraw_node(id.hash())?;
+                }
+                _ => return Ok(Some(Block::from_store(*id, node.data().clone()))),
+            }
+        }
         let bytes = self.with_leaf(id.hash(), |object, leaf| match object.look()? {
-            Look::Same => object.read_block(leaf),
-            Look::Touched(_) => object.verify_leaf(self, id.hash(), leaf),
+            Look::Same if object.is_verified(leaf.range) => object.read_block(leaf),
+            Look::Same | Look::Touched(_) => object.verify_leaf(self, id.hash(), leaf),
             Look::Resized => self.withdraw_resized(object).map(|()| None),
         })?;
         Ok(bytes.map(|bytes| Block::from_store(*id, bytes)))
@@ -161,16 +170,21 @@ impl Inner {
             places.push((object.clone(), leaf.range));
             Ok(None::<()>)
         })?;
+        self.withdraw_node(hash)?;
+        let _leader = self.lead();
+        places.into_iter().try_for_each(|(object, range)| {
+            self.unless_in_trouble(self.remove_range(&object, range))
+        })
+    }
+
+    fn withdraw_node(&self, hash: &Multihash) -> Result<(), StoreError> {
         let _leader = self.lead();
         self.pending().forget(hash);
         let removed = self.index.write(|rows| {
             rows.remove(index::NODES, &hash.to_bytes())?;
             Ok(())
         });
-        self.unless_in_trouble(removed)?;
-        places.into_iter().try_for_each(|(object, range)| {
-            self.unless_in_trouble(self.remove_range(&object, range))
-        })
+        self.unless_in_trouble(removed)
     }
 
     /// Takes bytes of an object out of service.

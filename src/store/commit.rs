@@ -94,10 +94,12 @@ impl Inner {
 
     /// What was published stays where it is until there is room; what removes or only moves goes on.
     fn refuse_when_full(&self, group: &Group) {
-        if !self.reserve.is_whole() && !self.reserve.refill() {
-            self.tell(&self.reserve.full());
-            group.fail(|request| !request.batch.seal.is_empty(), &self.reserve.full());
+        if self.reserve.is_whole() || self.reserve.refill() {
+            return;
         }
+        let error =
+            self.check_writable().err().unwrap_or_else(|| self.refused(self.reserve.full()));
+        group.fail(|request| !request.batch.seal.is_empty(), &error);
     }
 
     /// Takes over what is pending; without `flush` only the nodes, whose commit costs no sync of data.
@@ -345,6 +347,9 @@ impl Inner {
             row.present = object.durable_with(synced);
             row.ever_complete |= row.present.contains(ByteRange::new(0, row.size));
             row.stamp = object.stamp();
+            if row.stamp.is_none() && row.is_whole() {
+                row.stamp = object.stamp_of_whole();
+            }
             row.allocated = self.allocated(*id);
             rows.put_object(*id, &row)?;
         }
@@ -373,6 +378,10 @@ impl Inner {
         // Handles of the version that was merged over see what they share with the new one, and no more.
         for seal in group.requests.iter().filter(|r| !is_done(r)).flat_map(|r| &r.batch.seal) {
             self.registry().renew(seal.object);
+            // Its bytes were hashed just before.
+            if seal.present.is_none() {
+                self.whole.insert(seal.object);
+            }
             drop(guard(&self.recent).pop(&seal.object));
         }
         for id in group.dead {

@@ -128,7 +128,9 @@ impl Inner {
     fn recover_from_trouble(&self) {
         let whole = self.reserve.refill();
         match self.health.trouble() {
-            Some(Trouble::Full) if whole && !self.is_short() => self.health.has_room(&self.dir),
+            Some(Trouble::Full) if whole && self.shortage(Room::default()).is_none() => {
+                self.health.has_room(&self.dir);
+            }
             // The commit tells by itself how it ended.
             Some(Trouble::ReadOnly | Trouble::Failing) => drop(self.index.probe()),
             Some(Trouble::Full) | None => {}
@@ -161,11 +163,16 @@ impl Inner {
             self.note_fruitless(report);
             let left = self.shortage(Room::default());
             if !left.is_none() {
-                let source = rustix::io::Errno::NOSPC.into();
-                self.tell(&StoreError::io("keep `min_free` on the disk of", &self.dir, source));
+                self.tell(&self.too_short(left));
             }
         }
         Ok(report)
+    }
+
+    fn too_short(&self, short: Room) -> StoreError {
+        let what =
+            if short.bytes > 0 { "keep `min_free` on the disk of" } else { "keep inodes free for" };
+        StoreError::io(what, &self.dir, rustix::io::Errno::NOSPC.into())
     }
 
     fn note_fruitless(&self, report: GcReport) {
@@ -222,8 +229,7 @@ impl Inner {
             self.gauge.spend(wanted);
             return Ok(());
         }
-        let source = rustix::io::Errno::NOSPC.into();
-        Err(self.refused(StoreError::io("keep `min_free` on the disk of", &self.dir, source)))
+        Err(self.refused(self.too_short(short)))
     }
 
     /// As [`Inner::admit`] for what only the index takes. The flusher evicts meanwhile; where it found nothing the disk is
@@ -240,7 +246,7 @@ impl Inner {
         }
     }
 
-    fn refused(&self, error: StoreError) -> StoreError {
+    pub(super) fn refused(&self, error: StoreError) -> StoreError {
         self.tell(&error);
         error
     }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use super::{
     FileStamp, Inner, ObjectId, StoreError,
     codec::{Envelope, Leaf, ObjectRow},
+    heal::Verified,
     now_secs,
     space::Room,
 };
@@ -56,6 +57,8 @@ pub struct Object {
     holes: RwLock<()>,
     /// Where the latest reads ended: the surroundings are punched last.
     hot: Mutex<VecDeque<u64>>,
+    /// What was hashed a short time ago.
+    pub(super) verified: Verified,
     /// One hashes a file again that looks other than when it was sealed. Taken before the leader of the group commit.
     pub(super) rehashing: Mutex<()>,
 }
@@ -145,6 +148,7 @@ impl Object {
             writer: Mutex::new(None),
             holes: RwLock::new(()),
             hot: Mutex::default(),
+            verified: Verified::default(),
             rehashing: Mutex::default(),
         }
     }
@@ -206,6 +210,7 @@ impl Object {
         if let Some(verified) = self.read_suspect(range)? {
             return Ok(verified);
         }
+        self.verify_range(range)?;
         let _shared = self.holes.read().unwrap_or_else(PoisonError::into_inner);
         if !self.has(range) {
             return Err(StoreError::Missing(range));
@@ -332,6 +337,7 @@ impl Object {
         pending.put_leaf(self, hash, leaf.clone());
         let mut state = self.state_write();
         state.present.insert(leaf.range);
+        self.note_verified(leaf.range);
         // The store's own repair of a file changes its times; the new bytes were verified.
         state.stamp = None;
         if state.present.contains(ByteRange::new(0, self.size)) {
@@ -368,6 +374,7 @@ impl Object {
 
     /// Takes bytes out of the memory's view; the caller makes the index follow.
     pub(super) fn mark_absent(&self, range: ByteRange) {
+        self.forget_verified(range);
         let mut state = self.state_write();
         state.present.remove(range);
         state.durable.remove(range);
@@ -391,10 +398,20 @@ impl Object {
     pub(super) fn committed(&self, synced: &[ByteRange]) {
         let durable = self.durable_with(synced);
         let whole = durable.contains(ByteRange::new(0, self.size));
-        self.state_write().durable = durable;
+        let stamp = if whole { self.stamp_of_whole() } else { None };
+        let mut state = self.state_write();
+        state.durable = durable;
+        state.stamp = state.stamp.or(stamp);
+        drop(state);
         if whole {
             self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
+    }
+
+    /// What a file looks like into which nothing is written any more, so that a later change of it shows.
+    pub(super) fn stamp_of_whole(&self) -> Option<FileStamp> {
+        let file = self.reader().ok()?;
+        FileStamp::of(&file).ok()
     }
 
     /// The file to sync after leaves were written. Any descriptor does: fdatasync writes out what all of them wrote.

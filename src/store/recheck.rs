@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{FileStamp, Inner, Object, ObjectId, StoreError, codec::Leaf, guard, index};
 use crate::{
-    content::{Block, ByteRange, HASHED_AT_ONCE, Multihash},
+    content::{Block, BlockError, ByteRange, HASHED_AT_ONCE, Multihash},
     tasks::Tasks,
 };
 
@@ -149,12 +149,24 @@ impl Object {
         hash: &Multihash,
         leaf: &Leaf,
     ) -> Result<Option<Bytes>, StoreError> {
-        let Some(bytes) = self.read_block(leaf)? else { return Ok(None) };
-        if Block::verify(index::leaf_id(*hash, leaf), bytes.clone()).is_ok() {
-            return Ok(Some(bytes));
+        let bytes = match self.read_block(leaf) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(error) if is_unreadable(&error) => {
+                tracing::warn!(%error, "a leaf cannot be read");
+                store.withdraw_wrong(self, leaf.range)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if let Err(BlockError::WrongHash(_)) =
+            Block::verify(index::leaf_id(*hash, leaf), bytes.clone())
+        {
+            store.withdraw_wrong(self, leaf.range)?;
+            return Ok(None);
         }
-        store.withdraw_wrong(self, leaf.range)?;
-        Ok(None)
+        self.note_verified(leaf.range);
+        Ok(Some(bytes))
     }
 }
 
@@ -176,6 +188,12 @@ impl Inner {
     /// Hashes all leaves of a file that looks like `stamp` now. Nothing is believed of one that changes meanwhile.
     fn rehash(self: &Arc<Self>, object: &Object, stamp: FileStamp) -> Result<(), StoreError> {
         tracing::info!(path = %object.path().display(), "a published file looks changed: it is hashed again");
+        self.rehash_leaves(object)?;
+        self.restamp(object, stamp)
+    }
+
+    /// Hashes all leaves of a file and withdraws those that are wrong.
+    pub(super) fn rehash_leaves(&self, object: &Object) -> Result<(), StoreError> {
         let mut from = 0;
         let bad = Mutex::new(Vec::new());
         loop {
@@ -201,7 +219,7 @@ impl Inner {
         for range in bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
             self.withdraw_wrong(object, range)?;
         }
-        self.restamp(object, stamp)
+        Ok(())
     }
 
     /// All bytes that are present were right while the file looked like `stamp`.
@@ -231,7 +249,7 @@ impl Inner {
     fn withdraw_wrong(&self, object: &Object, range: ByteRange) -> Result<(), StoreError> {
         tracing::warn!(
             path = %object.path().display(), root = %object.root(), %range,
-            "a published file was changed in the data folder; what is wrong is withdrawn"
+            "a stored file was changed in the data folder or damaged on the disk; what is wrong is withdrawn"
         );
         self.withdraw_range(object, range)
     }
@@ -243,6 +261,14 @@ impl Inner {
         );
         self.withdraw_range(object, ByteRange::new(0, object.size()))
     }
+}
+
+/// Whether the disk cannot read what it has.
+fn is_unreadable(error: &StoreError) -> bool {
+    let lost = |e: &std::io::Error| {
+        e.raw_os_error() == Some(libc::EIO) || e.kind() == std::io::ErrorKind::UnexpectedEof
+    };
+    matches!(error, StoreError::Io { source, .. } if lost(source))
 }
 
 /// Where leaves are wrong. One that is not present claims nothing; bytes that cannot be read are as good as wrong.

@@ -9,6 +9,7 @@ mod keeping;
 mod model;
 mod races;
 mod reached;
+mod rot;
 mod trouble;
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};

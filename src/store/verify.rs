@@ -102,7 +102,10 @@ impl Verification<'_> {
     fn step(&mut self) -> Result<(), StoreError> {
         for (id, place) in std::mem::take(&mut *guard(&self.shared.bad)) {
             match place {
-                Some((object, leaf)) => self.store.withdraw_range(&object, leaf.range)?,
+                Some((object, leaf)) => {
+                    self.store.withdraw_range(&object, leaf.range)?;
+                    self.heal(&object, &id, &leaf)?;
+                }
                 None => self.store.withdraw(&id)?,
             }
             if !self.bad.contains(&id) {
@@ -115,6 +118,18 @@ impl Verification<'_> {
             return Err(StoreError::Closed);
         }
         Ok(())
+    }
+
+    /// Repairs a leaf from another copy of it. Without one it is fetched again when it is read.
+    fn heal(&self, object: &Arc<Object>, id: &ContentId, leaf: &Leaf) -> Result<(), StoreError> {
+        let before = leaf.envelope.before.len();
+        match self.store.heal_leaf(object, id, leaf.range, before) {
+            Err(error) if error.trouble().is_some() => {
+                tracing::warn!(%error, "a damaged block is not repaired");
+                Ok(())
+            }
+            healed => healed.map(drop),
+        }
     }
 
     /// Objects that there are now, and the sum of what they have.

@@ -138,7 +138,8 @@ impl Active {
         }
         let folder = torrents.known().folder(hash);
         let waited = torrents.waited().clone();
-        let files = Files::new(folder, metainfo.clone(), pieces.clone(), published, waited);
+        let host = torrents.host().clone();
+        let files = Files::new(folder, metainfo.clone(), pieces.clone(), published, waited, host);
         let paused = torrents.known().about(hash).is_some_and(|about| about.paused);
         Self {
             torrents,

@@ -372,7 +372,9 @@ impl Torrents {
             }
             (received, eased) = self.look_at_all(received, &mut ease);
             round = round.wrapping_add(1);
-            if received != looked_at && round.is_multiple_of(ROOM_EVERY) {
+            // What was received fills the disk, and what others found no room for may have it.
+            let fills = received != looked_at && round.is_multiple_of(ROOM_EVERY);
+            if fills || (round.is_multiple_of(NOTE_EVERY) && self.host().is_full()) {
                 looked_at = received;
                 if let Err(error) = self.make_room().await {
                     tracing::warn!(%error, "the limit of what torrents take does not hold");

@@ -24,6 +24,13 @@ pub trait Host: fmt::Debug + Send + Sync {
     fn backing(&self, id: &ContentId) -> io::Result<Option<Arc<File>>>;
     /// Bytes of disk that it takes.
     fn allocated(&self, id: &ContentId) -> u64;
+    /// Makes room on the disk for `bytes` more of a torrent, above what is to stay free.
+    ///
+    /// # Errors
+    /// When there is none, or the disk is read-only.
+    fn admit(&self, bytes: u64) -> io::Result<()>;
+    /// Whether something else found no room on the disk.
+    fn is_full(&self) -> bool;
     /// Something happened that those who watch are to be told.
     fn told(&self, event: TorrentEvent);
 }

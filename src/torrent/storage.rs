@@ -23,7 +23,12 @@ use librqbit::{
 use librqbit_core::lengths::ValidPieceIndex;
 use lru::LruCache;
 
-use super::{Metainfo, TorrentError, ease::Waited, pieces::Pieces, published::Published};
+use super::{
+    Metainfo, TorrentError,
+    ease::Waited,
+    pieces::Pieces,
+    published::{Host, Published},
+};
 
 /// Files of one torrent that are held open.
 const OPEN: NonZeroUsize = NonZeroUsize::new(64).unwrap();
@@ -38,6 +43,7 @@ pub(super) struct Files {
     /// Where the bytes are instead, of a torrent that was made from what is published.
     published: Option<Published>,
     waited: Arc<Waited>,
+    host: Arc<dyn Host>,
 }
 
 impl Files {
@@ -47,9 +53,10 @@ impl Files {
         pieces: Arc<Pieces>,
         published: Option<Published>,
         waited: Arc<Waited>,
+        host: Arc<dyn Host>,
     ) -> Arc<Self> {
         let open = Mutex::new(LruCache::new(OPEN));
-        Arc::new(Self { folder, metainfo, pieces, open, published, waited })
+        Arc::new(Self { folder, metainfo, pieces, open, published, waited, host })
     }
 
     /// What it was made from.
@@ -92,6 +99,7 @@ impl Files {
             // A piece of it was found wrong and somebody gave another one.
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
+        self.host.admit(bytes.len() as u64)?;
         self.file(file, true)?.write_all_at(bytes, at)
     }
 

@@ -1,7 +1,16 @@
 //! Torrents against a foreign seeder on loopback.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{collections::HashMap, fs, io, path::Path, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -51,6 +60,8 @@ pub(crate) struct Around {
     told: Mutex<Vec<TorrentEvent>>,
     /// What each read waits for the disk.
     slow: Mutex<Duration>,
+    /// There is no room for more.
+    full: AtomicBool,
 }
 
 impl Around {
@@ -82,6 +93,17 @@ impl Host for Around {
 
     fn allocated(&self, id: &ContentId) -> u64 {
         self.published.lock().unwrap().get(id).map_or(0, |bytes| bytes.len() as u64)
+    }
+
+    fn admit(&self, _bytes: u64) -> io::Result<()> {
+        match self.full.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => Ok(()),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.full.load(Ordering::SeqCst)
     }
 
     fn told(&self, event: TorrentEvent) {
@@ -399,6 +421,22 @@ async fn a_disk_that_fails_is_told_as_it_is_and_a_later_read_goes_on() {
     // Where it was hashed nothing goes on but what notes the pieces.
     let running = peer.torrents.session().await.unwrap();
     peer.poll(|| running.hashing() <= 1).await;
+    peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn torrent_without_room_says_so_and_goes_on_with_room() {
+    let setup = setup().await;
+    let hash = setup.seeder.metainfo.hash;
+    let peer = Peer::open(options(), setup.here.path());
+    peer.torrents.learn(&setup.seeder.magnet());
+    let film = peer.file(hash, "film.mkv").await;
+    peer.host.full.store(true, Ordering::SeqCst);
+    let failed = read(&film, ByteRange::at(0, 10)).await;
+    let Err(TorrentError::Disk { source, .. }) = failed else { panic!("{failed:?}") };
+    assert_eq!(source.raw_os_error(), Some(libc::ENOSPC));
+    peer.host.full.store(false, Ordering::SeqCst);
+    assert!(read_all(&film).await == setup.big);
     peer.stop().await;
 }
 

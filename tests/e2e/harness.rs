@@ -272,15 +272,7 @@ impl Daemon {
 
     /// The same, with the data folder on a small filesystem of its own, so that the disk can be full.
     pub(crate) fn start_on_small_disk(mib: u64, setup: &Setup) -> Self {
-        let scratch = tempfile::Builder::new().prefix("chiral-e2e-").tempdir().unwrap();
-        fs::create_dir(scratch.path().join("data")).unwrap();
-        sh(
-            &format!(
-                "truncate -s {mib}M disk.img && mkfs.ext4 -q -m 0 disk.img && mount -o loop disk.img data && rmdir data/lost+found"
-            ),
-            scratch.path(),
-        );
-        Self::start_in(scratch, setup)
+        Self::start_in(small_disk(mib, ""), setup)
     }
 
     /// SIGKILL, as the kernel's memory killer would; gives the scratch folder for the next start.
@@ -351,6 +343,19 @@ pub(crate) fn is_mounted(path: &Path) -> bool {
         .unwrap()
         .lines()
         .any(|l| l.split(' ').nth(4) == Some(path))
+}
+
+/// A scratch folder whose data folder is an ext4 of its own, made with more options of mkfs.
+pub(crate) fn small_disk(mib: u64, options: &str) -> TempDir {
+    let scratch = tempfile::Builder::new().prefix("chiral-e2e-").tempdir().unwrap();
+    fs::create_dir(scratch.path().join("data")).unwrap();
+    sh(
+        &format!(
+            "truncate -s {mib}M disk.img && mkfs.ext4 -q -m 0 {options} disk.img && mount -o loop disk.img data && rmdir data/lost+found"
+        ),
+        scratch.path(),
+    );
+    scratch
 }
 
 impl Drop for Daemon {

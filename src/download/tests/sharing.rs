@@ -133,3 +133,33 @@ async fn leaves_that_another_file_has_are_copied_and_not_fetched() {
         source.asked().into_iter().filter(|id| id.codec() == crate::content::Codec::Raw).collect();
     assert!(leaves.iter().all(|id| id == head.cid()), "{leaves:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn rotten_leaf_of_another_file_is_fetched_and_not_copied() {
+    let world = World::new();
+    let (first, data, blocks) = file(40 * CHUNK, 6);
+    world.source("one", SOON, &blocks);
+    world.engine.fetch(&first, Strategy::Streaming).await.unwrap();
+    let object = world.store.object(&first).unwrap().unwrap().id();
+    world.store.rot(object, 7 * CHUNK as u64 + 1).unwrap();
+
+    let head = Block::raw(Bytes::from_static(b"head"));
+    let mut builder = FileBuilder::new(SMALL);
+    let mut nodes = builder.push(*head.cid(), 4);
+    let leaves: Vec<_> =
+        data.chunks(CHUNK).map(|chunk| Block::raw(Bytes::copy_from_slice(chunk))).collect();
+    for leaf in &leaves {
+        nodes.extend(builder.push(*leaf.cid(), leaf.data().len() as u64));
+    }
+    let built = builder.finish(Metadata::default());
+    nodes.extend(built.nodes);
+    nodes.extend([head.clone(), leaves[7].clone()]);
+    let second: Blocks = nodes.into_iter().map(|block| (*block.cid(), block)).collect();
+    let source = world.source("two", SOON, &second);
+    world.engine.fetch(&built.root, Strategy::Streaming).await.unwrap();
+    let handle = world.engine.file(&built.root, &built.root).await.unwrap();
+    let whole = handle.read_now(READER, ByteRange::new(0, handle.size())).unwrap().unwrap();
+    assert_eq!(whole[4..], data);
+    assert!(source.asked().contains(leaves[7].cid()));
+    assert!(!source.asked().contains(leaves[8].cid()));
+}

@@ -257,7 +257,8 @@ impl Import {
 
     /// Keeps a node, unless it is here.
     pub(super) fn keep(&mut self, block: &Block) -> Result<(), CarFailure> {
-        if self.store.block_len(block.cid())?.is_none() {
+        // Read and hashed, since what is here may have rotted.
+        if self.store.block(block.cid())?.is_none() {
             self.store.put_node(block)?;
             self.stored(block.data().len() as u64)?;
         }
@@ -325,7 +326,7 @@ impl Import {
         let Some((mut at, last)) = self.sections else { return Ok(()) };
         while at <= last {
             let (head, cid, len) = self.section(at)?;
-            if self.store.block_len(&cid)?.is_none() {
+            if self.store.block(&cid)?.is_none() {
                 let block = self.verified_at(at, head, cid, len)?;
                 self.file(&block)?;
             }

@@ -272,3 +272,20 @@ async fn what_was_published_goes_out_by_its_path() {
     let absent = node.walk_now(&root, "other");
     assert!(matches!(absent, Err(CarFailure::Node(NodeError::NoEntry { .. }))));
 }
+
+#[tokio::test]
+async fn import_replaces_what_rotted_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = offline(dir.path()).await;
+    let tree = tree();
+    let car = archive(&[tree.root], &tree.blocks);
+    import(&node, &car).await.unwrap();
+    let object = node.store().object(&tree.big.0).unwrap().unwrap();
+    assert!(object.is_complete());
+    node.store().rot(object.id(), 2500).unwrap();
+    let again = import(&node, &car).await.unwrap();
+    assert_eq!(again.roots[0].missing, 0);
+    let object = node.store().object(&tree.big.0).unwrap().unwrap();
+    assert!(object.read(ByteRange::new(0, object.size())).unwrap() == tree.big.1);
+    assert_eq!(node.store().verify(&mut |_, _| {}).unwrap().bad, []);
+}

@@ -54,8 +54,10 @@ impl Import {
                 Codec::Other(_) => None,
                 Codec::Raw | Codec::DagPb => self.store.object(&id)?,
             };
-            if let Some(whole) = object.filter(|object| object.is_complete()) {
-                self.did(whole.size())?;
+            if let Some(object) = object
+                && object.verify()?
+            {
+                self.did(object.size())?;
                 continue;
             }
             let Some(block) = self.block(&id)? else {
@@ -90,7 +92,7 @@ impl Import {
         let object = self.store.create_object(root.cid(), size)?;
         let mut open = vec![Part { id: *root.cid(), range: ByteRange::new(0, size), depth: 0 }];
         while let Some(part) = open.pop() {
-            if part.id.codec() == Codec::Raw && object.has(part.range) {
+            if part.id.codec() == Codec::Raw && object.holds(part.range)? {
                 self.did(part.range.len())?;
                 continue;
             }
@@ -118,7 +120,7 @@ impl Import {
             let own = Placement { offset: part.range.start, data };
             if own.data.is_empty() {
                 self.keep(&block)?;
-            } else if !object.has(own.range()) {
+            } else if !object.holds(own.range())? {
                 object.place(&block, std::slice::from_ref(&own))?;
                 self.stored(own.range().len())?;
             }

@@ -1,7 +1,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
-use crate::content::ByteRange;
+use crate::content::{Block, ByteRange};
 
 #[tokio::test]
 async fn a_file_is_served_from_where_it_is_and_outlives_whoever_kept_it() {
@@ -52,4 +52,20 @@ async fn what_is_published_with_the_same_bytes_can_be_changed_without_touching_t
     assert!(std::fs::read(&path).unwrap() == bytes);
     let object = bench.store.object(&adopted.root).unwrap().unwrap();
     assert!(object.read(ByteRange::new(0, 100)).unwrap() == bytes[..100]);
+}
+
+#[tokio::test]
+async fn file_that_is_adopted_heals_the_rotten_copy() {
+    let bench = Bench::new();
+    let data = bytes(3 * LEAF, 4);
+    let ino = bench.put("copy", &data);
+    let root = bench.uploads.cid(ino).await.unwrap();
+    let object = bench.store.object(&root).unwrap().unwrap().id();
+    bench.store.rot(object, 3).unwrap();
+    let path = bench.dir.path().join("data/film");
+    std::fs::write(&path, &data).unwrap();
+    let adopted = bench.uploads.adopt(&path).await.unwrap();
+    assert_eq!(adopted, Adopted { root, object: None, served: true });
+    let leaf = Block::raw(data[..LEAF].to_vec().into());
+    assert_eq!(bench.store.block(leaf.cid()).unwrap(), Some(leaf));
 }

@@ -1,6 +1,7 @@
 //! One file: its id, new versions of it, times, and who has it open.
 
 use super::*;
+use crate::content::Block;
 
 #[tokio::test(start_paused = true)]
 async fn a_file_has_the_id_that_ipfs_add_gives_it() {
@@ -401,4 +402,38 @@ async fn an_id_is_given_out_after_the_new_name_is_durable() {
     assert_eq!(bench.uploads.cid(ino).await.unwrap(), root);
     let bench = bench.restart().await;
     assert_eq!(bench.lookup("g").unwrap().ino, ino);
+}
+
+#[tokio::test]
+async fn good_copy_that_is_published_again_heals_the_rotten_one() {
+    let bench = Bench::new();
+    let data = bytes(3 * LEAF + 5, 9);
+    let first = bench.put("first", &data);
+    let root = bench.uploads.cid(first).await.unwrap();
+    let object = bench.store.object(&root).unwrap().unwrap().id();
+    bench.store.rot(object, LEAF as u64 + 3).unwrap();
+    let second = bench.put("second", &data);
+    assert_eq!(bench.uploads.cid(second).await.unwrap(), root);
+    assert!(bench.read(first) == data && bench.read(second) == data);
+    let leaf = Block::raw(data[LEAF..2 * LEAF].to_vec().into());
+    assert_eq!(bench.store.block(leaf.cid()).unwrap(), Some(leaf));
+    bench.uploads.fsync(second).unwrap();
+    assert_eq!(bench.objects(), 1, "one file serves both names");
+    let bench = bench.restart().await;
+    assert!(bench.read(first) == data && bench.read(second) == data);
+}
+
+#[tokio::test]
+async fn failed_open_for_writing_leaves_no_file() {
+    let bench = Bench::new();
+    let data = bytes(3 * LEAF, 9);
+    let ino = bench.put("file", &data);
+    let root = bench.uploads.cid(ino).await.unwrap();
+    let object = bench.store.object(&root).unwrap().unwrap().id();
+    let path = bench.store.file_of(object).path().to_owned();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(5).unwrap();
+    for _ in 0..3 {
+        assert!(bench.uploads.open_file(ino, WRITE).is_err());
+    }
+    assert_eq!(bench.objects(), 1);
 }

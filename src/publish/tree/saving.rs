@@ -14,6 +14,11 @@ impl Tree {
         (dirty, std::mem::take(&mut self.removed))
     }
 
+    /// Whether there is a change that [`Tree::take_changes`] has not given.
+    pub(in crate::publish) fn is_changed(&self) -> bool {
+        !self.dirty.is_empty() || !self.removed.is_empty()
+    }
+
     /// What was taken is on the disk.
     pub(in crate::publish) fn saved(&mut self) {
         self.saving.clear();
