@@ -17,11 +17,14 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     layers::{ConfigError, Layers, default_file},
     torrent::{TorrentProxy, TorrentSettings, Tracker},
-    units::{Address, CacheLimit, Factor, OptionalProxy, Server, Size, Span, Timeout, UnitError},
+    units::{
+        Address, CacheLimit, Factor, IgnorePattern, OptionalProxy, Server, Size, Span, Timeout,
+        UnitError,
+    },
 };
 use crate::node::{
-    DownloadOptions, GatewayUrl, HttpOptions, ImportParams, NetOptions, NodeOptions,
-    PublishOptions, ReachOptions, StoreOptions, default_data_dir,
+    DownloadOptions, GatewayUrl, HttpOptions, IGNORED, IgnorePatterns, ImportParams, NetOptions,
+    NodeOptions, PublishOptions, ReachOptions, StoreOptions, default_data_dir,
 };
 
 /// Nodes that anybody may ask first, the list that Kubo comes with. `private` drops them.
@@ -93,7 +96,7 @@ pub struct StoreSettings {
     /// Disk that unpinned content may take.
     pub cache_limit: CacheLimit,
     /// Disk to leave free.
-    pub min_free: Size,
+    pub min_free: CacheLimit,
 }
 
 /// Section `[network]`.
@@ -175,7 +178,7 @@ pub struct DownloadSettings {
 }
 
 /// Section `[upload]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UploadSettings {
     /// Nothing may be published.
@@ -184,6 +187,8 @@ pub struct UploadSettings {
     pub profile: Profile,
     /// Whether everything that is published is seeded as a torrent, too.
     pub torrent: bool,
+    /// What is not published unless it is asked for.
+    pub ignore: Vec<IgnorePattern>,
 }
 
 /// Section `[gateway]`.
@@ -245,7 +250,7 @@ impl Default for MountSettings {
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { cache_limit: CacheLimit::Auto, min_free: Size(1 << 30) }
+        Self { cache_limit: CacheLimit::Auto, min_free: CacheLimit::Auto }
     }
 }
 
@@ -292,6 +297,13 @@ impl Default for GatewaySettings {
             no_fetch: false,
             hosts: Vec::new(),
         }
+    }
+}
+
+impl Default for UploadSettings {
+    fn default() -> Self {
+        let ignore = IGNORED.map(|pattern| IgnorePattern(pattern.to_owned())).into();
+        Self { read_only: false, profile: Profile::default(), torrent: false, ignore }
     }
 }
 
@@ -355,7 +367,7 @@ impl Settings {
             store: StoreOptions {
                 dir: self.data_dir.clone(),
                 cache_limit: self.store.cache_limit.bytes(),
-                min_free: self.store.min_free.0,
+                min_free: self.store.min_free.bytes(),
             },
             net: self.net_options(),
             http: self.http_options(),
@@ -363,6 +375,7 @@ impl Settings {
             publish: PublishOptions {
                 import: self.upload.profile.params(),
                 read_only: self.upload.read_only,
+                ignore: self.upload.ignore(),
             },
         }
     }
@@ -444,6 +457,14 @@ impl DownloadSettings {
                 limit => limit.min(NO_LIMIT),
             },
         }
+    }
+}
+
+impl UploadSettings {
+    /// What is not published unless it is asked for.
+    pub fn ignore(&self) -> IgnorePatterns {
+        // Each was checked when it was read.
+        IgnorePatterns::new(self.ignore.iter().map(|pattern| &*pattern.0)).unwrap_or_default()
     }
 }
 

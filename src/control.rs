@@ -5,7 +5,8 @@
 //! | `GET /v1/status`, `/v1/id`, `/v1/peers`, `/v1/transfers` | tell |
 //! | `GET /v1/events` | events as they happen, one JSON object per line |
 //! | `POST /v1/connect` | dial a peer |
-//! | `POST /v1/add` | publish a path of this machine; with `"progress": true` it gives its progress, one JSON object per line |
+//! | `POST /v1/add` | publish a path of this machine; with `"progress": true` it gives its progress and then what was published, one JSON object per line |
+//! | `POST /v1/add/stream?options={…}` | the same of the body |
 //! | `GET /v1/stat`, `/v1/ls`, `/v1/cat` with `?id=ID[/path]` | read; `cat` knows `Range` |
 //! | `GET`, `POST`, `DELETE /v1/pins` | keep |
 //! | `POST /v1/provide` | announce now |
@@ -41,10 +42,11 @@ pub use self::{
     server::{ServeError, Server},
     torrents::TorrentAdded,
     wire::{
-        AddLine, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode, Failure,
-        GcDone, Identity, ImportLine, ImportReport, ImportRequest, ImportedRow, Kind, LinkTarget,
-        Listed, PinRequest, PinRow, ProvideRequest, SeedLine, SeedRequest, Seeded, Stage, Stat,
-        TorrentAddRequest, TorrentLimits, TorrentRequest, Unpinned, VerifyLine,
+        AddLine, AddOptions, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode,
+        Failure, GcDone, Identity, ImportLine, ImportReport, ImportRequest, ImportedRow, Kind,
+        LinkTarget, Listed, PinRequest, PinRow, ProvideRequest, SeedLine, SeedRequest, Seeded,
+        SkippedNames, Stage, Stat, TorrentAddRequest, TorrentLimits, TorrentRequest, Unpinned,
+        VerifyLine,
     },
 };
 pub use crate::node::{Peer, Status, StoreStatus, TorrentState, TorrentStatus};

@@ -56,8 +56,10 @@ pub use crate::{
     },
     net::{Multiaddr, Net, NetError, NetOptions, PeerId, PeerInfo, ReachOptions},
     publish::{
-        Backing, OpenFlags, PublishError, PublishOptions, RenameMode, SetAttr, UploadAttr,
-        UploadEntry, UploadHandle, UploadIno, UploadKind, UploadState, Uploads,
+        Backing, IGNORED, Identifier, IgnorePatterns, IgnoreScope, ImportOptions, ImportedTree,
+        OpenFlags, PatternError, PublishError, PublishOptions, RenameMode, SetAttr, Skipped,
+        UploadAttr, UploadEntry, UploadHandle, UploadIno, UploadKind, UploadState, Uploads,
+        Watcher,
     },
     sources::{GatewayUrl, HttpOptions, ProxyUrl, SourceId, UrlError},
     store::{

@@ -6,19 +6,23 @@ mod acl;
 mod adopt;
 mod announce;
 mod attr;
+mod copy;
 mod dirs;
 mod file;
 mod fill;
 mod flush;
 mod handle;
 mod hash;
+mod identify;
 mod ids;
+mod ignore;
 mod import;
 mod io;
 mod layer;
 mod names;
 mod open;
 mod overlay;
+mod private;
 mod queue;
 mod row;
 mod seal;
@@ -30,6 +34,7 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     fs::File,
+    io::ErrorKind,
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, SystemTime},
@@ -38,7 +43,12 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-pub use self::adopt::Adopted;
+pub use self::{
+    adopt::Adopted,
+    identify::{Identifier, Watcher},
+    ignore::{IGNORED, IgnorePatterns, IgnoreScope, PatternError, Skipped},
+    import::{ImportOptions, ImportedTree},
+};
 use crate::{
     content::{ContentId, ImportParams},
     store::{Store, StoreError},
@@ -52,6 +62,8 @@ pub struct PublishOptions {
     pub import: ImportParams,
     /// Nothing may be written (`--read-only`).
     pub read_only: bool,
+    /// What is not published unless it is asked for.
+    pub ignore: IgnorePatterns,
 }
 
 /// Why an operation on the tree was refused; `fs` maps each to an errno.
@@ -84,6 +96,12 @@ pub enum PublishError {
     NoAttribute,
     #[error("the file is still being written")]
     Busy,
+    #[error("it is ignored, so it is not published and has no id")]
+    Ignored,
+    #[error(
+        "`{0}` is in upload/ already, with other content: --replace puts the new content in its place, --name NAME beside it"
+    )]
+    Taken(String),
     #[error("invalid argument: {0}")]
     Invalid(&'static str),
     #[error(transparent)]
@@ -92,6 +110,19 @@ pub enum PublishError {
     Io { what: &'static str, source: std::io::Error },
     #[error("the daemon is shutting down")]
     Closed,
+}
+
+impl PublishError {
+    /// Whether the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_no_space(),
+            Self::Io { source, .. } => {
+                matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Number of an inode of the upload tree; lasting over restarts. The root is [`UploadIno::ROOT`].
@@ -187,6 +218,8 @@ pub enum UploadState {
     Published,
     /// Open when the daemon was killed; published when it is closed again.
     Interrupted,
+    /// Not to be published.
+    Ignored,
 }
 
 /// One name in a directory.
@@ -226,7 +259,7 @@ pub struct Uploads {
 
 /// What the clones share.
 ///
-/// Lock order: the flush turn, the directory turn, a file's `opening`, a file's state, `names`. `handles` and the locks
+/// Lock order: the turn of the rules, the flush turn, the directory turn, a file's `opening`, a file's state, `names`. `handles` and the locks
 /// of queue, flusher and announcer are leaves: nothing is locked under them. No lock but the flush turn is held over a
 /// commit, and none but `opening` over a copy.
 #[derive(Debug)]
@@ -244,6 +277,10 @@ struct Inner {
     layers: queue::Queue,
     directories: dirs::Directories,
     announcer: announce::Announcer,
+    /// One change of the rules at a time, so that older ones never take the place of newer ones.
+    rules_turn: Mutex<()>,
+    /// Ignored files that the log has still to tell of.
+    skipped: Mutex<Skipped>,
     /// Something was published, closed or removed: those that wait for an id look again.
     changed: Notify,
 }
@@ -438,11 +475,11 @@ impl Uploads {
     }
 
     // --- without the mount --------------------------------------------------------------------------------------
-    /// Copies a file or tree of this machine in under `name` of the upload root (`chiral add`); gives id and name of
-    /// each file and directory, the root last. What has the name already is replaced. The caller has made sure that
-    /// `path` does not lie below the mountpoint.
-    pub async fn import(&self, path: &Path, name: &OsStr) -> Result<Vec<(ContentId, String)>> {
-        self.inner.import(path, name).await
+    /// Asks for something in the tree by its name: it is published whatever the rules say, and with `hidden` also what
+    /// the settings ignore below it. Gives what is left out.
+    pub async fn want(&self, ino: UploadIno, hidden: bool) -> Result<Skipped> {
+        self.inner.writable()?;
+        self.inner.want(ino, hidden).await
     }
     /// Roots that are published: the entries of the upload root with their names.
     pub fn published(&self) -> Vec<(String, ContentId)> {

@@ -92,7 +92,7 @@ pub struct TorrentOptions {
     /// Disk that torrents may take that are neither pinned nor seeded; none: a tenth of it.
     pub cache_limit: Option<u64>,
     /// Disk to leave free.
-    pub min_free: u64,
+    pub min_free: Option<u64>,
     /// Most bytes per second that are sent.
     pub upload_limit: Option<NonZeroU32>,
     /// Most bytes per second that are received.
@@ -123,7 +123,7 @@ impl Default for TorrentOptions {
             // More fetches faster from a peer far away or with a long cycle, and a jump waits longer for what was asked for.
             peer_window: 2 << 20,
             cache_limit: None,
-            min_free: 1 << 30,
+            min_free: None,
             upload_limit: None,
             download_limit: None,
             proxy: None,

@@ -1,6 +1,6 @@
 //! The command line: every command and flag.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use chiral::config::Size;
 use clap::{Args, Parser, Subcommand};
@@ -169,7 +169,7 @@ pub(crate) struct MountArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AddArgs {
-    /// Files and directories; a symbolic link is published as one
+    /// Files and directories, each under its last name; `-` is what is piped in, and so is any pipe
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// Print only the id of the last one
@@ -178,6 +178,27 @@ pub(crate) struct AddArgs {
     /// Only tell what the ids would be; needs no daemon
     #[arg(long)]
     pub only_hash: bool,
+    #[command(flatten)]
+    pub naming: NamingArgs,
+    /// Publish what a symbolic link leads to; otherwise it is published as a link
+    #[arg(long)]
+    pub dereference_args: bool,
+    /// Directories are published with all that is in them in any case
+    #[arg(short, long)]
+    pub recursive: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NamingArgs {
+    /// Name in upload/ [default: the last name of the path; of what is piped in, its CID]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<OsString>,
+    /// Replace other content with that name
+    #[arg(long)]
+    pub replace: bool,
+    /// Publish hidden files, too, and whatever else `ignore` in [upload] names
+    #[arg(short = 'H', long)]
+    pub hidden: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -188,6 +209,8 @@ pub(crate) struct SeedArgs {
     /// Where to put a copy of the .torrent file
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub naming: NamingArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,97 +1,72 @@
 //! `add --only-hash`: the ids that publishing would give, without a daemon.
 
-use std::{
-    fs::{self, File},
-    io::{self, Read},
-    os::unix::ffi::OsStrExt,
-    path::Path,
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use chiral::{
-    content::{Block, ContentId, DirectoryBuilder, FileBuilder, ImportParams, Metadata, symlink},
+    config::UploadSettings,
+    content::ContentId,
     control::AddedEntry,
+    node::{Identifier, IgnoreScope, PublishError, Skipped, Watcher},
 };
 
-use crate::progress::Bar;
+use crate::{cli::NamingArgs, piped::Source, progress::Bar};
 
-/// Id and Tsize.
-type Hashed = (ContentId, u64);
-
-/// Hashes a file or a tree; everything in it goes to `found`, the path itself last.
-pub(crate) fn hash(
-    path: &Path,
-    params: ImportParams,
-    found: &mut Vec<AddedEntry>,
-) -> anyhow::Result<ContentId> {
-    let full = path.canonicalize().with_context(|| path.display().to_string())?;
-    let is_link = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
-    let shown = if is_link { path.to_owned() } else { full };
-    let name = shown.file_name().context("the path has no name")?;
-    let (cid, _) = any(path, &name.to_string_lossy(), params, found)?;
-    Ok(cid)
+/// Hashes what would be published.
+pub(crate) struct Hashing<'a, F> {
+    settings: &'a UploadSettings,
+    naming: &'a NamingArgs,
+    found: F,
 }
 
-fn any(
-    path: &Path,
-    name: &str,
-    params: ImportParams,
-    found: &mut Vec<AddedEntry>,
-) -> anyhow::Result<Hashed> {
-    let kind = fs::symlink_metadata(path).with_context(|| path.display().to_string())?.file_type();
-    let hashed = if kind.is_dir() {
-        directory(path, name, params, found)?
-    } else if kind.is_symlink() {
-        let target = fs::read_link(path).with_context(|| path.display().to_string())?;
-        let block = symlink(target.as_os_str().as_bytes(), Metadata::default());
-        (*block.cid(), block.data().len() as u64)
-    } else if kind.is_file() {
-        file(path, name, params)?
-    } else {
-        bail!("{}: neither file nor directory nor symbolic link", path.display());
-    };
-    found.push(AddedEntry { cid: hashed.0, name: name.to_owned() });
-    Ok(hashed)
+/// Shows how far it is, and hands on what was found.
+struct Watched<'a, F> {
+    bar: Bar,
+    found: &'a mut F,
+    /// Bytes without a name are called by their id.
+    nameless: bool,
 }
 
-fn directory(
-    path: &Path,
-    name: &str,
-    params: ImportParams,
-    found: &mut Vec<AddedEntry>,
-) -> anyhow::Result<Hashed> {
-    let read = || -> io::Result<Vec<_>> {
-        let mut names: Vec<_> =
-            fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
-        names.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
-        Ok(names)
-    };
-    let mut builder = DirectoryBuilder::new(params);
-    for child in read().with_context(|| path.display().to_string())? {
-        let below = path.join(&child);
-        let shown = format!("{name}/{}", child.display());
-        let (cid, tsize) = any(&below, &shown, params, found)?;
-        builder.add(child.as_bytes(), cid, tsize);
+impl<F: FnMut(AddedEntry)> Watcher for Watched<'_, F> {
+    fn hashed(&mut self, bytes: u64) -> Result<(), PublishError> {
+        self.bar.add(bytes);
+        Ok(())
     }
-    let built = builder.finish(Metadata::default());
-    Ok((built.root, built.tsize))
+
+    fn found(&mut self, cid: ContentId, shown: &Path) {
+        self.bar.clear();
+        let name = if self.nameless { cid.to_string() } else { shown.display().to_string() };
+        (self.found)(AddedEntry { cid, name });
+    }
 }
 
-fn file(path: &Path, name: &str, params: ImportParams) -> anyhow::Result<Hashed> {
-    let shown = || path.display().to_string();
-    let mut file = File::open(path).with_context(shown)?;
-    let bar = Bar::new(name, file.metadata().with_context(shown)?.len());
-    let mut builder = FileBuilder::new(params);
-    loop {
-        let mut chunk = Vec::with_capacity(params.chunk_len);
-        (&mut file).take(params.chunk_len as u64).read_to_end(&mut chunk).with_context(shown)?;
-        if chunk.is_empty() {
-            break;
-        }
-        bar.add(chunk.len());
-        let block = Block::raw(chunk.into());
-        builder.push(*block.cid(), block.data().len() as u64);
+impl<'a, F: FnMut(AddedEntry)> Hashing<'a, F> {
+    /// What is found goes to `found`, what was asked for last.
+    pub(crate) fn new(settings: &'a UploadSettings, naming: &'a NamingArgs, found: F) -> Self {
+        Self { settings, naming, found }
     }
-    let built = builder.finish(Metadata::default());
-    Ok((built.root, built.tsize))
+
+    /// Hashes one file, tree or stream; gives what was left out.
+    pub(crate) fn hash(&mut self, source: &Source) -> anyhow::Result<Skipped> {
+        let name = self.naming.name.clone().or_else(|| source.name());
+        let shown = name.clone().map(PathBuf::from).unwrap_or_default();
+        let total = match source {
+            Source::Path(path) => path.symlink_metadata().map_or(0, |meta| meta.len()),
+            Source::Stream { .. } => 0,
+        };
+        let bar = Bar::new(&shown.to_string_lossy(), total);
+        let mut watcher = Watched { bar, found: &mut self.found, nameless: name.is_none() };
+        let (params, skipped) = (self.settings.profile.params(), Skipped::default());
+        let mut identifier = Identifier { params, watcher: &mut watcher, skipped };
+        match source {
+            Source::Stream { open, .. } => identifier.bytes(open.open()?, &shown)?,
+            Source::Path(path) => {
+                let name = name.context("the path has no name")?;
+                let scope = IgnoreScope::top(&self.settings.ignore()).below(&name);
+                let scope = if self.naming.hidden { scope.with_hidden() } else { scope };
+                identifier.path(path, &shown, scope)?
+            }
+        };
+        Ok(identifier.skipped)
+    }
 }

@@ -11,6 +11,7 @@ mod holder;
 mod log;
 mod mounting;
 mod output;
+mod piped;
 mod printable;
 mod progress;
 mod settings;

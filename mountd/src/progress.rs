@@ -46,8 +46,13 @@ impl Bar {
     }
 
     /// Bytes are done.
-    pub(crate) fn add(&self, bytes: usize) {
-        self.bar.inc(bytes as u64);
+    pub(crate) fn add(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    /// Makes room for lines of text.
+    pub(crate) fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 
     /// So many bytes of so many are done.

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::node::{GatewayUrl, Multiaddr, ProxyUrl, UrlError};
+use crate::node::{GatewayUrl, IgnorePatterns, Multiaddr, PatternError, ProxyUrl, UrlError};
 
 /// Why a text is not a size or a time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,10 +36,10 @@ pub struct Span(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeout(pub Span);
 
-/// Disk that unpinned content may take: "auto", or a size.
+/// Bytes of disk: "auto", or a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheLimit {
-    /// A tenth of the disk.
+    /// A part of the disk: see the setting.
     Auto,
     /// So many bytes.
     Bytes(Size),
@@ -52,6 +52,10 @@ pub struct Factor(pub f64);
 /// A multiaddress, such as "/ip4/127.0.0.1/tcp/4001".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address(pub Multiaddr);
+
+/// A pattern of what is not published, as `.gitignore` has them, such as ".*".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IgnorePattern(pub String);
 
 /// The URL of a gateway or router, such as `https://trustless-gateway.link`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,6 +230,20 @@ impl fmt::Display for OptionalProxy {
     }
 }
 
+impl FromStr for IgnorePattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        IgnorePatterns::new([text]).map(|_| Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for IgnorePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl<'de> Deserialize<'de> for Factor {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let factor = f64::deserialize(from)?;
@@ -256,7 +274,7 @@ macro_rules! as_text {
 
 pub(super) use as_text;
 
-as_text!(Size, Span, Timeout, CacheLimit, Address, Server, OptionalProxy);
+as_text!(Size, Span, Timeout, CacheLimit, Address, IgnorePattern, Server, OptionalProxy);
 
 #[cfg(test)]
 mod tests {

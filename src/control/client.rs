@@ -24,7 +24,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{Failure, Reference, socket::SocketPath, wire::FAILURE};
+use super::{AddOptions, Failure, Reference, socket::SocketPath, wire::FAILURE};
 use crate::tasks::Tasks;
 
 /// Longest line of a stream of JSON objects: an event with a path in it is well below.
@@ -148,13 +148,14 @@ impl Client {
         Ok(lines_of(self.send(Method::POST, target, Some(body)).await?))
     }
 
-    /// The same as the answer to a `POST` of bytes as they come. An error among them breaks the request off.
+    /// The same as the answer to a `POST` of bytes of a media type as they come. An error among them breaks the request off.
     ///
     /// # Errors
     /// [`ClientError`], also from the stream.
     pub async fn upload<T: DeserializeOwned>(
         &self,
         target: &str,
+        kind: &str,
         bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<Lines<T>, ClientError> {
         let body = StreamBody::new(bytes.map_ok(Frame::data)).boxed_unsync();
@@ -162,7 +163,7 @@ impl Client {
             .method(Method::POST)
             .uri(target)
             .header(header::HOST, "chiral")
-            .header(header::CONTENT_TYPE, "application/vnd.ipld.car")
+            .header(header::CONTENT_TYPE, kind)
             .body(body)
             .map_err(broken)?;
         Ok(lines_of(succeeded(self.exchange(request).await?).await?))
@@ -173,6 +174,16 @@ impl Client {
         let mut target = format!("/v1/{route}?id=");
         escape(id.as_bytes(), &mut target);
         target
+    }
+
+    /// The target for a file whose bytes are the body of the request.
+    ///
+    /// # Errors
+    /// When the options have no JSON form.
+    pub fn target_of_stream(options: &AddOptions) -> Result<String, ClientError> {
+        let mut target = "/v1/add/stream?options=".to_owned();
+        escape(&serde_json::to_vec(options).map_err(broken)?, &mut target);
+        Ok(target)
     }
 
     /// The same of a reference, whose path need not be text.

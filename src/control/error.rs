@@ -106,6 +106,8 @@ fn publish_code(error: &PublishError) -> ErrorCode {
         | PublishError::NotPermitted(_)
         | PublishError::Busy
         | PublishError::Exists
+        | PublishError::Taken(_)
+        | PublishError::Ignored
         | PublishError::Closed => ErrorCode::Refused,
         PublishError::Store(_) => ErrorCode::Internal,
         PublishError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {

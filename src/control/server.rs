@@ -124,6 +124,7 @@ fn routes(app: App) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/connect", post(connect))
         .route("/v1/add", post(add::add))
+        .route("/v1/add/stream", post(add::add_stream))
         .route("/v1/stat", get(content::stat))
         .route("/v1/ls", get(content::list))
         .route("/v1/cat", get(content::cat))

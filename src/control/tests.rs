@@ -38,7 +38,7 @@ impl Daemon {
     async fn add(&self, name: &str, bytes: &[u8]) -> Added {
         let path = self.dir.path().join(name);
         fs::write(&path, bytes).unwrap();
-        self.client.post("/v1/add", &AddRequest { path, progress: false }).await.unwrap()
+        self.client.post("/v1/add", &add_request(path)).await.unwrap()
     }
 
     async fn cat(&self, id: &str, from: u64) -> Result<Vec<u8>, ClientError> {
@@ -56,6 +56,10 @@ impl Daemon {
             other => unreachable!("{other:?}"),
         }
     }
+}
+
+fn add_request(path: impl Into<std::path::PathBuf>) -> AddRequest {
+    AddRequest { path: path.into(), options: AddOptions::default(), progress: false }
 }
 
 async fn start(dir: &Path) -> (Node, CancellationToken, Client) {
@@ -128,11 +132,13 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
     fs::write(tree.join("large"), vec![7; 20 << 20]).unwrap();
     fs::write(tree.join("sub/small"), "text").unwrap();
     let (path, all) = (tree, (20 << 20) + 4);
-    let request = AddRequest { path: path.clone(), progress: true };
+    let request = AddRequest { path: path.clone(), progress: true, options: AddOptions::default() };
     let mut lines = daemon.client.post_lines("/v1/add", &request).await.unwrap();
     let (mut copied, mut hashing) = (Vec::new(), Vec::new());
+    let mut entries = Vec::new();
     let added = loop {
         match lines.next().await.unwrap().unwrap() {
+            AddLine::Entry(entry) => entries.push(entry),
             AddLine::Stage(Stage::Copying { done, total }) if total == all => copied.push(done),
             AddLine::Stage(Stage::Hashing { done, total }) if total == all => hashing.push(done),
             AddLine::Added(added) => break added,
@@ -144,12 +150,17 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
     assert!(
         hashing.starts_with(&[0]) && hashing.is_sorted() && hashing.iter().all(|at| *at <= all)
     );
-    let plain = AddRequest { path, progress: false };
+    let plain = add_request(path);
     let plain: Added = daemon.client.post("/v1/add", &plain).await.unwrap();
-    assert_eq!(added.entries.last(), plain.entries.last());
-    assert_eq!(added.entries.len(), 4);
+    entries.push(added);
+    assert_eq!(entries, plain.entries);
+    assert_eq!(entries.len(), 4);
 
-    let nowhere = AddRequest { path: "/nowhere/at/all".into(), progress: true };
+    let nowhere = AddRequest {
+        path: "/nowhere/at/all".into(),
+        progress: true,
+        options: AddOptions::default(),
+    };
     let mut lines = daemon.client.post_lines("/v1/add", &nowhere).await.unwrap();
     let only = lines.next().await.unwrap().unwrap();
     assert!(matches!(only, AddLine::Failed(failure) if failure.code == ErrorCode::NoEntry));
@@ -172,7 +183,8 @@ async fn seeding_tells_how_far_it_is_when_asked_to() {
     let daemon = Daemon::start().await;
     let (path, all) = (daemon.dir.path().join("film"), 20 << 20);
     fs::write(&path, vec![7; 20 << 20]).unwrap();
-    let request = SeedRequest { path: Some(path), id: None, progress: true };
+    let request =
+        SeedRequest { path: Some(path), id: None, progress: true, options: AddOptions::default() };
     let mut lines = daemon.client.post_lines("/v1/seed", &request).await.unwrap();
     let (mut published, mut pieces) = (0, Vec::new());
     let seeded = loop {
@@ -192,11 +204,16 @@ async fn seeding_tells_how_far_it_is_when_asked_to() {
     assert!(published > 0 && pieces.len() > 1 && pieces.is_sorted(), "{published} {pieces:?}");
     assert_eq!(pieces.last(), Some(&all));
     let id = Some(seeded.infohash.clone());
-    let plain = SeedRequest { path: None, id, progress: false };
+    let plain = SeedRequest { path: None, id, progress: false, options: AddOptions::default() };
     let plain: Seeded = daemon.client.post("/v1/seed", &plain).await.unwrap();
     assert_eq!(plain, seeded);
 
-    let nowhere = SeedRequest { path: Some("/nowhere".into()), id: None, progress: true };
+    let nowhere = SeedRequest {
+        path: Some("/nowhere".into()),
+        id: None,
+        progress: true,
+        options: AddOptions::default(),
+    };
     let mut lines = daemon.client.post_lines("/v1/seed", &nowhere).await.unwrap();
     let only = lines.next().await.unwrap().unwrap();
     assert!(matches!(only, SeedLine::Failed(failure) if failure.code == ErrorCode::NoEntry));
@@ -209,7 +226,7 @@ async fn who_leaves_while_it_is_copied_publishes_nothing() {
     let path = daemon.dir.path().join("large");
     // Takes seconds to copy, and no room before.
     fs::File::create(&path).unwrap().set_len(4 << 30).unwrap();
-    let request = AddRequest { path, progress: true };
+    let request = AddRequest { path, progress: true, options: AddOptions::default() };
     let mut lines = daemon.client.post_lines("/v1/add", &request).await.unwrap();
     let first = lines.next().await.unwrap().unwrap();
     assert!(matches!(first, AddLine::Stage(Stage::Copying { .. })), "{first:?}");
@@ -228,7 +245,7 @@ async fn a_path_need_not_be_text() {
     let folder = daemon.dir.path().join(std::ffi::OsStr::from_bytes(b"no text \xff"));
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("file"), "text").unwrap();
-    let request = AddRequest { path: folder.join("file"), progress: false };
+    let request = add_request(folder.join("file"));
     let added: Added = daemon.client.post("/v1/add", &request).await.unwrap();
     assert_eq!(added.entries[0].name, "file");
     daemon.node.stop(PATIENCE).await.unwrap();
@@ -245,7 +262,7 @@ async fn failures_say_what_sort_they_are() {
     let provide = ProvideRequest { id: absent.to_owned() };
     let refused = daemon.client.post::<()>("/v1/provide", &provide).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::Refused));
-    let nowhere = AddRequest { path: "/nowhere/at/all".into(), progress: false };
+    let nowhere = add_request("/nowhere/at/all");
     let refused = daemon.client.post::<Added>("/v1/add", &nowhere).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NoEntry));
     let added = daemon.add("short", b"12345").await;
@@ -266,7 +283,7 @@ async fn failures_say_what_sort_they_are() {
     let tree = daemon.dir.path().join("tree");
     fs::create_dir_all(tree.join("sub")).unwrap();
     let socket = std::os::unix::net::UnixListener::bind(tree.join("sub/socket")).unwrap();
-    let odd = AddRequest { path: tree, progress: false };
+    let odd = add_request(tree);
     let refused = daemon.client.post::<Added>("/v1/add", &odd).await;
     let Err(ClientError::Failure(refused)) = refused else { unreachable!("{refused:?}") };
     assert!(refused.code == ErrorCode::Invalid, "{refused:?}");
@@ -311,9 +328,8 @@ async fn a_path_below_the_mount_is_fetched_before_it_is_kept_and_told() {
     let daemon = Daemon::start().await;
     daemon.node.set_mountpoint(Some("/mnt/x".into()));
     let absent = "bafybeidhkumeonuwkebh2i4fc7o7lguehauradvlk57gzake6ggjsy372a";
-    let path = format!("/mnt/x/{absent}").into();
-    let refused =
-        daemon.client.post::<Added>("/v1/add", &AddRequest { path, progress: false }).await;
+    let path = format!("/mnt/x/{absent}");
+    let refused = daemon.client.post::<Added>("/v1/add", &add_request(path)).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NotFoundInTime));
     daemon.node.stop(PATIENCE).await.unwrap();
 }
@@ -324,8 +340,8 @@ async fn nothing_below_the_mount_is_published_by_a_node_that_publishes_nothing()
     let (node, _stop, client) = start_with(dir.path(), true).await;
     node.set_mountpoint(Some("/mnt/x".into()));
     // An id that is its own content: there is nothing to wait for.
-    let path = "/mnt/x/bafkqaaa".into();
-    let refused = client.post::<Added>("/v1/add", &AddRequest { path, progress: false }).await;
+    let path = "/mnt/x/bafkqaaa";
+    let refused = client.post::<Added>("/v1/add", &add_request(path)).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::Refused));
     assert_eq!(client.get::<Vec<PinRow>>("/v1/pins").await.unwrap(), []);
     node.stop(PATIENCE).await.unwrap();

@@ -47,6 +47,38 @@ impl<L> News<L> {
         // One that finds no room is followed by newer ones.
         let _ = self.0.try_send(line);
     }
+
+    /// Tells what must not be missed: waits for a client that is slow. One that has left ends the work.
+    pub(super) async fn insist(&self, line: L) {
+        let _ = self.0.send(line).await;
+    }
+}
+
+/// An answer on its way.
+struct Telling<L, F> {
+    lines: mpsc::Receiver<L>,
+    work: Option<F>,
+    /// What the work gave, while lines from before are still to go.
+    last: Option<L>,
+}
+
+impl<L: Serialize, F: Future<Output = L> + Unpin> Telling<L, F> {
+    async fn next(&mut self) -> Option<String> {
+        if let Some(work) = &mut self.work {
+            tokio::select! {
+                biased;
+                Some(line) = self.lines.recv() => return Some(line_of(&line)),
+                last = work => self.last = Some(last),
+            }
+            self.work = None;
+        }
+        // All that was told is there by now.
+        let line = match self.lines.try_recv() {
+            Ok(line) => line,
+            Err(_) => self.last.take()?,
+        };
+        Some(line_of(&line))
+    }
 }
 
 /// Answers with what `work` tells and, last, with what it gives. It is dropped when the client leaves.
@@ -56,18 +88,10 @@ where
     F: Future<Output = L> + Send + 'static,
 {
     let (news, lines) = mpsc::channel(NEWS);
-    let work = work(News(news)).boxed();
-    ndjson(stream::unfold((lines, Some(work)), |(mut lines, mut work)| async {
-        let running = work.as_mut()?;
-        let line = tokio::select! {
-            biased;
-            Some(line) = lines.recv() => line_of(&line),
-            last = running => {
-                work = None;
-                line_of(&last)
-            }
-        };
-        Some((line, (lines, work)))
+    let telling = Telling { lines, work: Some(work(News(news)).boxed()), last: None };
+    ndjson(stream::unfold(telling, |mut telling| async {
+        let line = telling.next().await?;
+        Some((line, telling))
     }))
 }
 
@@ -93,6 +117,25 @@ mod tests {
         let picked = [9, 10, 19, 20, 35, 44].map(|done| steps.pick(done, false));
         assert_eq!(picked, [false, true, false, true, true, false]);
         assert!(steps.pick(44, true) && !steps.pick(53, false) && steps.pick(54, false));
+    }
+
+    #[tokio::test]
+    async fn lines_that_matter_all_come_before_the_last() {
+        let (news, lines) = mpsc::channel(2);
+        let news = News(news);
+        let work = async move {
+            for number in 0..9 {
+                news.insist(number).await;
+            }
+            news.tell(9);
+            10
+        };
+        let mut telling = Telling { lines, work: Some(Box::pin(work)), last: None };
+        let mut all = Vec::new();
+        while let Some(line) = telling.next().await {
+            all.push(line.trim().parse::<u32>().unwrap());
+        }
+        assert_eq!(all, (0..=10).collect::<Vec<_>>());
     }
 
     #[tokio::test]

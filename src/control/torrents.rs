@@ -44,7 +44,7 @@ pub(super) async fn seed(
         return Ok(Json(begin(&app.node, request, |_| {}).await?).into_response());
     }
     Ok(told(|news| async move {
-        match begin(&app.node, request, move |stage| news.tell(SeedLine::Stage(stage))).await {
+        match begin(&app.node, request, move |line| news.tell(line)).await {
             Ok(seeded) => SeedLine::Seeded(seeded),
             Err(failure) => SeedLine::Failed(failure),
         }
@@ -55,7 +55,7 @@ pub(super) async fn seed(
 async fn begin(
     node: &Node,
     request: SeedRequest,
-    tell: impl Fn(Stage) + Clone + Send + Sync + 'static,
+    tell: impl Fn(SeedLine) + Clone + Send + Sync + 'static,
 ) -> Result<Seeded, Failure> {
     let (inside, cancelled) = (node.clone(), node.tasks().cancelled());
     let seeding = node.tasks().spawn("seed", async move {
@@ -71,15 +71,18 @@ async fn begin(
 async fn seeded(
     node: &Node,
     request: SeedRequest,
-    tell: impl Fn(Stage) + Clone + Send + Sync + 'static,
+    tell: impl Fn(SeedLine) + Clone + Send + Sync + 'static,
 ) -> Result<Seeded, Failure> {
-    let pieces = pieces(tell.clone());
+    let pieces = pieces(staged(tell.clone()));
     let magnet = match (request.path, request.id) {
         (Some(path), None) => {
-            let name = path.file_name().unwrap_or_default().to_owned();
-            let entries = added(node, path, tell).await?.entries;
-            let root = entries.last().ok_or_else(|| Failure::invalid("there is nothing in it"))?;
-            node.seed_content(root.cid, name, pieces).await?
+            let own = || path.file_name().unwrap_or_default().to_owned();
+            let name = request.options.name.clone().unwrap_or_else(own);
+            let published = added(node, path, request.options, staged(tell.clone())).await?;
+            if published.skipped.count > 0 {
+                tell(SeedLine::Skipped(published.skipped));
+            }
+            node.seed_content(published.root.cid, name, pieces).await?
         }
         (None, Some(id)) => {
             let reference: Reference = id.parse()?;
@@ -99,6 +102,11 @@ async fn seeded(
     };
     let torrent = description(node, magnet.hash);
     Ok(Seeded { infohash: magnet.hash.to_string(), magnet: magnet.to_string(), torrent })
+}
+
+/// Makes lines of stages.
+fn staged(tell: impl Fn(SeedLine)) -> impl Fn(Stage) {
+    move |stage| tell(SeedLine::Stage(stage))
 }
 
 /// Makes lines of what is hashed: the last, and some before it.

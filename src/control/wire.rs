@@ -4,10 +4,17 @@ use std::{ffi::OsString, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::publish::{
+    AddLine, AddOptions, AddRequest, Added, AddedEntry, SeedLine, SeedRequest, Seeded,
+    SkippedNames, Stage,
+};
 use crate::{
     content::{ContentId, NodeKind},
     node::{Described, Imported, ImportedRoot, PinState, Place},
 };
+
+mod path;
+mod publish;
 
 /// Trailer behind bytes that broke off: the [`Failure`] as JSON.
 pub(super) const FAILURE: &str = "chiral-failure";
@@ -33,110 +40,6 @@ pub struct ConnectRequest {
 pub struct Connected {
     /// Who answered.
     pub peer_id: String,
-}
-
-/// Asks to publish a path.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AddRequest {
-    /// Absolute path of a file or directory that the daemon can read. One that is no text goes as its bytes.
-    #[serde(with = "path")]
-    pub path: PathBuf,
-    /// Answer with [`AddLine`]s, one per line, instead of [`Added`].
-    #[serde(default)]
-    pub progress: bool,
-}
-
-/// A path or name as text, or as a list of bytes where it is none.
-mod path {
-    use std::{
-        ffi::{OsStr, OsString},
-        os::unix::ffi::OsStringExt,
-    };
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Text(String),
-        Bytes(Vec<u8>),
-    }
-
-    pub(super) fn serialize<S: Serializer>(
-        path: &impl AsRef<OsStr>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        let path = path.as_ref();
-        match path.to_str() {
-            Some(text) => text.serialize(to),
-            None => path.as_encoded_bytes().serialize(to),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>, T: From<OsString>>(
-        from: D,
-    ) -> Result<T, D::Error> {
-        Ok(T::from(match Written::deserialize(from)? {
-            Written::Text(text) => text.into(),
-            Written::Bytes(bytes) => OsString::from_vec(bytes),
-        }))
-    }
-}
-
-/// What was published.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Added {
-    /// Every file and directory, the one that was asked for last.
-    pub entries: Vec<AddedEntry>,
-}
-
-/// How far something is that is published, or seeded.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// It is being copied.
-    Copying {
-        /// Bytes that are.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-    /// All of it is copied and it is being hashed for its CID.
-    Hashing {
-        /// Bytes that are published; those of a file count when all of it is.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-    /// It is published and being hashed for its torrent.
-    Pieces {
-        /// Bytes that are.
-        done: u64,
-        /// Bytes in all.
-        total: u64,
-    },
-}
-
-/// One line of the answer to `add` with progress.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AddLine {
-    /// The last line when everything is published.
-    Added(Added),
-    /// The last line when it is not.
-    Failed(Failure),
-    /// Any line before the last.
-    #[serde(untagged)]
-    Stage(Stage),
-}
-
-/// A published file or directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AddedEntry {
-    /// Its id.
-    pub cid: ContentId,
-    /// Its name, with the directories above it.
-    pub name: String,
 }
 
 /// What an id is.
@@ -370,74 +273,11 @@ pub struct GcDone {
     pub bytes: u64,
 }
 
-/// Asks to seed something: a path of this machine, or an id.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SeedRequest {
-    /// Absolute path of a file or directory that the daemon can read, which is published first. One that is no text goes
-    /// as its bytes.
-    #[serde(with = "optional_path", default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathBuf>,
-    /// `ID[/path]` of content or a torrent, where it is no path of this machine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// Answer with [`SeedLine`]s, one per line, instead of [`Seeded`].
-    #[serde(default)]
-    pub progress: bool,
-}
-
-/// One line of the answer to `seed` with progress.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SeedLine {
-    /// The last line when it is seeded.
-    Seeded(Seeded),
-    /// The last line when it is not.
-    Failed(Failure),
-    /// Any line before the last.
-    #[serde(untagged)]
-    Stage(Stage),
-}
-
-/// The same for what may be missing.
-mod optional_path {
-    use std::path::PathBuf;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    struct Written(#[serde(with = "super::path")] PathBuf);
-
-    pub(super) fn serialize<S: Serializer>(
-        path: &Option<PathBuf>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        path.clone().map(Written).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<PathBuf>, D::Error> {
-        Ok(Option::<Written>::deserialize(from)?.map(|written| written.0))
-    }
-}
-
-/// Something that is seeded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seeded {
-    /// Its info hash.
-    pub infohash: String,
-    /// A link that leads to it.
-    pub magnet: String,
-    /// Its description, as a file that programs open.
-    #[serde(with = "path")]
-    pub torrent: PathBuf,
-}
-
 /// Asks to list a torrent: the bytes of a `.torrent` file's path, or a link.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TorrentAddRequest {
     /// Absolute path of a `.torrent` file that the daemon can read. One that is no text goes as its bytes.
-    #[serde(with = "optional_path", default, skip_serializing_if = "Option::is_none")]
+    #[serde(with = "path::optional_path", default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// A magnet link or an info hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]

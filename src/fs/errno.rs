@@ -83,7 +83,7 @@ pub(super) fn of_known(error: &PublishError) -> Errno {
 pub(super) fn of_publish(error: &PublishError) -> Errno {
     match error {
         PublishError::NotFound => Errno::ENOENT,
-        PublishError::Exists => Errno::EEXIST,
+        PublishError::Exists | PublishError::Taken(_) => Errno::EEXIST,
         PublishError::NotADirectory => Errno::ENOTDIR,
         PublishError::IsADirectory => Errno::EISDIR,
         PublishError::NotEmpty => Errno::ENOTEMPTY,
@@ -92,7 +92,7 @@ pub(super) fn of_publish(error: &PublishError) -> Errno {
         PublishError::TooManyLinks => Errno::EMLINK,
         PublishError::NotPermitted(_) => Errno::EPERM,
         PublishError::ReadOnly => Errno::EROFS,
-        PublishError::NoAttribute => Errno::ENODATA,
+        PublishError::NoAttribute | PublishError::Ignored => Errno::ENODATA,
         PublishError::Busy => Errno::EBUSY,
         PublishError::Store(e) => of_store(e),
         PublishError::Io { what: _, source } => of_io(source),

@@ -22,7 +22,10 @@ use crate::node::{Cached, Described, Node, Place, PublishError, SetAttr, UploadI
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Space {
     pub(super) blocks: u64,
+    /// Not used, or used by what may go; some of it cannot be written.
     pub(super) free: u64,
+    /// What can be written.
+    pub(super) available: u64,
     /// Inodes of the disk below, which is what limits them; 0 where it has no such limit.
     pub(super) files: u64,
     pub(super) files_free: u64,
@@ -140,12 +143,12 @@ impl Fs {
     pub(super) fn statfs(&self) -> Outcome<Space> {
         let stats = self.node.store().stats().map_err(|e| super::errno::of_store(&e))?;
         let block = u64::from(STATFS_BLOCK);
-        let disk = nix::sys::statvfs::statvfs(self.node.store().dir())?;
         Ok(Space {
             blocks: stats.capacity / block,
-            free: stats.available / block,
-            files: disk.files(),
-            files_free: disk.files_available(),
+            free: stats.free / block,
+            available: stats.available / block,
+            files: stats.files,
+            files_free: stats.files_free,
         })
     }
 

@@ -108,11 +108,12 @@ impl Fs {
             What::Upload(upload) => {
                 let uploads = self.node.uploads();
                 let set = known(uploads.listxattr(upload))?;
+                let ignored = known(uploads.state(upload))? == UploadState::Ignored;
+                // A name without a value would be a failure to programs that copy all that is listed.
+                let own = own.into_iter().filter(|name| !ignored || *name != NAMES[0]);
                 match known(uploads.getattr(upload))?.kind {
                     UploadKind::Symlink => set,
-                    UploadKind::File | UploadKind::Directory => {
-                        own.into_iter().chain(set).collect()
-                    }
+                    UploadKind::File | UploadKind::Directory => own.chain(set).collect(),
                 }
             }
             // The kernel gives no attribute of the user's namespace of a symbolic link.
@@ -122,7 +123,7 @@ impl Fs {
                 let id = self.node.id_at(&content.place).map(|_| NAMES[0]);
                 OF_TORRENTS.into_iter().chain(id).map(str::to_owned).collect()
             }
-            What::Content(_) => own.into(),
+            What::Content(_) => NAMES.map(str::to_owned).into(),
             What::Named(named) if self.named_torrent(&named).is_some() => {
                 OF_DESCRIPTIONS.map(str::to_owned).into()
             }
@@ -214,6 +215,7 @@ impl Fs {
                     UploadState::Hashing => "hashing",
                     UploadState::Published => "published",
                     UploadState::Interrupted => "interrupted",
+                    UploadState::Ignored => "ignored",
                 };
                 name.into()
             })),

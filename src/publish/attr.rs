@@ -126,7 +126,9 @@ impl Inner {
     pub(super) fn state(&self, ino: UploadIno) -> Result<UploadState> {
         let cell = {
             let names = self.names();
-            names.tree.get(ino)?;
+            if names.tree.get(ino)?.ignored {
+                return Ok(UploadState::Ignored);
+            }
             names.cells.get(&ino).cloned()
         };
         if let Some(cell) = cell {

@@ -141,6 +141,9 @@ impl Inner {
                 continue;
             }
             let child = names.tree.get(*child).ok()?;
+            if names.tree.is_entry_ignored(ino, name, child) {
+                continue;
+            }
             match link_of(child) {
                 Some((root, tsize)) => links.push((name.clone(), root, tsize)),
                 None if matches!(child.body, Body::Directory(_)) => return None,
@@ -152,8 +155,11 @@ impl Inner {
     }
 }
 
-/// Id and Tsize of an inode as far as they are known.
+/// Id and Tsize of an inode as far as they are known. What is ignored has none.
 pub(super) fn link_of(inode: &Inode) -> Option<(ContentId, u64)> {
+    if inode.ignored {
+        return None;
+    }
     match &inode.body {
         Body::File(sealed) => sealed.as_ref().map(|sealed| (sealed.root, sealed.tsize)),
         Body::Directory(dir) => dir.root.as_ref().map(|root| (root.root, root.tsize)),

@@ -237,6 +237,8 @@ pub(super) struct FileState {
     pub(super) held: bool,
     /// It is gone; whoever still has the cell finds nothing in it.
     pub(super) dead: bool,
+    /// The log has told that it is ignored.
+    pub(super) told_ignored: bool,
 }
 
 impl FileState {
@@ -275,6 +277,7 @@ impl FileCell {
             orphan: false,
             held: false,
             dead: false,
+            told_ignored: false,
         };
         Self { ino, opening: Mutex::new(()), state: Mutex::new(state), committed: Condvar::new() }
     }

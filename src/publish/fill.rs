@@ -6,7 +6,6 @@ use std::{fs::File, sync::Arc};
 use super::{
     Inner, PublishError,
     file::{FileCell, Work},
-    handle::io_error,
     hash::{self, Known},
     overlay::Overlay,
     row::OverlayRow,
@@ -49,6 +48,15 @@ impl Inner {
             Ok(filled.then_some(Whole { known, below: None }))
         });
         whole.await.map_err(|_| PublishError::Closed)?
+    }
+
+    /// Copies all that an overlay shows of the version below into the working file, whatever that costs; false when the
+    /// file was opened or removed meanwhile.
+    pub(super) fn fill_all(&self, cell: &FileCell, generation: u64, size: u64) -> Result<bool> {
+        if cell.state().work.as_ref().is_none_or(|work| work.overlay.is_none()) {
+            return Ok(true);
+        }
+        Ok(self.overlay(cell, generation)?.is_some() && self.fill(cell, generation, size)?)
     }
 
     /// The overlay as it is now, with the object below open.
@@ -98,7 +106,7 @@ impl Inner {
         }
         let writer = work.writer()?;
         let Some(overlay) = &mut work.overlay else { return Ok(None) };
-        overlay.fill_edge(&writer, size).map_err(io_error("copy of the old version"))?;
+        self.with_room("copy of the old version", || overlay.fill_edge(&writer, size))?;
         let below = overlay.row();
         restamp(work, &writer, size)?;
         Ok(Some(below))
@@ -115,8 +123,8 @@ impl Inner {
             let Some(work) = &mut state.work else { return Ok(false) };
             let writer = work.writer()?;
             let Some(overlay) = &mut work.overlay else { return Ok(true) };
-            let more = overlay.fill_some(&writer, STEP);
-            if !more.map_err(io_error("copy of the old version"))? {
+            let fill = || overlay.fill_some(&writer, STEP);
+            if !self.with_room("copy of the old version", fill)? {
                 restamp(work, &writer, size)?;
                 return Ok(true);
             }

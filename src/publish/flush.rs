@@ -30,7 +30,7 @@ const LATER: Duration = Duration::from_secs(1);
 /// How long a hashed file waits for others, so that a copy of many files needs few commits.
 const SOON: Duration = Duration::from_millis(20);
 /// How long to wait after a commit that failed.
-const FAILED: Duration = Duration::from_secs(5);
+pub(super) const FAILED: Duration = Duration::from_secs(5);
 
 /// When the next flush is due.
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ impl Flusher {
         self.within(SOON);
     }
 
-    fn within(&self, delay: Duration) {
+    pub(super) fn within(&self, delay: Duration) {
         let at = Instant::now() + delay;
         let mut due = self.due();
         if due.is_none_or(|due| at < due) {
@@ -95,9 +95,13 @@ pub(super) async fn run(inner: Arc<Inner>) {
             () = inner.flusher.wait() => {}
         }
         let flushing = inner.clone();
-        let flushed = inner.tasks.blocking("flush", move || flushing.flush()).await;
+        let flush = move || {
+            flushing.tell_skipped();
+            flushing.flush()
+        };
+        let flushed = inner.tasks.blocking("flush", flush).await;
         if let Ok(Err(error)) = flushed {
-            tracing::error!(%error, "the upload tree could not be written; it is tried again");
+            inner.warn(&error, "the upload tree could not be written; it is tried again");
             inner.flusher.within(FAILED);
         }
     }
@@ -148,6 +152,13 @@ impl Inner {
             }
             done => done,
         }
+    }
+
+    /// As [`Inner::flush`], where nobody may block.
+    pub(super) async fn flush_soon(self: &Arc<Self>) -> Result<(), PublishError> {
+        let inner = self.clone();
+        let flushed = self.tasks.blocking("flush", move || inner.flush());
+        flushed.await.map_err(|_| PublishError::Closed)?
     }
 
     fn commit(&self, mut round: Round) -> Result<(), PublishError> {
@@ -201,8 +212,13 @@ impl Inner {
             let mut state = done.cell.state();
             // One that is gone holds nothing any more, and would never let go of what it got here.
             let begun = !state.dead && state.progress.begin_commit(done.generation);
+            let ignored = begun && self.names().tree.is_ignored(done.cell.ino);
             drop(state);
-            if begun {
+            if ignored {
+                // Since it was hashed. It goes the way of all that is ignored.
+                self.seal_later(&done.cell, done.generation, Duration::ZERO);
+                done.cell.wake();
+            } else if begun {
                 let object = self.take(round, done, existing);
                 chosen.insert(root, object);
             }
@@ -360,7 +376,11 @@ impl Inner {
             drop(names);
             drop(state);
             done.cell.wake();
-            self.announcer.rested(ino);
+            if self.names().tree.is_ignored(ino) {
+                self.queue.push(ino, Duration::ZERO);
+            } else {
+                self.announcer.rested(ino);
+            }
             self.directories.wake();
             tracing::debug!(ino = ino.0, %root, size, name = done.name, "published");
         }

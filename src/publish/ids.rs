@@ -30,6 +30,8 @@ enum Stage {
     Interrupted,
     /// It has no name any more.
     Orphan,
+    /// It is not to be published.
+    Ignored,
 }
 
 impl Inner {
@@ -44,7 +46,13 @@ impl Inner {
 
     /// None: it is no file.
     fn stage(&self, ino: UploadIno) -> Option<Stage> {
-        let cell = self.names().cells.get(&ino).cloned()?;
+        let (cell, ignored) = {
+            let names = self.names();
+            (names.cells.get(&ino).cloned()?, names.tree.is_ignored(ino))
+        };
+        if ignored {
+            return Some(Stage::Ignored);
+        }
         let state = cell.state();
         Some(match state.progress.phase {
             Phase::Idle | Phase::Merging => Stage::Published,
@@ -118,7 +126,14 @@ impl Inner {
     }
 
     async fn progress(self: &Arc<Self>, ino: UploadIno) -> Result<Progress, PublishError> {
-        let is_directory = self.names().tree.get(ino)?.directory().is_ok();
+        let is_directory = {
+            let names = self.names();
+            let inode = names.tree.get(ino)?;
+            if inode.ignored {
+                return Err(PublishError::Ignored);
+            }
+            inode.directory().is_ok()
+        };
         if !is_directory {
             return self.walk(ino);
         }
@@ -137,6 +152,7 @@ impl Inner {
         let mut underway = Vec::new();
         while let Some(ino) = below.pop() {
             match self.names().tree.get(ino) {
+                Ok(inode) if inode.ignored => continue,
                 Ok(inode) => {
                     if let Body::Directory(directory) = &inode.body {
                         below.extend(directory.children.values());
@@ -147,7 +163,7 @@ impl Inner {
                 Err(_) => continue,
             }
             match self.stage(ino) {
-                None | Some(Stage::Published) => {}
+                None | Some(Stage::Published | Stage::Ignored) => {}
                 Some(Stage::Orphan) if ino == top => return Err(PublishError::NotFound),
                 Some(Stage::Orphan) => {}
                 Some(Stage::Written) => return Ok(Progress::Written(ino)),

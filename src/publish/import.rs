@@ -1,29 +1,33 @@
-//! Publishing without the mount: a file or tree of this machine is copied in under one name.
+//! Publishing without the mount: what is on this machine is copied in, hashed, and then given its name at once.
 
 use std::{
     ffi::{OsStr, OsString},
-    fs,
-    io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::MetadataExt,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use bytes::Bytes;
+use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Inner, OpenFlags, PublishError, RenameMode, UploadIno, UploadKind, Uploads,
-    tree::{Body, Directory, Owner},
+    Inner, PublishError, RenameMode, UploadIno, UploadKind, Uploads,
+    copy::{Copy, Scratch, Source, size_of},
+    dirs::link_of,
+    identify::{Identifier, Watcher},
+    ignore::{IgnoreScope, Skipped},
+    tree::Request,
 };
 use crate::content::ContentId;
 
 type Result<T> = std::result::Result<T, PublishError>;
 
 /// Deepest tree that is taken; as deep as a path can be.
-const MAX_DEPTH: usize = 2048;
+pub(super) const MAX_DEPTH: usize = 2048;
 
 /// What the names begin with under which trees are copied into the root, before they get their own.
-const SCRATCH: &str = ".chiral-import-";
+pub(super) const SCRATCH: &str = ".chiral-import-";
 
 /// Whether a name of the root is one of an import under way, or of one that a kill ended.
 pub(super) fn is_scratch(name: &OsStr) -> bool {
@@ -31,96 +35,277 @@ pub(super) fn is_scratch(name: &OsStr) -> bool {
     number.is_some_and(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit))
 }
 
-/// Bytes between two looks at who waits and two reports to him: some milliseconds of copying. Where extents are shared
-/// it is a multiple of every block size.
-const STEP: u64 = 8 << 20;
-
 /// Told of bytes that are copied, bytes that are published, and bytes in all.
-type Report = dyn Fn(u64, u64, u64) + Send + Sync;
+pub(super) type Report = dyn Fn(u64, u64, u64) + Send + Sync;
 
-/// One import on its way.
-struct Copy<'a> {
-    report: &'a Report,
-    /// Nobody waits for it any more.
-    given_up: CancellationToken,
-    done: u64,
-    total: u64,
+/// How something is copied in.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// The name that it gets at the top of the tree; none: its id.
+    pub name: Option<OsString>,
+    /// It takes the place of other content with that name.
+    pub replace: bool,
+    /// What the settings ignore is wanted.
+    pub hidden: bool,
+}
+
+/// What was copied in.
+#[derive(Clone, Debug)]
+pub struct ImportedTree {
+    /// Its id.
+    pub root: ContentId,
+    /// Its name at the top of the tree.
+    pub name: OsString,
+    /// What was left out.
+    pub skipped: Skipped,
     made: Vec<Made>,
 }
 
-/// What an import made: children before their directory.
-struct Made {
-    ino: UploadIno,
-    name: PathBuf,
+/// One inode of an import.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Made {
+    pub(super) ino: UploadIno,
     /// Bytes of a file.
-    size: u64,
-}
-
-impl Copy<'_> {
-    fn go_on(&self) -> Result<()> {
-        if self.given_up.is_cancelled() { Err(PublishError::Closed) } else { Ok(()) }
-    }
-
-    fn copied(&mut self, bytes: u64) {
-        self.done += bytes;
-        // A file may have grown since it was looked at.
-        self.total = self.total.max(self.done);
-        (self.report)(self.done, 0, self.total);
-    }
+    pub(super) size: u64,
 }
 
 impl Uploads {
-    /// As [`Uploads::import`], and `report` is told of bytes that are copied, bytes that are published, and bytes in all.
-    /// Whoever drops it before everything is copied takes back what was copied so far.
-    pub async fn import_reporting(
+    /// Copies a file or tree of this machine in; `report` is told of bytes that are copied, bytes that are published, and
+    /// bytes in all. Where content with the name is there already, the same stays as it is and other content is an error,
+    /// unless it is to be replaced: that happens in one step once the new content is published. The caller has made sure
+    /// that `path` does not lie below the mountpoint. Dropping it takes back what was copied.
+    ///
+    /// # Errors
+    /// [`PublishError::Taken`] when other content has the name; else as reading and writing.
+    pub async fn import_path(
         &self,
         path: &Path,
-        name: &OsStr,
+        options: ImportOptions,
         report: impl Fn(u64, u64, u64) + Send + Sync + 'static,
-    ) -> Result<Vec<(ContentId, String)>> {
-        self.inner.import_reporting(path, name, Arc::new(report)).await
+    ) -> Result<ImportedTree> {
+        self.inner.import_path(path, options, Arc::new(report)).await
+    }
+
+    /// The same of bytes as they come.
+    ///
+    /// # Errors
+    /// As [`Uploads::import_path`].
+    pub async fn import_stream(
+        &self,
+        pieces: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
+        options: ImportOptions,
+        report: impl Fn(u64, u64, u64) + Send + Sync + 'static,
+    ) -> Result<ImportedTree> {
+        self.inner.import_stream(pieces, options, Arc::new(report)).await
+    }
+
+    /// Id and path of each file and directory of an import, the root last. What was changed since is left out.
+    pub fn entries_of(
+        &self,
+        imported: &ImportedTree,
+    ) -> impl Iterator<Item = (ContentId, String)> + Send + use<> {
+        let (inner, made) = (self.inner.clone(), imported.made.clone());
+        made.into_iter().filter_map(move |made| {
+            let names = inner.names();
+            let (id, _) = link_of(names.tree.get(made.ino).ok()?)?;
+            Some((id, names.path(made.ino)))
+        })
+    }
+
+    /// As [`Uploads::import_path`], with the ids and paths of all that was copied.
+    ///
+    /// # Errors
+    /// As [`Uploads::import_path`].
+    pub async fn import(&self, path: &Path, name: &OsStr) -> Result<Vec<(ContentId, String)>> {
+        let options = ImportOptions { name: Some(name.to_owned()), ..ImportOptions::default() };
+        let imported = self.import_path(path, options, |_, _, _| {}).await?;
+        Ok(self.entries_of(&imported).collect())
     }
 }
 
 impl Inner {
-    pub(super) async fn import(
+    async fn import_path(
         self: &Arc<Self>,
         path: &Path,
-        name: &OsStr,
-    ) -> Result<Vec<(ContentId, String)>> {
-        self.import_reporting(path, name, Arc::new(|_, _, _| {})).await
-    }
-
-    async fn import_reporting(
-        self: &Arc<Self>,
-        path: &Path,
-        name: &OsStr,
+        options: ImportOptions,
         report: Arc<Report>,
-    ) -> Result<Vec<(ContentId, String)>> {
+    ) -> Result<ImportedTree> {
         self.writable()?;
         let given_up = CancellationToken::new();
-        let waits = given_up.clone().drop_guard();
-        let (inner, path, name, told) =
-            (self.clone(), path.to_owned(), name.to_owned(), report.clone());
+        let _waits = given_up.clone().drop_guard();
+        let shown = match &options.name {
+            Some(name) => PathBuf::from(name),
+            None => path.file_name().map(PathBuf::from).unwrap_or_default(),
+        };
+        let scope = self.scope_of_import(shown.as_os_str(), options.hidden);
+        if let (Some(name), false) = (&options.name, options.replace)
+            && let Some(same) =
+                self.compare(path, name, &options, scope.clone(), &given_up, &report).await?
+        {
+            return Ok(same);
+        }
+        let (inner, path, told) = (self.clone(), path.to_owned(), report.clone());
+        let request = if options.hidden { Request::Hidden } else { Request::None };
         let copied = self.tasks.blocking("import", move || {
-            let total = size_of(&path, 0);
-            let copy = Copy { report: &*told, given_up, done: 0, total, made: Vec::new() };
-            inner.import_now(&path, &name, copy)
+            let total = size_of(&path, scope.clone(), 0);
+            let mut copy = Copy {
+                report: &*told,
+                given_up,
+                done: 0,
+                total,
+                made: Vec::new(),
+                skipped: Skipped::default(),
+                request,
+            };
+            let scratch = Scratch::new(&inner);
+            let (parent, name) = (UploadIno::ROOT, scratch.name.as_os_str());
+            let source = Source { path: &path, shown: &shown, parent, name, scope, depth: 0 };
+            inner.copy_in(source, &mut copy)?;
+            Ok::<_, PublishError>((scratch, copy.made, copy.skipped))
         });
-        let copied = copied.await.map_err(|_| PublishError::Closed)??;
-        waits.disarm();
-        if let Some(root) = copied.last() {
-            // Hurries all below it at once, where asking one after the other would hash one after the other.
-            tokio::select! {
-                known = self.cid(root.ino) => { known?; }
-                never = self.report_published(&copied, &*report) => match never {},
+        let (scratch, made, skipped) = copied.await.map_err(|_| PublishError::Closed)??;
+        self.publish_import(scratch, made, skipped, &options, &*report).await
+    }
+
+    async fn import_stream(
+        self: &Arc<Self>,
+        pieces: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
+        options: ImportOptions,
+        report: Arc<Report>,
+    ) -> Result<ImportedTree> {
+        self.writable()?;
+        let scratch = Scratch::new(self);
+        let made = self.copy_stream(&scratch, pieces, &*report).await?;
+        self.publish_import(scratch, vec![made], Skipped::default(), &options, &*report).await
+    }
+
+    /// Waits until what was copied is published, and gives it its name.
+    async fn publish_import(
+        self: &Arc<Self>,
+        scratch: Scratch,
+        made: Vec<Made>,
+        skipped: Skipped,
+        options: &ImportOptions,
+        report: &Report,
+    ) -> Result<ImportedTree> {
+        let Some(top) = made.last().copied() else { return Err(PublishError::NotFound) };
+        // Hurries all below it at once, where asking one after the other would hash one after the other.
+        let root = tokio::select! {
+            known = self.cid(top.ino) => known?,
+            never = self.report_published(&made, report) => match never {},
+        };
+        let name = options.name.clone().unwrap_or_else(|| root.to_v1().to_string().into());
+        let made = self.place(scratch, root, &name, options, made).await?;
+        if skipped.count > 0 {
+            let (count, first) = (skipped.count, &skipped.first);
+            tracing::info!(name = %name.display(), count, ?first, "what is ignored was not published");
+        }
+        Ok(ImportedTree { root, name, skipped, made })
+    }
+
+    /// Gives what was copied its name; where content that is the same has it, that stays.
+    async fn place(
+        self: &Arc<Self>,
+        scratch: Scratch,
+        root: ContentId,
+        name: &OsStr,
+        options: &ImportOptions,
+        made: Vec<Made>,
+    ) -> Result<Vec<Made>> {
+        loop {
+            let (inner, from, to) = (self.clone(), scratch.name.clone(), name.to_owned());
+            let replace = options.replace;
+            let renaming = move || inner.rename_import(&from, &to, replace);
+            match self.tasks.blocking("import", renaming).await.map_err(|_| PublishError::Closed)? {
+                Ok(()) => {
+                    scratch.placed();
+                    self.flush_soon().await?;
+                    return Ok(made);
+                }
+                Err(PublishError::Exists) => {}
+                Err(error) => return Err(error),
+            }
+            match self.holder_of(name).await? {
+                Some((ino, id)) if id == root => return self.keep_existing(ino, options).await,
+                Some(_) => return Err(taken(name)),
+                // Removed meanwhile.
+                None => {}
             }
         }
-        let mut published = Vec::with_capacity(copied.len());
-        for made in copied {
-            published.push((self.cid(made.ino).await?, made.name.to_string_lossy().into_owned()));
+    }
+
+    fn rename_import(&self, scratch: &OsStr, name: &OsStr, replace: bool) -> Result<()> {
+        let (from, to) = ((UploadIno::ROOT, scratch), (UploadIno::ROOT, name));
+        match self.rename_requested(from, to, RenameMode::NoReplace) {
+            Err(PublishError::Exists) if replace => {
+                self.rename_requested(from, to, RenameMode::Exchange)?;
+                self.remove_tree(UploadIno::ROOT, scratch)
+            }
+            done => done,
         }
-        Ok(published)
+    }
+
+    /// Inode and id of what has a name at the top; content that is still written, or not to be published, is other
+    /// content.
+    async fn holder_of(self: &Arc<Self>, name: &OsStr) -> Result<Option<(UploadIno, ContentId)>> {
+        let ino = match self.names().tree.lookup(UploadIno::ROOT, name) {
+            Err(PublishError::NotFound) => return Ok(None),
+            found => found?,
+        };
+        match self.cid(ino).await {
+            Ok(id) => Ok(Some((ino, id))),
+            Err(PublishError::NotFound) => Ok(None),
+            Err(PublishError::Busy | PublishError::Ignored) => Err(taken(name)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compares what is to be copied with what has the name, without copying. None: nothing has it.
+    async fn compare(
+        self: &Arc<Self>,
+        path: &Path,
+        name: &OsStr,
+        options: &ImportOptions,
+        scope: IgnoreScope,
+        given_up: &CancellationToken,
+        report: &Arc<Report>,
+    ) -> Result<Option<ImportedTree>> {
+        let Ok(ino) = self.names().tree.lookup(UploadIno::ROOT, name) else { return Ok(None) };
+        let meta = fs::symlink_metadata(path).map_err(at("stat", path))?;
+        let there = self.getattr(ino)?;
+        let is_file = there.kind == UploadKind::File;
+        if is_file != meta.is_file() || (is_file && there.size != meta.len()) {
+            return Err(taken(name));
+        }
+        let Some((ino, id)) = self.holder_of(name).await? else { return Ok(None) };
+        let (path, shown, params) = (path.to_owned(), PathBuf::from(name), self.options.import);
+        let (given_up, report) = (given_up.clone(), report.clone());
+        let identified = self.tasks.blocking("import", move || {
+            let total = size_of(&path, scope.clone(), 0);
+            report(total, 0, total);
+            let mut watcher = Comparison { given_up, report, done: 0, total };
+            let skipped = Skipped::default();
+            let mut identifier = Identifier { params, watcher: &mut watcher, skipped };
+            let id = identifier.path(&path, &shown, scope)?;
+            Ok::<_, PublishError>((id, identifier.skipped))
+        });
+        let (root, skipped) = identified.await.map_err(|_| PublishError::Closed)??;
+        if root != id {
+            return Err(taken(name));
+        }
+        let made = self.keep_existing(ino, options).await?;
+        Ok(Some(ImportedTree { root, name: name.to_owned(), skipped, made }))
+    }
+
+    /// What is there was asked for once more: the same inodes as those of an import.
+    async fn keep_existing(
+        self: &Arc<Self>,
+        ino: UploadIno,
+        options: &ImportOptions,
+    ) -> Result<Vec<Made>> {
+        self.want(ino, options.hidden).await?;
+        let below = self.names().tree.published_below(ino);
+        Ok(below.into_iter().map(|ino| Made { ino, size: 0 }).collect())
     }
 
     /// Tells how much of what was copied is published. Files are hashed in nearly the order in which they were copied.
@@ -148,146 +333,43 @@ impl Inner {
             changed.await;
         }
     }
+}
 
-    /// Copies under a name that nobody has, then puts it in the place of what has the name.
-    fn import_now(&self, path: &Path, name: &OsStr, mut copy: Copy<'_>) -> Result<Vec<Made>> {
-        let scratch = self.free_scratch();
-        let copied = self
-            .copy_in(path, UploadIno::ROOT, &scratch, Path::new(name), 0, &mut copy)
-            .and_then(|()| copy.go_on())
-            .and_then(|()| self.replace(&scratch, name));
-        if copied.is_err() {
-            // What was copied so far goes; where even that fails the first error tells more.
-            let _ = self.remove_tree(UploadIno::ROOT, &scratch);
-        }
-        copied.map(|()| copy.made)
-    }
+/// Tells how far a comparison is, as an import does once all is copied.
+struct Comparison {
+    given_up: CancellationToken,
+    report: Arc<Report>,
+    done: u64,
+    total: u64,
+}
 
-    /// A name for what is being copied. One that is left over from a kill is no reason to fail.
-    fn free_scratch(&self) -> OsString {
-        loop {
-            let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let name = OsString::from(format!("{SCRATCH}{number}"));
-            if self.names().tree.lookup(UploadIno::ROOT, &name).is_err() {
-                return name;
-            }
+impl Watcher for Comparison {
+    fn hashed(&mut self, bytes: u64) -> Result<()> {
+        if self.given_up.is_cancelled() {
+            return Err(PublishError::Closed);
         }
-    }
-
-    fn replace(&self, scratch: &OsStr, name: &OsStr) -> Result<()> {
-        let (from, to) = ((UploadIno::ROOT, scratch), (UploadIno::ROOT, name));
-        match self.rename(from, to, RenameMode::NoReplace) {
-            Err(PublishError::Exists) => {
-                self.rename(from, to, RenameMode::Exchange)?;
-                self.remove_tree(UploadIno::ROOT, scratch)
-            }
-            done => done,
-        }
-    }
-
-    /// Copies one file or tree.
-    fn copy_in(
-        &self,
-        path: &Path,
-        parent: UploadIno,
-        name: &OsStr,
-        shown: &Path,
-        depth: usize,
-        copy: &mut Copy<'_>,
-    ) -> Result<()> {
-        copy.go_on()?;
-        if depth > MAX_DEPTH {
-            return Err(PublishError::Invalid("the tree is too deep"));
-        }
-        let meta = fs::symlink_metadata(path).map_err(at("stat", path))?;
-        let owner = Owner { mode: meta.mode(), uid: meta.uid(), gid: meta.gid() };
-        let (ino, size) = if meta.is_symlink() {
-            let target = fs::read_link(path).map_err(at("readlink", path))?;
-            (self.add(parent, name, owner, Body::Symlink(super::attr::target(&target)))?, 0)
-        } else if meta.is_file() {
-            self.copy_file(path, parent, name, owner, copy)?
-        } else if meta.is_dir() {
-            let ino = self.add(parent, name, owner, Body::Directory(Directory::default()))?;
-            for entry in fs::read_dir(path).map_err(at("opendir", path))? {
-                let entry = entry.map_err(at("readdir", path))?;
-                let name = entry.file_name();
-                self.copy_in(&entry.path(), ino, &name, &shown.join(&name), depth + 1, copy)?;
-            }
-            (ino, 0)
-        } else {
-            let what = "only files, directories and symlinks are published";
-            return Err(at("add", path)(io::Error::new(io::ErrorKind::InvalidInput, what)));
-        };
-        copy.made.push(Made { ino, name: shown.to_owned(), size });
+        self.done += bytes;
+        let total = self.total.max(self.done);
+        (self.report)(total, self.done, total);
         Ok(())
     }
 
-    fn copy_file(
-        &self,
-        path: &Path,
-        parent: UploadIno,
-        name: &OsStr,
-        owner: Owner,
-        copy: &mut Copy<'_>,
-    ) -> Result<(UploadIno, u64)> {
-        let mut from = fs::File::open(path).map_err(at("open", path))?;
-        let flags = OpenFlags { write: true, ..OpenFlags::default() };
-        let (attr, handle) = self.create(parent, name, owner, true, flags)?;
-        let mut size = 0;
-        let copied = self.names().cell(attr.ino).and_then(|cell| {
-            let writer = match &mut cell.state().work {
-                Some(work) => work.writer()?,
-                None => return Err(PublishError::NotFound),
-            };
-            loop {
-                copy.go_on()?;
-                let end = self.with_room("copy", || {
-                    // Where an attempt that found the disk full has left off.
-                    let done = writer.file().stream_position()?;
-                    from.seek(SeekFrom::Start(done))?;
-                    // copy_file_range underneath: extents are shared where the filesystem can.
-                    io::copy(&mut (&mut from).take(STEP), &mut writer.file())?;
-                    writer.file().stream_position()
-                })?;
-                if end == size {
-                    return Ok(());
-                }
-                copy.copied(end - size);
-                size = end;
-            }
-        });
-        self.release(handle);
-        copied.map(|()| (attr.ino, size))
-    }
+    fn found(&mut self, _: ContentId, _: &Path) {}
+}
 
-    pub(super) fn remove_tree(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
-        let ino = self.names().tree.lookup(parent, name)?;
-        let kind = self.names().tree.get(ino)?.kind();
-        if kind != UploadKind::Directory {
-            return self.unlink(parent, name);
-        }
-        let entries = self.names().tree.entries(ino)?;
-        for entry in entries {
-            self.remove_tree(ino, &entry.name)?;
-        }
-        self.rmdir(parent, name)
-    }
+fn taken(name: &OsStr) -> PublishError {
+    PublishError::Taken(name.display().to_string())
 }
 
 /// An error that names the file: it may be one of thousands.
-fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> PublishError {
+pub(super) fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> PublishError {
     move |error| {
         let source = io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         PublishError::Io { what, source }
     }
 }
 
-/// Bytes of all files. What cannot be looked at counts nothing: copying it tells why.
-fn size_of(path: &Path, depth: usize) -> u64 {
-    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
-    if !meta.is_dir() || depth > MAX_DEPTH {
-        return if meta.is_file() { meta.len() } else { 0 };
-    }
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.map(|entry| size_of(&entry.path(), depth + 1)).sum()
+pub(super) fn no_content(path: &Path) -> PublishError {
+    let what = "only files, directories and symlinks are published";
+    at("add", path)(io::Error::new(io::ErrorKind::InvalidInput, what))
 }

@@ -13,7 +13,7 @@ use super::{
     dirs::link_of,
     file::FileCell,
     seal::Finished,
-    tree::{Body, Owner, Tree},
+    tree::{Body, Owner, Request, Tree},
 };
 use crate::{
     content::{Block, ContentId, Metadata, symlink},
@@ -108,9 +108,13 @@ impl Names {
     /// so that its old nodes stay until the new ones are there.
     pub(super) fn top_nodes(&self) -> Option<Vec<ContentId>> {
         let top = self.tree.get(UploadIno::ROOT).ok()?.directory().ok()?;
-        let nodes = top.children.values().filter_map(|ino| self.tree.get(*ino).ok());
-        let nodes = nodes.filter(|inode| !matches!(inode.body, Body::File(_)));
-        nodes.map(|inode| link_of(inode).map(|(root, _)| root)).collect()
+        let entries = top.children.iter();
+        let nodes = entries.filter_map(|(name, ino)| Some((name, self.tree.get(*ino).ok()?)));
+        let nodes = nodes.filter(|(name, inode)| {
+            !matches!(inode.body, Body::File(_))
+                && !self.tree.is_entry_ignored(UploadIno::ROOT, name, inode)
+        });
+        nodes.map(|(_, inode)| link_of(inode).map(|(root, _)| root)).collect()
     }
 
     pub(super) fn cell(&self, ino: UploadIno) -> Result<Arc<FileCell>, PublishError> {
@@ -124,7 +128,18 @@ impl Names {
 
 impl Inner {
     pub(super) fn writable(&self) -> Result<(), PublishError> {
-        if self.options.read_only { Err(PublishError::ReadOnly) } else { Ok(()) }
+        if self.options.read_only {
+            return Err(PublishError::ReadOnly);
+        }
+        Ok(self.store.check_writable()?)
+    }
+
+    /// Logs an error, unless it tells of trouble with the disk that was logged already.
+    pub(super) fn warn(&self, error: &PublishError, message: &'static str) {
+        match error {
+            PublishError::Store(source) if self.store.tell(source) => {}
+            error => tracing::warn!(%error, "{message}"),
+        }
     }
 
     /// Something in the tree changed: it becomes durable, and ids of directories follow.
@@ -141,6 +156,7 @@ impl Inner {
         body: Body,
     ) -> Result<UploadIno, PublishError> {
         self.writable()?;
+        self.store.admit_row()?;
         let node = match &body {
             Body::Symlink(target) => Some(symlink(target.as_bytes(), Metadata::default())),
             _ => None,
@@ -148,7 +164,9 @@ impl Inner {
         let ino = {
             let mut names = self.names();
             let ino = names.tree.add(parent, name, owner, body, super::now())?;
-            names.nodes.extend(node);
+            if !names.tree.is_ignored(ino) {
+                names.nodes.extend(node);
+            }
             ino
         };
         self.changed_names();
@@ -157,15 +175,17 @@ impl Inner {
 
     pub(super) fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {
         self.writable()?;
-        let (ino, orphan) = {
+        let (ino, orphan, changed) = {
             let mut names = self.names();
             let ino = names.tree.unlink(parent, name, super::now())?;
-            (ino, names.tree.is_orphan(ino))
+            (ino, names.tree.is_orphan(ino), names.tree.review_linked(ino))
         };
         if orphan {
             self.orphaned(ino);
         }
+        self.follow(changed);
         self.changed_names();
+        self.name_changed(parent, name);
         Ok(())
     }
 
@@ -176,8 +196,14 @@ impl Inner {
         name: &OsStr,
     ) -> Result<UploadAttr, PublishError> {
         self.writable()?;
-        self.names().tree.link(ino, parent, name, super::now())?;
+        let changed = {
+            let mut names = self.names();
+            names.tree.link(ino, parent, name, super::now())?;
+            names.tree.review_linked(ino)
+        };
+        self.follow(changed);
         self.changed_names();
+        self.name_changed(parent, name);
         self.getattr(ino)
     }
 
@@ -195,10 +221,47 @@ impl Inner {
         to: (UploadIno, &OsStr),
         mode: RenameMode,
     ) -> Result<(), PublishError> {
+        self.rename_as(from, to, mode, None)
+    }
+
+    /// As [`Inner::rename`], of what the user has named by what it is called from then on.
+    pub(super) fn rename_requested(
+        &self,
+        from: (UploadIno, &OsStr),
+        to: (UploadIno, &OsStr),
+        mode: RenameMode,
+    ) -> Result<(), PublishError> {
+        self.rename_as(from, to, mode, Some(Request::Named))
+    }
+
+    fn rename_as(
+        &self,
+        from: (UploadIno, &OsStr),
+        to: (UploadIno, &OsStr),
+        mode: RenameMode,
+        request: Option<Request>,
+    ) -> Result<(), PublishError> {
         self.writable()?;
-        let (replaced, moved) = {
+        let (replaced, moved, changed) = {
             let mut names = self.names();
-            (names.tree.rename(from, to, mode, super::now())?, names.tree.lookup(to.0, to.1)?)
+            // What was imported was never looked at by the rules that hold here.
+            let scope = if request.is_some() { None } else { names.tree.scope(from.0) };
+            let target = names.tree.lookup(to.0, to.1).ok();
+            let replaced = names.tree.rename(from, to, mode, super::now())?;
+            let moved = names.tree.lookup(to.0, to.1)?;
+            if let Some(request) = request {
+                names.tree.set_request(moved, request);
+            }
+            let mut changed = names.tree.review_moved(moved, scope.as_ref());
+            // What an import replaces is removed next, and not published for that time.
+            if mode == RenameMode::Exchange && request.is_none() {
+                let other = names.tree.lookup(from.0, from.1)?;
+                let scope = names.tree.scope(to.0);
+                changed.extend(names.tree.review_moved(other, scope.as_ref()));
+            }
+            // It may have names left, and be ignored under all of them.
+            changed.extend(target.map(|ino| names.tree.review_linked(ino)).unwrap_or_default());
+            (replaced, moved, changed)
         };
         if to.0 == UploadIno::ROOT {
             // It may be a directory that was none of the top level before.
@@ -207,7 +270,12 @@ impl Inner {
         if let Some(ino) = replaced {
             self.orphaned(ino);
         }
+        self.follow(changed);
         self.changed_names();
+        self.name_changed(from.0, from.1);
+        if from != to {
+            self.name_changed(to.0, to.1);
+        }
         Ok(())
     }
 

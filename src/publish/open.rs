@@ -80,19 +80,43 @@ impl Inner {
             layers: Queue::default(),
             directories: Directories::default(),
             announcer: Announcer::new(told),
+            rules_turn: Mutex::default(),
+            skipped: Mutex::default(),
             changed: Notify::new(),
         });
         inner.restore_files(works)?;
-        inner.remove_leftovers()?;
+        inner.unless_in_trouble(inner.remove_leftovers())?;
+        inner.read_all_rules();
         inner.compute_directories();
         inner.assume_announced();
-        inner.flush()?;
+        inner.unless_in_trouble(inner.flush())?;
         tasks.spawn("publish hash", queue::run(inner.clone()));
         tasks.spawn("publish layers", inner.clone().run_layers());
         tasks.spawn("publish flush", flush::run(inner.clone()));
         tasks.spawn("publish directories", dirs::run(inner.clone()));
         tasks.spawn("publish announce", announce::run(inner.clone()));
         Ok(inner)
+    }
+
+    /// What the disk does not take at a start is written when it does: what it holds is shown meanwhile.
+    fn unless_in_trouble(&self, done: Result<()>) -> Result<()> {
+        match done {
+            Err(PublishError::Store(error)) if self.store.tell(&error) => {
+                self.flusher.within(flush::FAILED);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// The working file of a name whose content never reached the disk. None where the disk has no room for it: a writer
+    /// gets one when there is.
+    fn empty_work(&self) -> Result<Option<Work>> {
+        match self.store.working_file() {
+            Ok(file) => Ok(Some(Work::new(file))),
+            Err(error) if self.store.tell(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn restore_files(&self, mut works: HashMap<UploadIno, WorkRow>) -> Result<()> {
@@ -116,7 +140,7 @@ impl Inner {
                 Some(work) => (Phase::Closed, Some(work)),
                 None if sealed => (Phase::Idle, None),
                 // A name whose content never reached the disk: an empty file, as on any filesystem after a crash.
-                None => (Phase::Interrupted, Some(Work::new(self.store.working_file()?))),
+                None => (Phase::Interrupted, self.empty_work()?),
             };
             let layer = match self.names().tree.sealed(ino).cloned() {
                 Some(sealed) => self.restore_layer(&sealed)?,
@@ -211,7 +235,11 @@ impl Inner {
 
     /// Whether a file waits to be hashed or committed that nobody holds back.
     fn is_hashing(&self) -> bool {
-        let cells: Vec<_> = self.names().cells.values().cloned().collect();
+        let cells: Vec<_> = {
+            let names = self.names();
+            let published = names.cells.iter().filter(|(ino, _)| !names.tree.is_ignored(**ino));
+            published.map(|(_, cell)| cell.clone()).collect()
+        };
         cells.iter().any(|cell| {
             let state = cell.state();
             let waits =

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     UploadIno,
-    tree::{Attributes, Body, Directory, Inode, Place},
+    tree::{Attributes, Body, Directory, Inode, Place, Request},
 };
 use crate::{
     content::{ByteRange, ContentId, RangeSet},
@@ -17,9 +17,12 @@ use crate::{
 };
 
 /// First byte of each row; a row of a version that is not known is refused, not guessed at.
-const VERSION: u8 = 3;
+const VERSION: u8 = 5;
 /// The same of an inode with several names.
-const LINKED: u8 = 4;
+const LINKED: u8 = 6;
+/// The version without requests, of one name and of several.
+const UNREQUESTED: u8 = 3;
+const UNREQUESTED_LINKED: u8 = 4;
 /// The version that tells nothing of how a working file looked.
 const UNSEEN: u8 = 2;
 /// The version without layers.
@@ -30,6 +33,10 @@ const NO_PARENT: u64 = 0;
 const DIRECTORY: u8 = 0;
 const FILE: u8 = 1;
 const SYMLINK: u8 = 2;
+
+const NONE: u8 = 0;
+const HIDDEN: u8 = 1;
+const NAMED: u8 = 2;
 
 /// A published version of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,20 +157,27 @@ impl Row {
                 put_work(&mut out, work);
             }
         }
+        out.push(match inode.request {
+            Request::None => NONE,
+            Request::Hidden => HIDDEN,
+            Request::Named => NAMED,
+        });
         out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut reader = Reader(bytes);
         let version = match reader.u8()? {
-            version @ (WHOLE_ONLY | UNSEEN | VERSION | LINKED) => version,
+            version @ (WHOLE_ONLY | UNSEEN | UNREQUESTED | UNREQUESTED_LINKED | VERSION
+            | LINKED) => version,
             other => return Err(RowError::Version(other)),
         };
         let parent = reader.u64()?;
         let name = OsString::from_vec(reader.bytes()?.to_vec());
         let place = (parent != NO_PARENT).then_some(Place { parent: UploadIno(parent), name });
         let mut also = Vec::new();
-        let links = if version == LINKED { reader.u32()? } else { 0 };
+        let is_linked = matches!(version, LINKED | UNREQUESTED_LINKED);
+        let links = if is_linked { reader.u32()? } else { 0 };
         for _ in 0..links {
             let (parent, name) = (UploadIno(reader.u64()?), reader.bytes()?.to_vec());
             also.push(Place { parent, name: OsString::from_vec(name) });
@@ -193,13 +207,16 @@ impl Row {
             }
             _ => return Err(RowError::Malformed("the kind of inode")),
         };
+        let has_request = matches!(version, VERSION | LINKED);
+        let request = if has_request { reader.request()? } else { Request::None };
         if !reader.0.is_empty() {
             return Err(RowError::Malformed("its end"));
         }
         if !also.is_empty() && (place.is_none() || matches!(body, Body::Directory(_))) {
             return Err(RowError::Malformed("its further names"));
         }
-        Ok(Self { inode: Inode { place, also, attr, xattrs, body }, work })
+        let inode = Inode { place, also, attr, xattrs, body, request, ignored: false };
+        Ok(Self { inode, work })
     }
 }
 
@@ -290,6 +307,15 @@ impl<'a> Reader<'a> {
             0 => Ok(false),
             1 => Ok(true),
             _ => Err(RowError::Malformed("a flag")),
+        }
+    }
+
+    fn request(&mut self) -> Result<Request, RowError> {
+        match self.u8()? {
+            NONE => Ok(Request::None),
+            HIDDEN => Ok(Request::Hidden),
+            NAMED => Ok(Request::Named),
+            _ => Err(RowError::Malformed("what was asked for")),
         }
     }
 
@@ -418,6 +444,11 @@ mod tests {
             times in (time(), time(), time()),
             xattrs in prop::collection::btree_map("user\\.[a-z]{1,9}", any::<Vec<u8>>(), 0..4),
             (body, work) in body(),
+            request in prop_oneof![
+                Just(Request::None),
+                Just(Request::Hidden),
+                Just(Request::Named),
+            ],
         ) -> Row {
             let to_place = |(parent, name)| {
                 Place { parent: UploadIno(parent), name: OsString::from_vec(name) }
@@ -428,7 +459,7 @@ mod tests {
             let (mode, uid, gid) = numbers;
             let (atime, mtime, ctime) = times;
             let attr = Attributes { mode, uid, gid, atime, mtime, ctime };
-            Row { inode: Inode { place, also, attr, xattrs, body }, work }
+            Row { inode: Inode { place, also, attr, xattrs, body, request, ignored: false }, work }
         }
     }
 
@@ -446,13 +477,20 @@ mod tests {
         };
         let place = Some(Place { parent: UploadIno(1), name: "f".into() });
         let xattrs = BTreeMap::new();
-        let body = Body::File(Some(sealed));
-        let inode = Inode { place, also: Vec::new(), attr, xattrs, body };
+        let (body, request, also) = (Body::File(Some(sealed)), Request::None, Vec::new());
+        let inode = Inode { place, also, attr, xattrs, body, request, ignored: false };
         let mut bytes = Row::encode(&inode, None);
+        // The last byte says that nothing was asked for.
+        bytes.pop();
+        let row = Row { inode, work: None };
+        for version in [UNREQUESTED, UNSEEN] {
+            bytes[0] = version;
+            assert_eq!(Row::decode(&bytes).unwrap(), row);
+        }
         // The last two bytes say that there is no layer and no working file.
         bytes.remove(bytes.len() - 2);
         bytes[0] = WHOLE_ONLY;
-        assert_eq!(Row::decode(&bytes).unwrap(), Row { inode, work: None });
+        assert_eq!(Row::decode(&bytes).unwrap(), row);
     }
 
     #[test]
@@ -466,10 +504,11 @@ mod tests {
             ctime: UNIX_EPOCH,
         };
         let place = Some(Place { parent: UploadIno(1), name: "f".into() });
-        let (also, body) = (Vec::new(), Body::File(None));
-        let inode = Inode { place, also, attr, xattrs: BTreeMap::new(), body };
+        let (xattrs, request, body) = (BTreeMap::new(), Request::None, Body::File(None));
+        let inode = Inode { place, also: Vec::new(), attr, xattrs, body, request, ignored: false };
         let work = WorkRow { object: ObjectId(7), open: true, seen: None, overlay: None };
         let mut bytes = Row::encode(&inode, Some(&work));
+        bytes.pop();
         // The last two bytes say that the file was not seen and is no overlay.
         bytes.remove(bytes.len() - 2);
         bytes[0] = UNSEEN;

@@ -50,6 +50,9 @@ enum Outcome {
 impl Inner {
     /// Hashes one closed file and hands it to the flush.
     pub(super) async fn seal(self: &Arc<Self>, cell: Arc<FileCell>) {
+        if self.names().tree.is_ignored(cell.ino) {
+            return self.keep_private(cell).await;
+        }
         let Some((generation, file)) = begin(&cell) else { return };
         match self.try_seal(&cell, generation, file).await {
             Ok(Outcome::Hashed(finished)) => {
@@ -59,7 +62,7 @@ impl Inner {
             Ok(Outcome::Unchanged) => self.drop_work(&cell, generation),
             Ok(Outcome::Held | Outcome::Void) => self.seal_later(&cell, generation, HELD_RETRY),
             Err(error) => {
-                tracing::warn!(ino = cell.ino.0, %error, "a file could not be hashed; it is tried again");
+                self.warn(&error, "a file could not be hashed; it is tried again");
                 self.seal_later(&cell, generation, FAILED_RETRY);
             }
         }

@@ -15,7 +15,9 @@ use crate::{
 
 mod adopt;
 mod files;
+mod ignoring;
 mod merge;
+mod naming;
 mod restart;
 mod storm;
 mod trees;
@@ -59,11 +61,16 @@ impl Bench {
     }
 
     fn open(dir: tempfile::TempDir) -> Self {
+        Self::open_with(dir, IgnorePatterns::default())
+    }
+
+    fn open_with(dir: tempfile::TempDir, ignore: IgnorePatterns) -> Self {
         let tasks = Tasks::new();
-        let options = StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: 0 };
+        let options =
+            StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: Some(0) };
         let store = Store::open(options, &tasks).unwrap();
         let heard = Arc::new(Heard::default());
-        let options = PublishOptions { import: ImportParams::DEFAULT, read_only: false };
+        let options = PublishOptions { import: ImportParams::DEFAULT, read_only: false, ignore };
         let uploads = Uploads::open(options, store.clone(), heard.clone(), &tasks).unwrap();
         Self { dir, store, uploads, tasks, heard }
     }

@@ -17,8 +17,11 @@ mod attributes;
 mod links;
 mod rename;
 mod restore;
+mod review;
 #[cfg(test)]
 mod tests;
+
+pub(super) use review::Reviewed;
 
 type Result<T> = std::result::Result<T, PublishError>;
 
@@ -56,6 +59,17 @@ pub(super) struct Directory {
     pub(super) root: Option<DirectoryRoot>,
 }
 
+/// What the user asked for beyond the rules of what is ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Request {
+    #[default]
+    None,
+    /// It is published although it is hidden (`-H`).
+    Hidden,
+    /// It was named itself, and is published whatever the rules say.
+    Named,
+}
+
 /// Owner, mode and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attributes {
@@ -77,6 +91,9 @@ pub(super) struct Inode {
     pub(super) attr: Attributes,
     pub(super) xattrs: BTreeMap<String, Vec<u8>>,
     pub(super) body: Body,
+    pub(super) request: Request,
+    /// It is not published. Follows from the rules, so no row has it.
+    pub(super) ignored: bool,
 }
 
 /// Who makes an inode, and how.
@@ -96,8 +113,10 @@ pub(super) struct Tree {
     dirty: BTreeSet<UploadIno>,
     /// Inodes whose rows on disk have to go.
     removed: BTreeSet<UploadIno>,
-    /// Directories whose id is out of date. With a directory all its ancestors are in here.
+    /// Directories whose id is out of date. With a directory all its ancestors are in here. Those that are ignored have
+    /// no id and are never in here.
     stale: BTreeSet<UploadIno>,
+    rules: review::TreeRules,
 }
 
 impl Inode {
@@ -116,7 +135,8 @@ impl Inode {
             other => other.clone(),
         };
         let (place, also, attr) = (self.place.clone(), self.also.clone(), self.attr.clone());
-        Self { place, also, attr, xattrs: self.xattrs.clone(), body }
+        let (request, ignored) = (self.request, self.ignored);
+        Self { place, also, attr, xattrs: self.xattrs.clone(), body, request, ignored }
     }
 
     /// All names that it has.
@@ -162,6 +182,8 @@ impl Tree {
             },
             xattrs: BTreeMap::new(),
             body: Body::Directory(Directory::default()),
+            request: Request::None,
+            ignored: false,
         };
         Self {
             inodes: HashMap::from([(UploadIno::ROOT, root)]),
@@ -169,6 +191,7 @@ impl Tree {
             dirty: BTreeSet::from([UploadIno::ROOT]),
             removed: BTreeSet::new(),
             stale: BTreeSet::from([UploadIno::ROOT]),
+            rules: review::TreeRules::default(),
         }
     }
 
@@ -176,6 +199,7 @@ impl Tree {
     fn hang(&mut self, ino: UploadIno, inode: Inode) -> Option<Inode> {
         let Some(place) = inode.place.clone() else { return Some(inode) };
         let is_dir = inode.kind() == UploadKind::Directory;
+        let published = !inode.ignored;
         let Some(Inode { body: Body::Directory(dir), .. }) = self.inodes.get_mut(&place.parent)
         else {
             return Some(inode);
@@ -185,7 +209,7 @@ impl Tree {
         }
         dir.children.insert(place.name, ino);
         dir.subdirs += u32::from(is_dir);
-        if is_dir {
+        if is_dir && published {
             self.stale.insert(ino);
         }
         self.inodes.insert(ino, inode);
@@ -283,13 +307,16 @@ impl Tree {
         }
         let ino = UploadIno(self.next);
         self.next += 1;
-        let inode = Inode {
+        let mut inode = Inode {
             place: Some(Place { parent, name: name.to_owned() }),
             also: Vec::new(),
             attr: Attributes { mode, uid: owner.uid, gid, atime: now, mtime: now, ctime: now },
             xattrs: BTreeMap::new(),
             body,
+            request: Request::None,
+            ignored: false,
         };
+        inode.ignored = self.decide(&inode);
         self.hang(ino, inode);
         self.touched(parent, now);
         self.mark(ino);
@@ -356,6 +383,7 @@ impl Tree {
             self.inodes.remove(&ino);
             self.dirty.remove(&ino);
             self.stale.remove(&ino);
+            self.forget_rules(ino);
             self.removed.insert(ino);
         }
     }
@@ -384,6 +412,9 @@ impl Tree {
         let mut at = Some(dir);
         while let Some(ino) = at {
             let Some(inode) = self.inodes.get_mut(&ino) else { return };
+            if inode.ignored {
+                return;
+            }
             if let Body::Directory(directory) = &mut inode.body {
                 directory.root = None;
                 if !self.stale.insert(ino) {
@@ -430,6 +461,14 @@ impl Tree {
             Body::File(sealed) => sealed.as_ref(),
             _ => None,
         }
+    }
+
+    /// A file is not published any more. Gives what was.
+    pub(super) fn unseal(&mut self, ino: UploadIno) -> Option<Sealed> {
+        let Body::File(sealed) = &mut self.inodes.get_mut(&ino)?.body else { return None };
+        let sealed = sealed.take()?;
+        self.mark(ino);
+        Some(sealed)
     }
 
     /// Rows to write and rows to take out since the last call. What could not be written is put back by [`Tree::undo_take`].

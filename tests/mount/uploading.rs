@@ -6,6 +6,8 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink},
 };
 
+use chiral::node::ImportOptions;
+
 use crate::harness::{Mounted, errno, mounted, noise, xattr};
 
 /// Runs a test with passthrough and in copy mode.
@@ -169,7 +171,12 @@ fn a_tree_that_is_replaced_past_the_kernel_is_seen_at_once() {
         for round in ["one", "two"] {
             fs::write(source.join("2024/a.jpg"), round).unwrap();
             fs::write(source.join(format!("2024/{round}")), "").unwrap();
-            let import = m.node.uploads().import(&source, "photos".as_ref());
+            let options = ImportOptions {
+                name: Some("photos".into()),
+                replace: true,
+                ..ImportOptions::default()
+            };
+            let import = m.node.uploads().import_path(&source, options, |_, _, _| {});
             m.runtime.block_on(import).unwrap();
             // Each by itself, so that none profits from what another one has looked up.
             assert_eq!(fs::read_to_string(m.upload("photos/2024/a.jpg")).unwrap(), round);

@@ -2,32 +2,24 @@
 
 use std::{
     fs,
-    io::{self, IsTerminal, Read, Write},
+    io::{self, IsTerminal, Write},
     path::Path,
 };
 
 use anyhow::{Context, bail};
-use chiral::{
-    control::{
-        Bytes, Client, ClientError, ImportLine, ImportReport, ImportRequest, ImportedRow, Reference,
-    },
-    tasks,
+use chiral::control::{
+    Client, ClientError, ImportLine, ImportReport, ImportRequest, ImportedRow, Reference,
 };
-use futures::{Stream, StreamExt, channel::mpsc};
+use futures::{Stream, StreamExt};
 
 use super::get::part_beside;
 use crate::{
     exit::Usage,
     output::{self, bytes},
+    piped::pieces_of,
     progress::Bar,
     stderr,
 };
-
-/// Bytes per read of what is piped in.
-const READ_LEN: usize = 256 << 10;
-
-/// Pieces that may wait for the daemon.
-const PIECES: usize = 4;
 
 pub(crate) async fn import(
     client: &Client,
@@ -71,8 +63,14 @@ fn state(root: &ImportedRow) -> String {
 async fn import_one(client: &Client, file: &Path, pin: bool) -> anyhow::Result<ImportReport> {
     let bar = Bar::new(&format!("import {}", file.display()), 0);
     if file == Path::new("-") {
+        if io::stdin().is_terminal() {
+            let text = "an archive is to be piped in, and stdin is a terminal";
+            return Err(Usage(text.into()).into());
+        }
         let target = format!("/v1/store/import/stream?pin={pin}");
-        return follow(client.upload(&target, piped()?).await?, &bar).await;
+        let piped = pieces_of("stdin", io::stdin())?;
+        return follow(client.upload(&target, "application/vnd.ipld.car", piped).await?, &bar)
+            .await;
     }
     // A link is followed: what it leads to is meant.
     let path = fs::canonicalize(file)?;
@@ -92,36 +90,6 @@ async fn follow(
         }
     }
     bail!("the daemon ended before the import did")
-}
-
-/// What is piped in, read on a thread that nobody waits for: a signal ends the command also while nothing comes.
-fn piped() -> anyhow::Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static> {
-    if io::stdin().is_terminal() {
-        return Err(Usage("an archive is to be piped in, and stdin is a terminal".into()).into());
-    }
-    let (mut pieces, come) = mpsc::channel(PIECES);
-    let read = move || {
-        let mut stdin = io::stdin().lock();
-        loop {
-            let mut piece = vec![0; READ_LEN];
-            let read = match stdin.read(&mut piece) {
-                Ok(0) => return,
-                Ok(len) => {
-                    piece.truncate(len);
-                    Ok(piece.into())
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => Err(error),
-            };
-            let failed = read.is_err();
-            let sent = futures::executor::block_on(futures::SinkExt::send(&mut pieces, read));
-            if failed || sent.is_err() {
-                return;
-            }
-        }
-    };
-    tasks::outliving("stdin", read)?;
-    Ok(come)
 }
 
 pub(crate) async fn export(

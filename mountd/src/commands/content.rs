@@ -1,87 +1,208 @@
 //! Publishing content, printing it, and listing.
 
 use std::{
-    fs,
+    collections::HashMap,
+    ffi::OsString,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::{Context, bail};
 use chiral::control::{
-    AddLine, AddRequest, AddedEntry, Client, ClientError, Kind, Listed, Reference,
+    AddLine, AddOptions, AddRequest, AddedEntry, Client, ClientError, Kind, Listed, Reference,
+    SkippedNames,
 };
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 
 use crate::{
-    cli::{AddArgs, Global},
-    hash, output,
+    cli::{AddArgs, Global, NamingArgs},
+    exit::Usage,
+    hash::Hashing,
+    output,
+    piped::{Source, pieces_of},
     printable::printable_name,
     progress::Bar,
     settings,
 };
 
-pub(crate) fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
-    let params = settings::load_without_data_dir(global)?.upload.profile.params();
-    let mut found = Vec::new();
-    for path in &args.paths {
-        hash::hash(path, params, &mut found)?;
+/// Prints what was published, or would be.
+struct Printer {
+    json: bool,
+    quieter: bool,
+    last: Option<AddedEntry>,
+}
+
+impl Printer {
+    fn print(&mut self, entry: AddedEntry) -> io::Result<()> {
+        if self.quieter {
+            self.last = Some(entry);
+            return Ok(());
+        }
+        self.line(&entry)
     }
-    print_added(global.json, args.quieter, &found)
+
+    fn line(&self, entry: &AddedEntry) -> io::Result<()> {
+        match (self.json, self.quieter) {
+            (true, _) => output::json(entry).map_err(io::Error::other),
+            (false, true) => output::line(entry.cid),
+            (false, false) => output::line(format_args!("{}  {}", entry.cid, entry.name)),
+        }
+    }
+
+    fn end(mut self) -> io::Result<()> {
+        match self.last.take() {
+            Some(last) => self.line(&last),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The arguments as what they name; each comes with what the user called it.
+fn sources(args: &AddArgs) -> anyhow::Result<Vec<(&Path, Source)>> {
+    if args.naming.name.is_some() && args.paths.len() > 1 {
+        return Err(Usage("--name is the name of one PATH, and there are several".into()).into());
+    }
+    let source = |path| {
+        let source = Source::of(path, args.dereference_args);
+        Ok((path, source.with_context(|| path.display().to_string())?))
+    };
+    let sources: Vec<_> =
+        args.paths.iter().map(|path| source(path)).collect::<anyhow::Result<_>>()?;
+    for (path, _) in sources.iter().filter(|(_, source)| source.is_link()) {
+        eprintln!(
+            "chiral: {}: a symbolic link, which is published as one; --dereference-args publishes what it leads to",
+            path.display()
+        );
+    }
+    Ok(sources)
+}
+
+/// Refuses arguments that would get the same name, before the first of them is published.
+fn distinct(sources: &[(&Path, Source)]) -> Result<(), Usage> {
+    let mut names: HashMap<OsString, (&Path, &Source)> = HashMap::new();
+    for (path, source) in sources {
+        let Some(name) = source.name() else { continue };
+        match names.insert(name.clone(), (path, source)) {
+            Some((first, other)) if !is_same(other, source) => {
+                let (name, first, path) = (name.display(), first.display(), path.display());
+                return Err(Usage(format!(
+                    "{first} and {path} would both be called `{name}` in upload/: publish one of them by itself, with --name NAME"
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_same(one: &Source, other: &Source) -> bool {
+    matches!((one, other), (Source::Path(one), Source::Path(other)) if one == other)
+}
+
+pub(crate) fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
+    let settings = settings::load_without_data_dir(global)?.upload;
+    let mut printer = Printer { json: global.json, quieter: args.quieter, last: None };
+    let mut failed = None;
+    for (path, source) in sources(args)? {
+        let mut hashing = Hashing::new(&settings, &args.naming, |entry| {
+            if let Err(error) = printer.print(entry) {
+                failed.get_or_insert(error);
+            }
+        });
+        let skipped = hashing.hash(&source).with_context(|| path.display().to_string())?;
+        if let Some(error) = failed.take() {
+            return Err(error.into());
+        }
+        tell_skipped(&skipped.into());
+    }
+    Ok(printer.end()?)
 }
 
 pub(crate) async fn add(client: &Client, json: bool, args: &AddArgs) -> anyhow::Result<()> {
-    let mut last = Vec::new();
-    for path in &args.paths {
-        let added = publish(client, path).await.with_context(|| path.display().to_string())?;
-        if args.quieter {
-            last = added;
-        } else {
-            // Before the next one is begun: what is published by then has to be known also when that fails.
-            print_added(json, false, &added)?;
-        }
+    let sources = sources(args)?;
+    distinct(&sources)?;
+    let mut printer = Printer { json, quieter: args.quieter, last: None };
+    for (path, source) in sources {
+        let options = args.naming.options();
+        let published = publish(client, path, source, options, &mut printer).await;
+        published.with_context(|| path.display().to_string())?;
     }
-    print_added(json, args.quieter, &last)
+    Ok(printer.end()?)
 }
 
-/// Publishes one path, with a bar over the copying and the hashing.
-async fn publish(client: &Client, path: &Path) -> anyhow::Result<Vec<AddedEntry>> {
-    let request = AddRequest { path: full(path)?, progress: true };
-    let mut lines = client.post_lines("/v1/add", &request).await?;
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    let mut bar = Bar::new(&name.to_string_lossy(), 0);
+impl NamingArgs {
+    /// The same for the daemon.
+    pub(crate) fn options(&self) -> AddOptions {
+        AddOptions { name: self.name.clone(), replace: self.replace, hidden: self.hidden }
+    }
+}
+
+/// Publishes one path or stream, with a bar over the copying and the hashing.
+async fn publish(
+    client: &Client,
+    called: &Path,
+    source: Source,
+    mut options: AddOptions,
+    printer: &mut Printer,
+) -> anyhow::Result<()> {
+    let bar = Bar::new(&called.file_name().unwrap_or(called.as_os_str()).to_string_lossy(), 0);
+    match source {
+        Source::Path(path) => {
+            let request = AddRequest { path, options, progress: true };
+            follow(client.post_lines("/v1/add", &request).await?, bar, printer).await
+        }
+        Source::Stream { open, name } => {
+            options.name = options.name.or(name);
+            let target = Client::target_of_stream(&options)?;
+            let pieces = pieces_of("piped", open.open()?)?;
+            let lines = client.upload(&target, "application/octet-stream", pieces).await?;
+            follow(lines, bar, printer).await
+        }
+    }
+}
+
+async fn follow(
+    mut lines: impl Stream<Item = Result<AddLine, ClientError>> + Unpin,
+    mut bar: Bar,
+    printer: &mut Printer,
+) -> anyhow::Result<()> {
     while let Some(line) = lines.next().await {
         match line? {
             AddLine::Stage(stage) => bar.stage(stage),
+            AddLine::Entry(entry) => {
+                bar.clear();
+                printer.print(entry)?;
+            }
+            AddLine::Skipped(skipped) => {
+                bar.clear();
+                tell_skipped(&skipped);
+            }
             AddLine::Failed(failure) => return Err(ClientError::Failure(failure).into()),
-            AddLine::Added(added) => return Ok(added.entries),
+            AddLine::Added(root) => {
+                bar.clear();
+                return Ok(printer.print(root)?);
+            }
         }
     }
     bail!("the daemon ended before everything was published")
 }
 
-/// The path without symlinks, except that its last part may be one: that is published as what it is.
-fn full(path: &Path) -> io::Result<PathBuf> {
-    let is_link = fs::symlink_metadata(path)?.is_symlink();
-    match (is_link, path.file_name()) {
-        (true, Some(name)) => {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(name))
-        }
-        _ => path.canonicalize(),
+/// Says on stderr what was left out.
+pub(crate) fn tell_skipped(skipped: &SkippedNames) {
+    let SkippedNames { count, by_rules, first } = skipped;
+    if *count == 0 {
+        return;
     }
-}
-
-fn print_added(json: bool, quieter: bool, found: &[AddedEntry]) -> anyhow::Result<()> {
-    let shown =
-        if quieter { found.last().map(std::slice::from_ref).unwrap_or_default() } else { found };
-    for entry in shown {
-        match (json, quieter) {
-            (true, _) => output::json(entry)?,
-            (false, true) => output::line(entry.cid)?,
-            (false, false) => output::line(format_args!("{}  {}", entry.cid, entry.name))?,
-        }
-    }
-    Ok(())
+    let what = match by_rules {
+        0 if *count == 1 => "1 hidden file (-H publishes it)".to_owned(),
+        0 => format!("{count} hidden files (-H publishes them)"),
+        _ if by_rules == count => format!("{count} files that .chiralignore names"),
+        _ => format!(
+            "{count} files, {by_rules} of them named by .chiralignore (-H publishes the others)"
+        ),
+    };
+    let more = if first.len() as u64 == *count { "" } else { ", …" };
+    eprintln!("chiral: skipped {what}: {}{more}", first.join(", "));
 }
 
 pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {

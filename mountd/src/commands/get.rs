@@ -236,7 +236,7 @@ async fn fetch_file(
         let piece = piece?;
         part.write_all(&piece).with_context(shown)?;
         written += piece.len() as u64;
-        bar.add(piece.len());
+        bar.add(piece.len() as u64);
         bar.show_sources(client).await;
     }
     if written != size {

@@ -7,11 +7,12 @@ use std::{
 
 use anyhow::{Context, bail};
 use chiral::control::{
-    Client, ClientError, Reference, SeedLine, SeedRequest, Seeded, TorrentAddRequest, TorrentAdded,
-    TorrentLimits, TorrentRequest, TorrentState, TorrentStatus,
+    AddOptions, Client, ClientError, Reference, SeedLine, SeedRequest, Seeded, TorrentAddRequest,
+    TorrentAdded, TorrentLimits, TorrentRequest, TorrentState, TorrentStatus,
 };
 use futures::StreamExt;
 
+use super::content::tell_skipped;
 use crate::{
     cli::{SeedArgs, TorrentCommand},
     exit::Usage,
@@ -20,14 +21,22 @@ use crate::{
 };
 
 pub(crate) async fn seed(client: &Client, json: bool, args: &SeedArgs) -> anyhow::Result<()> {
+    let options = args.naming.options();
     let request = match on_disk(&args.what)? {
-        Some(path) => SeedRequest { path: Some(path), id: None, progress: true },
+        Some(path) => SeedRequest { path: Some(path), id: None, options, progress: true },
+        None if options != AddOptions::default() => {
+            let what = args.what.display();
+            let text = format!(
+                "--name, --replace and --hidden are for files of this machine, and `{what}` is none"
+            );
+            return Err(Usage(text).into());
+        }
         None => {
             let id = args.what.to_str().ok_or_else(|| absent(&args.what))?;
             if Reference::of(args.what.as_os_str().as_bytes()).is_err() {
                 return Err(absent(&args.what));
             }
-            SeedRequest { path: None, id: Some(id.to_owned()), progress: true }
+            SeedRequest { path: None, id: Some(id.to_owned()), options, progress: true }
         }
     };
     let mut seeded = made(client, &args.what, &request).await?;
@@ -50,6 +59,10 @@ async fn made(client: &Client, what: &Path, request: &SeedRequest) -> anyhow::Re
     while let Some(line) = lines.next().await {
         match line? {
             SeedLine::Stage(stage) => bar.stage(stage),
+            SeedLine::Skipped(skipped) => {
+                bar.clear();
+                tell_skipped(&skipped);
+            }
             SeedLine::Failed(failure) => return Err(ClientError::Failure(failure).into()),
             SeedLine::Seeded(seeded) => return Ok(seeded),
         }

@@ -71,7 +71,7 @@ async fn roots_are_announced_after_a_rest_and_withdrawn_when_they_are_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tree_is_imported_and_replaces_what_has_its_name() {
+async fn a_tree_is_imported_and_replaces_its_name_when_asked() {
     let bench = Bench::new();
     let source = tempfile::tempdir().unwrap();
     std::fs::create_dir(source.path().join("sub")).unwrap();
@@ -80,7 +80,14 @@ async fn a_tree_is_imported_and_replaces_what_has_its_name() {
     let name = OsStr::new("tree");
     for content in [&b"one"[..], b"two"] {
         std::fs::write(source.path().join("sub/f"), content).unwrap();
-        let added = bench.uploads.import(source.path(), name).await.unwrap();
+        let options = ImportOptions {
+            name: Some(name.to_owned()),
+            replace: true,
+            ..ImportOptions::default()
+        };
+        let imported = bench.uploads.import_path(source.path(), options, |_, _, _| {});
+        let imported = imported.await.unwrap();
+        let added: Vec<_> = bench.uploads.entries_of(&imported).collect();
         let mut names: Vec<_> = added.iter().map(|(_, name)| name.as_str()).collect();
         assert_eq!(names.pop(), Some("tree"));
         names.sort_unstable();
@@ -103,9 +110,14 @@ async fn nothing_is_changed_in_a_tree_that_is_read_only() {
     bench.uploads.cid(ino).await.unwrap();
     let dir = bench.kill().await;
     let tasks = Tasks::new();
-    let options = StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: 0 };
+    let options =
+        StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: Some(0) };
     let store = Store::open(options, &tasks).unwrap();
-    let options = PublishOptions { import: ImportParams::DEFAULT, read_only: true };
+    let options = PublishOptions {
+        import: ImportParams::DEFAULT,
+        read_only: true,
+        ignore: IgnorePatterns::default(),
+    };
     let uploads = Uploads::open(options, store, Arc::new(Heard::default()), &tasks).unwrap();
     let name = OsStr::new("f");
     let root = UploadIno::ROOT;

@@ -2,7 +2,9 @@
 
 use std::{ffi::OsStr, time::SystemTime};
 
-use super::{Place, PublishError, RenameMode, Result, Tree, UploadIno, UploadKind, check_name};
+use super::{
+    Place, PublishError, RenameMode, Request, Result, Tree, UploadIno, UploadKind, check_name,
+};
 
 impl Tree {
     /// Moves a name. Gives the inode that was replaced, if it is an orphan now.
@@ -41,9 +43,12 @@ impl Tree {
             Some(other) => self.may_replace(ino, other)?,
             None => {}
         }
+        // What was asked for is a name: an editor that writes a new file over it does not take that back.
+        let request = target.map_or(Request::None, |other| self.request(other));
         if let Some(other) = target {
             self.detach(other, to_parent, to_name, now)?;
         }
+        self.set_request(ino, request);
         self.detach(ino, parent, name, now)?;
         self.attach(ino, Place { parent: to_parent, name: to_name.to_owned() })?;
         self.touched(parent, now);
@@ -74,6 +79,9 @@ impl Tree {
         (other, to_parent, to_name): (UploadIno, UploadIno, &OsStr),
         now: SystemTime,
     ) -> Result<()> {
+        let requests = (self.request(one), self.request(other));
+        self.set_request(one, requests.1);
+        self.set_request(other, requests.0);
         self.detach(one, parent, name, now)?;
         self.detach(other, to_parent, to_name, now)?;
         self.touched(parent, now);
