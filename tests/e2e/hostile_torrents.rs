@@ -118,7 +118,7 @@ fn mutated_descriptions_are_taken_or_refused_and_the_daemon_goes_on() {
 }
 
 #[test]
-fn names_that_lead_out_are_tamed_and_nothing_is_written() {
+fn names_that_lead_out_of_a_torrent_are_tamed() {
     let daemon = Daemon::start(&impatient());
     let before = outside(&daemon);
     let file = daemon.scratch().join("x.torrent");
