@@ -220,7 +220,7 @@ impl Life {
     }
 
     fn try_open(root: &Path, disk: &Arc<FaultyDisk>, tasks: &Tasks) -> Result<(Store, Uploads)> {
-        let options = StoreOptions { dir: root.to_owned(), cache_limit: None, min_free: 0 };
+        let options = StoreOptions { dir: root.to_owned(), cache_limit: None, min_free: Some(0) };
         let store = Store::open_on_faulty_disk(&options, tasks, disk.clone())?;
         let ignore = IgnorePatterns::default();
         let options = PublishOptions { import: IMPORT, read_only: false, ignore };

@@ -100,21 +100,3 @@ async fn a_refusal_is_remembered_by_the_version_that_gave_it() {
     assert!(peer.torrents.metainfo_now(hash).is_none());
     peer.stop().await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_torrent_without_a_byte_is_read_and_seeded() {
-    let here = tempfile::tempdir().unwrap();
-    let info = b"d5:filesld6:lengthi0e4:pathl1:aeed6:lengthi0e4:pathl1:beee4:name4:none12:piece lengthi16384e6:pieces0:e";
-    let peer = Peer::open(options(), here.path());
-    let hash = peer.torrents.keep(&around_info(info, &[])).unwrap().hash;
-    let file = peer.file(hash, "b").await;
-    assert_eq!((file.size(), file.cached().complete), (0, true));
-    let read = file.read(1, ByteRange::new(0, 10));
-    assert_eq!(timeout(PATIENCE, read).await.unwrap().unwrap(), "");
-    timeout(PATIENCE, peer.torrents.seed(hash)).await.unwrap().unwrap();
-    timeout(PATIENCE, peer.torrents.fetch(hash, 0, 1)).await.unwrap().unwrap();
-    peer.torrents.pause(hash).await.unwrap();
-    peer.torrents.resume(hash).await.unwrap();
-    assert_eq!(peer.torrents.status(hash).unwrap().error, None);
-    peer.stop().await;
-}
