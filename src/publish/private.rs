@@ -178,8 +178,8 @@ impl Inner {
         self.changed.notify_waiters();
     }
 
-    /// Whether an inode is called as rule files are.
-    fn is_rule_file(&self, ino: UploadIno) -> Option<UploadIno> {
+    /// The directory whose rules a file holds.
+    pub(super) fn rules_of(&self, ino: UploadIno) -> Option<UploadIno> {
         let names = self.names();
         let place = names.tree.get(ino).ok()?.place.as_ref()?;
         (place.name == RULE_FILE).then_some(place.parent)
@@ -187,7 +187,7 @@ impl Inner {
 
     /// The content of a file has changed.
     pub(super) fn content_changed(&self, ino: UploadIno) {
-        if let Some(dir) = self.is_rule_file(ino) {
+        if let Some(dir) = self.rules_of(ino) {
             self.reread_rules(dir);
         }
     }

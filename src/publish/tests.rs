@@ -19,6 +19,7 @@ mod ignoring;
 mod merge;
 mod naming;
 mod restart;
+mod rules;
 mod storm;
 mod trees;
 
