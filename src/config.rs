@@ -57,7 +57,7 @@ const NO_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where everything is kept.
+    /// Where everything is kept; empty for a user without a home who has named none.
     pub data_dir: PathBuf,
     /// The mounted tree.
     pub mount: MountSettings,
@@ -96,7 +96,7 @@ pub struct StoreSettings {
     /// Disk that unpinned content may take.
     pub cache_limit: CacheLimit,
     /// Disk to leave free.
-    pub min_free: Size,
+    pub min_free: CacheLimit,
 }
 
 /// Section `[network]`.
@@ -228,7 +228,7 @@ pub enum Profile {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            data_dir: default_data_dir(),
+            data_dir: default_data_dir().unwrap_or_default(),
             mount: MountSettings::default(),
             store: StoreSettings::default(),
             network: NetworkSettings::default(),
@@ -250,7 +250,7 @@ impl Default for MountSettings {
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { cache_limit: CacheLimit::Auto, min_free: Size(1 << 30) }
+        Self { cache_limit: CacheLimit::Auto, min_free: CacheLimit::Auto }
     }
 }
 
@@ -342,6 +342,17 @@ impl Default for DownloadSettings {
 }
 
 impl Settings {
+    /// The same, once it is known where everything is kept.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoDataDir`].
+    pub fn with_data_dir(self) -> Result<Self, ConfigError> {
+        match self.data_dir.as_os_str().is_empty() {
+            true => Err(ConfigError::NoDataDir),
+            false => Ok(self),
+        }
+    }
+
     /// What the node is told.
     pub fn node_options(&self) -> NodeOptions {
         let download = self.download.options();
@@ -356,7 +367,7 @@ impl Settings {
             store: StoreOptions {
                 dir: self.data_dir.clone(),
                 cache_limit: self.store.cache_limit.bytes(),
-                min_free: self.store.min_free.0,
+                min_free: self.store.min_free.bytes(),
             },
             net: self.net_options(),
             http: self.http_options(),

@@ -12,6 +12,7 @@ mod id;
 mod import;
 mod lanes;
 mod node;
+mod omitted;
 mod pb;
 mod range;
 mod range_header;
@@ -34,6 +35,7 @@ pub use import::{
 };
 pub use lanes::{HASHED_AT_ONCE, HASHED_TOGETHER, sha2_256_each};
 pub use node::{DagError, Metadata, Node, NodeKind, links_of};
+pub use omitted::{Omissions, Omitted};
 pub use range::{ByteRange, RangeSet};
 pub use range_header::Selected;
 

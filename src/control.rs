@@ -40,6 +40,7 @@ pub use self::{
     client::{Bytes, Client, ClientError, DaemonProcess, Method},
     reference::{Reference, ReferenceError},
     server::{ServeError, Server},
+    torrents::TorrentAdded,
     wire::{
         AddLine, AddOptions, AddRequest, Added, AddedEntry, ConnectRequest, Connected, ErrorCode,
         Failure, GcDone, Identity, ImportLine, ImportReport, ImportRequest, ImportedRow, Kind,

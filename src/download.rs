@@ -13,6 +13,7 @@ mod engine;
 mod event;
 mod file;
 mod handle;
+mod node;
 mod order;
 mod reputation;
 mod retry;
@@ -50,7 +51,8 @@ pub struct DownloadOptions {
     pub chunk_attempt_timeout: Duration,
     /// Longest time for one block over all sources.
     pub chunk_timeout: Duration,
-    /// Longest time without progress before a lookup or a read gives up.
+    /// Longest time without progress before a lookup or a read gives up. All who ask for one block share it; once it has
+    /// passed, further calls for that block fail at once for a while.
     pub lookup_timeout: Duration,
 }
 

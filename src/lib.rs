@@ -14,3 +14,4 @@ pub mod store;
 pub mod sys;
 pub mod tasks;
 pub mod torrent;
+pub mod waits;

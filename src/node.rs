@@ -42,7 +42,7 @@ pub use self::{
     here::Here,
     paths::{default_data_dir, refuse_nested},
     pins::PinState,
-    protocol::{Child, Children, Described, Known, OpenFile, Passage, Place, Protocol},
+    protocol::{Child, Children, Described, Known, OpenFile, Passage, Place, Protocol, Unshown},
     reading::Reading,
     root::{Root, RootError},
     seeding::SeedError,
@@ -67,8 +67,8 @@ pub use crate::{
         VerifyReport,
     },
     torrent::{
-        Cached, Limits, ListedTorrent, Magnet, MagnetError, TorrentError, TorrentOptions,
-        TorrentState, TorrentStatus, Torrents,
+        Cached, Limits, ListedTorrent, Magnet, MagnetError, Selection, TorrentError,
+        TorrentOptions, TorrentState, TorrentStatus, Torrents, links_in,
     },
 };
 use crate::{

@@ -2,6 +2,7 @@
 //!
 //! Knows no FUSE type. Nothing here waits for the network. Calls that touch only the tree take microseconds.
 
+mod acl;
 mod adopt;
 mod announce;
 mod attr;
@@ -33,6 +34,7 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     fs::File,
+    io::ErrorKind,
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, SystemTime},
@@ -84,6 +86,8 @@ pub enum PublishError {
     Name(&'static str),
     #[error("the name is longer than 255 bytes")]
     NameTooLong,
+    #[error("the file has as many names as it can have")]
+    TooManyLinks,
     #[error("not allowed: {0}")]
     NotPermitted(&'static str),
     #[error("the tree is read-only")]
@@ -106,6 +110,19 @@ pub enum PublishError {
     Io { what: &'static str, source: std::io::Error },
     #[error("the daemon is shutting down")]
     Closed,
+}
+
+impl PublishError {
+    /// Whether the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_no_space(),
+            Self::Io { source, .. } => {
+                matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Number of an inode of the upload tree; lasting over restarts. The root is [`UploadIno::ROOT`].
@@ -143,7 +160,7 @@ pub struct UploadAttr {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Names that it has: 0 (unlinked and open), 1; directories 2 and one for each subdirectory.
+    /// Names that it has, 0 when it is unlinked and open; directories 2 and one for each subdirectory.
     pub nlink: u32,
     /// Last access.
     pub atime: SystemTime,
@@ -336,6 +353,10 @@ impl Uploads {
     pub fn readlink(&self, ino: UploadIno) -> Result<OsString> {
         self.inner.readlink(ino)
     }
+    /// As link(2): a file or symlink gets one more name.
+    pub fn link(&self, ino: UploadIno, parent: UploadIno, name: &OsStr) -> Result<UploadAttr> {
+        self.inner.link(ino, parent, name)
+    }
     #[allow(missing_docs, reason = "as unlink(2)")]
     pub fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<()> {
         self.inner.unlink(parent, name)
@@ -365,7 +386,7 @@ impl Uploads {
     pub fn setattr(&self, ino: UploadIno, changes: &SetAttr) -> Result<UploadAttr> {
         self.inner.setattr(ino, changes)
     }
-    /// Value of a user.* attribute that a program set (not those of chiral itself).
+    /// Value of a user.* attribute that a program set (not those of chiral itself), or of an access list.
     pub fn getxattr(&self, ino: UploadIno, name: &str) -> Result<Vec<u8>> {
         let names = self.inner.names();
         let inode = names.tree.get(ino)?;
@@ -375,7 +396,7 @@ impl Uploads {
     pub fn listxattr(&self, ino: UploadIno) -> Result<Vec<String>> {
         Ok(self.inner.names().tree.get(ino)?.xattrs.keys().cloned().collect())
     }
-    /// As setxattr(2); `user.chiral.*` and `ipfs.*` are refused.
+    /// As setxattr(2); `user.chiral.*` and `ipfs.*` are refused. An access list also sets the mode.
     pub fn setxattr(
         &self,
         ino: UploadIno,
@@ -446,7 +467,7 @@ impl Uploads {
     }
     /// Whether a file holds the rules of its directory.
     pub fn holds_rules(&self, ino: UploadIno) -> bool {
-        self.inner.rules_of(ino).is_some()
+        !self.inner.rules_of(ino).is_empty()
     }
     /// What was written into such a file holds from now on. Else it does when its last writer has released it.
     pub fn reread_rules(&self, ino: UploadIno) {

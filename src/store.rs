@@ -13,6 +13,7 @@
 //! set, an object's ranges, the index.
 
 mod adopt;
+mod ahead;
 mod batch;
 mod blocks;
 mod codec;
@@ -24,6 +25,7 @@ mod index;
 mod keep;
 mod merge;
 mod object;
+mod opening;
 mod pending;
 mod recheck;
 mod recover;
@@ -31,7 +33,10 @@ mod registry;
 mod report;
 mod reserve;
 mod rows;
+mod shadow;
+mod space;
 mod state;
+mod trouble;
 mod unsynced;
 mod verify;
 mod working;
@@ -54,11 +59,14 @@ use std::{
 use lru::LruCache;
 
 pub use self::{
+    ahead::ExpectedWrites,
     batch::{Batch, FileStamp, Seal, SealLeaves},
     merge::Mergeable,
     object::Object,
     report::{GcReport, KnownRoot, Pin, StoreStats, VerifyReport},
+    space::default_min_free,
     state::StateTree,
+    trouble::Trouble,
     working::{WorkingFile, WorkingWriter},
 };
 use self::{
@@ -69,7 +77,9 @@ use self::{
     registry::Registry,
     reserve::Reserve,
     rows::Delta,
+    space::{Gauge, Limits, Room},
     state::State,
+    trouble::Health,
 };
 use crate::{
     content::{Block, ByteRange, ContentId, FileInfo, RangeSet},
@@ -84,8 +94,8 @@ pub struct StoreOptions {
     pub dir: PathBuf,
     /// Bytes of disk that unpinned content may take; none: a tenth of the disk.
     pub cache_limit: Option<u64>,
-    /// Bytes of disk to leave free.
-    pub min_free: u64,
+    /// Bytes of disk to leave free; none: 1 GiB, and no more than a twentieth of the disk.
+    pub min_free: Option<u64>,
 }
 
 /// Why the store could not do something.
@@ -141,6 +151,12 @@ macro_rules! index_errors {
                     redb::Error::Io(source) => {
                         Self::Io { what: "access", path: recover::INDEX_FILE.into(), source }
                     }
+                    // A call after one that the disk refused: nothing is damaged.
+                    redb::Error::PreviousIo => Self::Io {
+                        what: "access",
+                        path: recover::INDEX_FILE.into(),
+                        source: std::io::Error::other("an earlier access failed"),
+                    },
                     other => Self::Index(other.to_string()),
                 }
             }
@@ -192,8 +208,11 @@ struct Inner {
     new_reads: Mutex<HashMap<ObjectId, u64>>,
     /// Holds the lock of the data folder as long as it is open.
     lock: File,
-    limits: evict::Limits,
-    can_clone: bool,
+    limits: Limits,
+    gauge: Gauge,
+    health: Arc<Health>,
+    ahead: ahead::Writers,
+    cloning: working::Cloning,
     next_id: AtomicU64,
     /// Files whose names are not durable yet.
     new_names: Mutex<HashSet<ObjectId>>,
@@ -229,6 +248,8 @@ struct Figures {
     objects: AtomicI64,
     bytes: AtomicI64,
     cache: AtomicI64,
+    /// Objects of `cache`.
+    cached: AtomicI64,
     /// Part of `cache` that pins reached when eviction looked last.
     pinned: AtomicI64,
 }
@@ -238,6 +259,7 @@ impl Figures {
         self.objects.fetch_add(delta.objects, Ordering::Relaxed);
         self.bytes.fetch_add(delta.bytes, Ordering::Relaxed);
         self.cache.fetch_add(delta.cache, Ordering::Relaxed);
+        self.cached.fetch_add(delta.cached, Ordering::Relaxed);
     }
 
     fn get(figure: &AtomicI64) -> u64 {
@@ -430,7 +452,7 @@ impl Store {
     }
     /// Whether FICLONE works in the data folder; probed at start.
     pub fn can_clone(&self) -> bool {
-        self.inner.can_clone
+        self.inner.can_clone()
     }
     /// Makes a batch durable. Batches of several callers share one group commit; when it returns, `kill -9` and power loss
     /// cannot take it back. Blocks for some milliseconds.
@@ -467,7 +489,7 @@ impl Store {
     pub fn remember_root(&self, root: KnownRoot) -> Result<(), StoreError> {
         self.inner.remember_root(root)
     }
-    /// Roots that are published, pinned or cached.
+    /// Roots that are pinned, or were opened and are here.
     pub fn known_roots(&self) -> Result<Vec<KnownRoot>, StoreError> {
         self.inner.known_roots()
     }
@@ -496,7 +518,46 @@ impl Store {
     }
     /// Evicts what nobody needs, for a write past the store that found the disk full; whether there is more room now.
     pub fn make_room(&self) -> Result<bool, StoreError> {
-        Ok(self.inner.evict_for_space()?.bytes > 0)
+        let report = self.inner.evict_for_space()?;
+        Ok(report.bytes > 0 || report.objects > 0)
+    }
+    /// Makes room for `bytes` in a file, above `min_free` and the reserve of the index.
+    ///
+    /// # Errors
+    /// ENOSPC where nothing is left that may be evicted, EROFS on a read-only disk.
+    pub fn admit(&self, bytes: u64) -> Result<(), StoreError> {
+        self.inner.admit(Room { bytes, files: 0 })
+    }
+    /// As [`Store::admit`] for rows of the upload tree. Evicts nothing itself, and so never waits.
+    ///
+    /// # Errors
+    /// As [`Store::admit`].
+    pub fn admit_row(&self) -> Result<(), StoreError> {
+        self.inner.admit_row()
+    }
+    /// Unlinks a working file that no batch has kept or sealed.
+    pub fn discard(&self, file: &WorkingFile) {
+        self.inner.discard(file.id);
+    }
+    /// Refuses changes of what is durable while the disk is read-only.
+    ///
+    /// # Errors
+    /// EROFS on a read-only disk.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        self.inner.check_writable()
+    }
+    /// Keeps room ahead of a program that writes into a working file past the store, until it is dropped.
+    pub fn expect_writes(&self) -> ExpectedWrites {
+        self.inner.expect_writes()
+    }
+    /// What ails the disk now.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.inner.health.trouble()
+    }
+    /// Logs an error of the disk, once for all calls that fail with it. False where `error` says nothing about the disk:
+    /// then the caller logs it.
+    pub fn tell(&self, error: &StoreError) -> bool {
+        self.inner.tell(error)
     }
     /// A tree of working state.
     pub fn state(&self, name: &'static str) -> Result<StateTree, StoreError> {

@@ -10,6 +10,7 @@ mod bencode;
 mod bridge;
 mod bridges;
 mod build;
+mod descriptions;
 mod ease;
 mod fellows;
 mod fetch;
@@ -17,6 +18,7 @@ mod file;
 mod handle;
 mod introduce;
 mod known;
+mod links;
 mod listed;
 mod made;
 mod magnet;
@@ -30,6 +32,7 @@ mod published;
 mod reach;
 mod room;
 mod search;
+mod selection;
 mod session;
 mod storage;
 #[cfg(test)]
@@ -49,12 +52,14 @@ pub use self::{
     fellows::PeerTraffic,
     file::{Cached, TorrentFile},
     handle::{Limits, Torrents},
+    links::{LinksError, links_in},
     listed::{TorrentEvent, TorrentState, TorrentStatus},
     made::Made,
     magnet::{Magnet, MagnetError},
     metainfo::{FileEntry, FileKind, Metainfo, MetainfoError, TreeKind, TreeNode},
     published::{Host, Source},
     reach::is_public,
+    selection::{Selection, SelectionError},
     whole::WholeFile,
 };
 use crate::content::{ByteRange, ContentId, InfoHash};
@@ -87,7 +92,7 @@ pub struct TorrentOptions {
     /// Disk that torrents may take that are neither pinned nor seeded; none: a tenth of it.
     pub cache_limit: Option<u64>,
     /// Disk to leave free.
-    pub min_free: u64,
+    pub min_free: Option<u64>,
     /// Most bytes per second that are sent.
     pub upload_limit: Option<NonZeroU32>,
     /// Most bytes per second that are received.
@@ -118,7 +123,7 @@ impl Default for TorrentOptions {
             // More fetches faster from a peer far away or with a long cycle, and a jump waits longer for what was asked for.
             peer_window: 2 << 20,
             cache_limit: None,
-            min_free: 1 << 30,
+            min_free: None,
             upload_limit: None,
             download_limit: None,
             proxy: None,
@@ -136,9 +141,20 @@ pub enum TorrentError {
     /// The link is none.
     #[error("not a magnet link: {0}")]
     Magnet(#[from] MagnetError),
+    /// A text with links has a line that is none.
+    #[error("not a text of links: {0}")]
+    Links(#[from] LinksError),
     /// The description is malformed.
     #[error("a malformed torrent: {0}")]
     Metainfo(#[from] MetainfoError),
+    /// Its description came, and is none.
+    #[error("torrent {hash} cannot be opened: {why}")]
+    Refused {
+        /// Which torrent.
+        hash: InfoHash,
+        /// What is wrong with it.
+        why: Arc<str>,
+    },
     /// Nobody gave the description in time. The search goes on for a while.
     #[error("nobody who has the torrent {hash} told what is in it within {} s", waited.as_secs())]
     NoMetadata {

@@ -9,3 +9,5 @@ mod reading;
 mod torrents;
 #[path = "mount/uploading.rs"]
 mod uploading;
+#[path = "mount/walking.rs"]
+mod walking;

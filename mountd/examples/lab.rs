@@ -100,7 +100,7 @@ const LEAF: u64 = 256 << 10;
 fn fill(dir: &str, blocks: u64) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let _entered = runtime.enter();
-    let options = StoreOptions { dir: dir.into(), cache_limit: None, min_free: 0 };
+    let options = StoreOptions { dir: dir.into(), cache_limit: None, min_free: Some(0) };
     let store = Store::open(options, &Tasks::new())?;
     let mut made = 0;
     while made < blocks {

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use chiral::config::Settings;
 
-use crate::{cli::MountArgs, exit::Exited, output};
+use crate::{cli::MountArgs, exit::Exited, output, stderr};
 
 /// Where the daemon logs to, in its data folder.
 const LOG_NAME: &str = "chiral.log";
@@ -45,7 +45,7 @@ pub(crate) fn start(settings: &Settings, args: &MountArgs) -> anyhow::Result<()>
     let mut complaints = Vec::new();
     log.seek(SeekFrom::Start(from))?;
     log.read_to_end(&mut complaints)?;
-    eprint!("{}", String::from_utf8_lossy(&complaints));
+    stderr::lines(&String::from_utf8_lossy(&complaints));
     if let Some(status) = failed {
         return Err(Exited::of(status, &args.mountpoint).into());
     }

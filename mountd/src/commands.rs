@@ -42,7 +42,7 @@ fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<()> {
 fn config(global: &Global, command: ConfigCommand) -> anyhow::Result<()> {
     match command {
         ConfigCommand::Show if global.json => output::json(&settings::load(global)?),
-        ConfigCommand::Show => Ok(output::line(settings::load(global)?.to_toml()?.trim_end())?),
+        ConfigCommand::Show => Ok(output::lines(&settings::load(global)?.to_toml()?)?),
         ConfigCommand::Check { file } => {
             let checked = match &file {
                 Some(file) => {

@@ -3,18 +3,19 @@
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use chiral::{
     config::Settings,
     control::Server,
     fs::{Mount, detach_stale},
     gateway::{Gateway, GatewayOptions},
-    node::{Node, refuse_nested},
+    node::{Node, NodeError, StoreError, refuse_nested},
     tasks::Tasks,
 };
 use tokio::{
@@ -26,8 +27,11 @@ use crate::{
     cli::MountArgs,
     ending::{Ending, STOP_WITHIN},
     exit::Usage,
-    mounting, output, system,
+    holder, mounting, output, stderr, system,
 };
+
+/// What a start that a signal cut short ends with.
+const BEFORE_IT_HAD_MOUNTED: &str = "ended by a signal before it had mounted";
 
 /// Part of [`STOP_WITHIN`] that is left for the last index commit and the end of the process itself.
 const FOR_THE_STORE: Duration = Duration::from_secs(2);
@@ -47,7 +51,13 @@ pub(crate) fn run(settings: &Settings, args: &MountArgs) -> anyhow::Result<()> {
     let ending = Ending::watch()?;
     chiral::sys::keep_freed_memory();
     let runtime = runtime()?;
-    let done = runtime.block_on(serve(settings, &mountpoint, &ending));
+    // Unwinding would drop the runtime, which waits for all that blocks.
+    let serving = AssertUnwindSafe(|| runtime.block_on(serve(settings, &mountpoint, &ending)));
+    let done = panic::catch_unwind(serving).unwrap_or_else(|_| {
+        ending.detach();
+        Err(anyhow!("a fault of the program ended the daemon"))
+    });
+    ending.is_over();
     // What did not end within its deadline was reported; it must not hold up the end of the process.
     runtime.shutdown_background();
     done
@@ -91,20 +101,36 @@ fn tell_what_is_hidden(mountpoint: &Path, found: &fs::Metadata) {
     }
 }
 
+/// The error, with the process that is in the way where there is one.
+async fn with_holder(error: NodeError, tasks: &Tasks) -> anyhow::Error {
+    match &error {
+        NodeError::Store(StoreError::Locked(dir)) => {
+            let holder = holder::of(dir, tasks).await;
+            anyhow!("{error}{holder}")
+        }
+        _ => error.into(),
+    }
+}
+
 async fn serve(settings: &Settings, mountpoint: &Path, ending: &Ending) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     // In a task: what in it waits for a disk must not keep this one from hearing of the end.
     let starting = tasks.spawn("start", Node::start(settings.node_options(), tasks.clone()));
     let node = tokio::select! {
-        started = starting => started.context("the start")??,
-        () = ending.begun() => bail!("ended by a signal before it had mounted"),
+        started = starting => match started.context("the start")? {
+            Ok(node) => node,
+            Err(error) => return Err(with_holder(error, &tasks).await),
+        },
+        () = ending.begun() => bail!(BEFORE_IT_HAD_MOUNTED),
     };
     let mount = match ready(settings, mountpoint, &node, ending).await {
         Ok(mount) => mount,
         Err(error) => {
+            // A Ctrl-C goes to fusermount3, too, which then mounts nothing: that is no failure of the mount.
+            let is_wanted = ending.has_begun();
             ending.begin();
             node.stop(STOP_WITHIN - FOR_THE_STORE).await?;
-            return Err(error);
+            return Err(if is_wanted { anyhow!(BEFORE_IT_HAD_MOUNTED) } else { error });
         }
     };
     tokio::select! {
@@ -116,7 +142,7 @@ async fn serve(settings: &Settings, mountpoint: &Path, ending: &Ending) -> anyho
     system::notify("STOPPING=1");
     shut_down(mount, &node, end).await?;
     for (name, count) in tasks.alive() {
-        eprintln!("chiral: {count} × `{name}` did not end in time");
+        stderr::line(format_args!("chiral: {count} × `{name}` did not end in time"));
     }
     Ok(())
 }
@@ -138,7 +164,10 @@ async fn ready(
     }
     server.start();
     system::notify("READY=1");
-    output::line(format_args!("mounted {}", mountpoint.display()))?;
+    // The daemon serves also where its output is a full disk or closed.
+    if let Err(error) = output::line(format_args!("mounted {}", mountpoint.display())) {
+        tracing::info!(%error, "stdout does not take that the tree is mounted");
+    }
     Ok(mount)
 }
 

@@ -3,19 +3,23 @@
 
 use std::{
     io, process,
-    sync::{Arc, Mutex, TryLockError},
+    sync::{
+        Arc, Mutex, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
 
 use chiral::{fs::Mount, tasks};
+use nix::libc;
 use tokio::{
     runtime::{Builder, Runtime},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::signals::Signals;
+use crate::{signals::Signals, stderr};
 
 /// Time from the first signal to the end of the process.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -36,6 +40,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug)]
 pub(crate) struct Ending {
     begun: CancellationToken,
+    over: Arc<AtomicBool>,
     mount: Arc<Mutex<Option<Arc<Mount>>>>,
 }
 
@@ -48,7 +53,8 @@ impl Ending {
             let _inside = runtime.enter();
             Signals::new()?
         };
-        let ending = Self { begun: CancellationToken::new(), mount: Arc::default() };
+        let ending =
+            Self { begun: CancellationToken::new(), over: Arc::default(), mount: Arc::default() };
         let watched = ending.clone();
         tasks::outliving("chiral-end", move || watched.see_to_it(&runtime, signals))?;
         Ok(ending)
@@ -57,6 +63,16 @@ impl Ending {
     /// Begins the end: [`STOP_WITHIN`] runs.
     pub(crate) fn begin(&self) {
         self.begun.cancel();
+    }
+
+    /// Whether the end has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.is_cancelled()
+    }
+
+    /// All is done: a signal that comes now changes nothing, and is no reason for an error.
+    pub(crate) fn is_over(&self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 
     /// Resolves when the end has begun.
@@ -95,19 +111,22 @@ impl Ending {
                 () = sleep(STOP_WITHIN - LAST_MOMENT) => "the daemon did not end in time; what is not finished is done at the next start",
             }
         });
-        eprintln!("chiral: {why}");
+        if self.over.load(Ordering::Relaxed) {
+            return;
+        }
+        stderr::line(format_args!("chiral: {why}"));
         self.detach();
         process::exit(1);
     }
 
     /// Takes the mount away, so that no program is left with a dead one.
-    fn detach(&self) {
+    pub(crate) fn detach(&self) {
         let mut left = MOUNTING;
         loop {
             match self.mount.try_lock() {
                 Ok(mount) => {
                     if let Some(Err(error)) = mount.as_ref().map(|mount| mount.unmount()) {
-                        eprintln!("chiral: {error}");
+                        stderr::line(format_args!("chiral: {error}"));
                     }
                     return;
                 }
@@ -121,10 +140,16 @@ impl Ending {
     }
 }
 
-/// Resolves with the next signal that is not the first one once more.
+/// Resolves with the next signal that is not the first one once more. The kernel repeats SIGXCPU each second.
 async fn second(first: Option<i32>, mut next: impl AsyncFnMut() -> i32) {
     let burst = Instant::now() + BURST;
-    while Some(next().await) == first && Instant::now() < burst {}
+    loop {
+        let signal = next().await;
+        let is_again = Some(signal) == first && Instant::now() < burst;
+        if !is_again && signal != libc::SIGXCPU {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -154,5 +179,8 @@ mod tests {
         assert_eq!(heard(Some(term), &[(1, term), (1, int)]).await, at(2));
         assert_eq!(heard(Some(int), &[(200, int)]).await, at(200));
         assert_eq!(heard(None, &[(1, term)]).await, at(1));
+        let xcpu = libc::SIGXCPU;
+        let limited = [(1000, xcpu), (1000, xcpu), (500, term)];
+        assert_eq!(heard(Some(xcpu), &limited).await, at(2500));
     }
 }

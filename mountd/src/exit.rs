@@ -11,6 +11,8 @@ use chiral::{
     control::{ClientError, ErrorCode, ReferenceError},
 };
 
+use crate::stderr;
+
 /// A mistake in what the command was told.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -48,12 +50,17 @@ pub(crate) fn report(done: anyhow::Result<()>) -> ExitCode {
     if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("chiral: {}", with_causes(&error));
+    let told = format!("chiral: {}", with_causes(&error));
+    match error.is::<ConfigError>() {
+        // It shows the line of the user's own file below.
+        true => stderr::lines(&told),
+        false => stderr::line(told),
+    }
     ExitCode::from(code_of(&error))
 }
 
 /// The error and its causes, each once: many have the text of their cause in their own already.
-fn with_causes(error: &anyhow::Error) -> String {
+pub(crate) fn with_causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {
@@ -114,8 +121,8 @@ mod tests {
         let told = telling.to_string();
         assert!(told.ends_with("No such file or directory (os error 2)"), "{told}");
         assert_eq!(with_causes(&telling.into()), told);
-        let fuse = MountError::Fuse { path: "/m".into(), source: gone() };
-        let told = with_causes(&fuse.into());
+        let mountpoint = MountError::Mountpoint { path: "/m".into(), source: gone() };
+        let told = with_causes(&mountpoint.into());
         assert_eq!(told.matches("No such file").count(), 1, "{told}");
         let silent = anyhow::Error::from(gone()).context("/x");
         assert_eq!(with_causes(&silent), "/x: No such file or directory (os error 2)");

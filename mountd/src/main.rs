@@ -7,12 +7,16 @@ mod daemon;
 mod ending;
 mod exit;
 mod hash;
+mod holder;
+mod log;
 mod mounting;
 mod output;
 mod piped;
+mod printable;
 mod progress;
 mod settings;
 mod signals;
+mod stderr;
 mod system;
 
 use std::process::ExitCode;
@@ -26,6 +30,6 @@ fn main() -> ExitCode {
     // First of all: no thread runs yet.
     chiral::sys::settle_signals();
     let cli = cli::Cli::parse();
-    let done = settings::start_log(cli.global.log.as_deref()).and_then(|()| commands::run(cli));
+    let done = log::start(cli.global.log.as_deref()).and_then(|()| commands::run(cli));
     exit::report(done)
 }

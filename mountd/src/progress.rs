@@ -11,6 +11,8 @@ use chiral::{
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::printable::printable;
+
 /// How often the number of sources is asked for.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -39,7 +41,7 @@ impl Bar {
         if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
             bar.set_style(style);
         }
-        bar.set_prefix(name.to_owned());
+        bar.set_prefix(printable(name).into_owned());
         Self { bar, asked: Instant::now(), stage: "" }
     }
 

@@ -1,37 +1,28 @@
-//! Settings of this run: file, environment, flags. And the log.
+//! Settings of this run: file, environment, flags.
 
-use std::{env, io::IsTerminal, path::Path};
+use std::{env, ffi::OsString, path::PathBuf};
 
 use anyhow::Context;
 use chiral::config::{ConfigError, Layers, Settings, default_file};
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     cli::{Global, MountArgs},
-    exit::Usage,
+    printable::printable_name,
 };
 
-/// What is logged unless somebody asks for more. The libraries named here warn of what a stranger did wrong, of routers
-/// that forward nothing, of interfaces without multicast and, every minute, of networks that are not there, none of which
-/// is anybody's fault here.
-const LOG: &str = "warn,libp2p_autonat=error,libp2p_relay=error,libp2p_dcutr=error,libp2p_upnp=error,libp2p_mdns=off,quinn_udp=error";
+/// What the names of all variables of this program begin with.
+const OURS: &str = "CHIRAL_";
 
-/// Starts logging to stderr.
-pub(crate) fn start_log(flag: Option<&str>) -> anyhow::Result<()> {
-    let environment = env::var("RUST_LOG").ok();
-    let text = flag.or(environment.as_deref()).filter(|text| !text.is_empty()).unwrap_or(LOG);
-    let filter = EnvFilter::try_new(text)
-        .map_err(|error| Usage(format!("`{text}` is not a log filter: {error}")))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
-    Ok(())
-}
+/// The variable of the data folder.
+const DATA_DIR: &str = "CHIRAL_DATA_DIR";
 
 /// Settings of a command that has no flags of its own for them.
 pub(crate) fn load(global: &Global) -> Result<Settings, ConfigError> {
+    layers(global)?.finish().with_data_dir()
+}
+
+/// The same of a command that touches no data folder: there need be none.
+pub(crate) fn load_without_data_dir(global: &Global) -> Result<Settings, ConfigError> {
     Ok(layers(global)?.finish())
 }
 
@@ -65,7 +56,7 @@ pub(crate) fn load_for_mount(global: &Global, args: &MountArgs) -> anyhow::Resul
         layers = layers.set("--gateway-listen", "gateway.listen", address)?;
         layers = layers.set("--gateway-listen", "gateway.enabled", &["true".to_owned()])?;
     }
-    let mut settings = layers.finish();
+    let mut settings = layers.finish().with_data_dir()?;
     settings.data_dir = std::path::absolute(&settings.data_dir).context("the data folder")?;
     Ok(settings)
 }
@@ -78,19 +69,30 @@ fn layers(global: &Global) -> Result<Layers, ConfigError> {
     if let Some(file) = named.or_else(usual) {
         layers = layers.file(&file)?;
     }
-    // Variables that are not UTF-8 are none of ours.
-    let variables = env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    layers = layers.environment(variables)?;
-    if let Some(dir) = &global.data_dir {
-        layers = layers.set("--data-dir", "data_dir", &[text(dir)?])?;
-    }
-    Ok(layers)
+    layers = layers.environment(texts(env::vars_os())?)?;
+    // Its path need not be text.
+    let dir = global.data_dir.clone().or_else(|| env::var_os(DATA_DIR).map(PathBuf::from));
+    Ok(match dir {
+        Some(dir) => layers.data_dir(&dir),
+        None => layers,
+    })
 }
 
-fn text(path: &Path) -> Result<String, ConfigError> {
-    path.to_str().map(ToOwned::to_owned).ok_or_else(|| ConfigError::Value {
-        origin: "--data-dir".to_owned(),
-        message: format!("{} is not UTF-8", path.display()),
-    })
+/// Variables with their values. One of ours whose value is no text is refused, since it would count as not set.
+fn texts(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, ConfigError> {
+    let mut texts = Vec::new();
+    for (name, value) in variables {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => texts.push((name, value)),
+            Err(value) if name.starts_with(OURS) && name != DATA_DIR => {
+                let message = format!("{} is not UTF-8", printable_name(&value));
+                return Err(ConfigError::Value { origin: name, message });
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(texts)
 }

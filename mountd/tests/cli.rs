@@ -85,6 +85,54 @@ fn wrong_usage_ends_with_code_2() {
     fails_with(&listen, 2, &["--listen", "4001"]);
 }
 
+/// Every way to have no home. The daemon would keep its private key in the folder that it was started in.
+#[test]
+fn without_a_home_a_data_folder_must_be_named() {
+    let here = tempfile::tempdir().unwrap();
+    fs::create_dir(here.path().join("mnt")).unwrap();
+    let run = |homes: &[(&str, &str)], args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chiral"));
+        command.env_clear().envs(homes.iter().copied()).args(args).current_dir(here.path());
+        command.output().unwrap()
+    };
+    let none: [&[(&str, &str)]; 4] = [
+        &[],
+        &[("HOME", "")],
+        &[("HOME", "relative"), ("XDG_DATA_HOME", "data")],
+        &[("CHIRAL_DATA_DIR", "")],
+    ];
+    for homes in none {
+        for args in [
+            &["mount", "mnt"][..],
+            &["mount", "--background", "mnt"],
+            &["umount", "mnt"],
+            &["status"],
+            &["add", "mnt"],
+            &["config", "show"],
+            &["config", "check"],
+        ] {
+            fails_with(&run(homes, args), 2, &["no data folder", "--data-dir", "CHIRAL_DATA_DIR"]);
+        }
+        // These touch none.
+        for args in [&["add", "--only-hash", "mnt"][..], &["man"], &["completions", "bash"]] {
+            assert!(run(homes, args).status.success(), "{homes:?} {args:?}");
+        }
+        assert_eq!(fs::read_dir(here.path()).unwrap().count(), 1, "{homes:?}");
+    }
+    let named = run(&[], &["config", "show", "--data-dir", "/data"]);
+    assert!(out(&named).contains("data_dir = \"/data\""), "{named:?}");
+    let named = run(&[("CHIRAL_DATA_DIR", "/data")], &["id"]);
+    fails_with(&named, 4, &["no daemon runs on /data"]);
+    fs::write(here.path().join("chiral.toml"), "data_dir = \"/filed\"\n").unwrap();
+    fails_with(&run(&[], &["--config", "chiral.toml", "id"]), 4, &["no daemon runs on /filed"]);
+    fs::write(here.path().join("chiral.toml"), "data_dir = \"~/chiral\"\n").unwrap();
+    fails_with(
+        &run(&[], &["--config", "chiral.toml", "id"]),
+        2,
+        &["chiral.toml:1", "not an absolute path"],
+    );
+}
+
 #[test]
 fn a_mistake_in_the_configuration_names_file_line_and_key() {
     let home = tempfile::tempdir().unwrap();

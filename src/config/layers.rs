@@ -43,16 +43,26 @@ pub enum ConfigError {
         /// What is wrong.
         message: String,
     },
+    /// The user has no home, and has named no data folder.
+    #[error(
+        "no data folder: neither XDG_DATA_HOME nor HOME is set to an absolute path; name a folder with --data-dir or in CHIRAL_DATA_DIR"
+    )]
+    NoDataDir,
     /// The settings cannot be written as TOML.
     #[error("cannot write the configuration: {0}")]
     Write(#[from] toml::ser::Error),
 }
 
+/// The key of the data folder.
+const DATA_DIR: &str = "data_dir";
+
 /// Settings under construction: each layer is checked as it is laid on.
 #[derive(Clone, Debug)]
 pub struct Layers {
+    /// All settings but a data folder whose path is no text, of which TOML knows nothing.
     table: Table,
     settings: Settings,
+    data_dir: PathBuf,
 }
 
 /// Where the file is looked for when none is named: `$XDG_CONFIG_HOME/chiral/chiral.toml` or the same in `~/.config`.
@@ -67,10 +77,12 @@ impl Layers {
     /// Defaults alone.
     ///
     /// # Errors
-    /// When a default path cannot be written in TOML (it is not UTF-8).
+    /// When a default cannot be written in TOML.
     pub fn new() -> Result<Self, ConfigError> {
         let settings = Settings::default();
-        Ok(Self { table: Table::try_from(&settings)?, settings })
+        let data_dir = settings.data_dir.clone();
+        let table = Table::try_from(Settings { data_dir: PathBuf::new(), ..settings.clone() })?;
+        Ok(Self { table, settings, data_dir })
     }
 
     /// Lays a file on top.
@@ -92,6 +104,14 @@ impl Layers {
         // Read as settings first: only that reading knows the places of unknown keys and wrong values.
         toml::from_str::<Settings>(text).map_err(|e| wrong(&e))?;
         let over: Table = toml::from_str(text).map_err(|e| wrong(&e))?;
+        if let Some(dir) = over.get(DATA_DIR).and_then(Value::as_str)
+            && !dir.is_empty()
+            && !Path::new(dir).is_absolute()
+        {
+            // It would be another folder with each folder that a command is started in. A `~` is none of a home here.
+            let message = format!("{DATA_DIR} is not an absolute path");
+            return Err(located(path, text, place_of(text, DATA_DIR), &message));
+        }
         lay_over(&mut self.table, over);
         self.check(&path.display().to_string())?;
         Ok(self)
@@ -136,6 +156,16 @@ impl Layers {
         Ok(self)
     }
 
+    /// Sets the data folder; its path need not be text. An empty one counts as not set.
+    pub fn data_dir(mut self, dir: &Path) -> Self {
+        if !dir.as_os_str().is_empty() {
+            dir.clone_into(&mut self.data_dir);
+            dir.clone_into(&mut self.settings.data_dir);
+            self.table.insert(DATA_DIR.to_owned(), Value::String(String::new()));
+        }
+        self
+    }
+
     /// The settings.
     pub fn finish(self) -> Settings {
         self.settings
@@ -145,6 +175,9 @@ impl Layers {
         self.settings = self.table.clone().try_into().map_err(|e: toml::de::Error| {
             ConfigError::Value { origin: origin.to_owned(), message: e.message().to_owned() }
         })?;
+        if self.settings.data_dir.as_os_str().is_empty() {
+            self.settings.data_dir.clone_from(&self.data_dir);
+        }
         Ok(())
     }
 
@@ -231,6 +264,21 @@ fn lay_over(table: &mut Table, over: Table) {
     }
 }
 
+/// Where a key of the top level is written.
+fn place_of(text: &str, key: &str) -> Option<Range<usize>> {
+    let begins = |line: &str| {
+        line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
+    };
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        if begins(line) {
+            return Some(at..at + line.len());
+        }
+        at += line.len();
+    }
+    None
+}
+
 fn located(path: &Path, text: &str, span: Option<Range<usize>>, message: &str) -> ConfigError {
     let at = span.map_or(0, |span| span.start).min(text.len());
     let before = &text.as_bytes()[..at];
@@ -275,6 +323,40 @@ mod tests {
             assert!(message.starts_with("chiral.toml"), "{message}");
             assert!(message.contains(place) && message.contains(word), "{text}: {message}");
         }
+    }
+
+    #[test]
+    fn a_relative_data_folder_in_a_file_is_refused() {
+        for dir in ["data", "./data", "~/data"] {
+            let text = format!("# mine\ndata_dir = \"{dir}\"\n");
+            let message = laid(&text).unwrap_err().to_string();
+            assert!(message.starts_with("chiral.toml:2:1: data_dir is not"), "{message}");
+        }
+        assert_eq!(laid("data_dir = \"\"\n").unwrap(), Settings::default());
+        assert_eq!(laid("data_dir = \"/x\"\n").unwrap().data_dir, Path::new("/x"));
+    }
+
+    #[test]
+    fn a_data_folder_that_is_no_text_is_kept() {
+        use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+        let dir = Path::new(OsStr::from_bytes(b"/data\xff"));
+        let layers = Layers::new().unwrap().data_dir(dir).data_dir(Path::new(""));
+        let settings = layers.clone().finish();
+        assert_eq!(settings.data_dir, dir);
+        let set = layers.set("--private", "network.private", &["true".to_owned()]).unwrap();
+        assert_eq!(set.clone().finish().data_dir, dir);
+        // What is named later goes before.
+        assert_eq!(set.data_dir(Path::new("/later")).finish().data_dir, Path::new("/later"));
+    }
+
+    #[test]
+    fn settings_without_a_data_folder_are_refused() {
+        let nowhere = Settings { data_dir: PathBuf::new(), ..Settings::default() };
+        let message = nowhere.with_data_dir().unwrap_err().to_string();
+        assert!(message.contains("--data-dir"), "{message}");
+        let named = Settings { data_dir: "/x".into(), ..Settings::default() };
+        assert_eq!(named.clone().with_data_dir().unwrap(), named);
     }
 
     #[test]

@@ -18,7 +18,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "store.cache_limit",
         "disk that unpinned content may take: \"auto\" (a tenth of the disk) or a size",
     ),
-    ("store.min_free", "disk to leave free"),
+    (
+        "store.min_free",
+        "disk to leave free: \"auto\" (1 GiB, and a twentieth of a smaller disk) or a size; what would go below it is refused once nothing is left to evict, whoever has filled the disk",
+    ),
     ("network.offline", "no network at all"),
     (
         "network.private",
@@ -178,7 +181,7 @@ mod tests {
         settings.network.private = true;
         settings.store.min_free = "3 GiB".parse().unwrap();
         let text = settings.to_toml().unwrap();
-        assert!(text.contains("# default: \"1 GiB\"\nmin_free = \"3 GiB\"\n"), "{text}");
+        assert!(text.contains("# default: \"auto\"\nmin_free = \"3 GiB\"\n"), "{text}");
         let read = Layers::new().unwrap().text(Path::new("shown"), &text).unwrap().finish();
         assert_eq!(read, settings);
     }

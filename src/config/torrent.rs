@@ -82,7 +82,7 @@ impl TorrentSettings {
     pub(super) fn options(
         &self,
         network: &NetworkSettings,
-        min_free: Size,
+        min_free: CacheLimit,
         lookup_timeout: Duration,
     ) -> TorrentOptions {
         // Below the least one that works nothing would be sent at all.
@@ -103,7 +103,7 @@ impl TorrentSettings {
             peer_limit: self.max_peers.get(),
             peer_window: self.peer_window.0,
             cache_limit: self.cache_limit.bytes(),
-            min_free: min_free.0,
+            min_free: min_free.bytes(),
             upload_limit: limit(self.upload_limit),
             download_limit: limit(self.download_limit),
             proxy: self.proxy.0.clone(),

@@ -36,10 +36,10 @@ pub struct Span(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeout(pub Span);
 
-/// Disk that unpinned content may take: "auto", or a size.
+/// Bytes of disk: "auto", or a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheLimit {
-    /// A tenth of the disk.
+    /// A part of the disk: see the setting.
     Auto,
     /// So many bytes.
     Bytes(Size),

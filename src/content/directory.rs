@@ -7,12 +7,15 @@ use std::{
 };
 
 use super::{
-    Block, Codec, ContentId, DagError, Metadata, Node, hamt,
+    Block, Codec, ContentId, DagError, Metadata, Node, Omissions, hamt,
     node::{parse_slot, slot_width},
 };
 
 /// What messages call a block of a HAMT directory.
 const SHARD: &str = "HAMT shard";
+/// Why an entry is left out whose name can be one of a file.
+const TWICE: &str = "another entry has its name";
+const MISPLACED: &str = "its name is not where the directory is searched for it";
 
 /// What a directory knows of a child without its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,11 +61,12 @@ pub enum Lookup {
 /// A directory that is put together block by block; a flat one is whole with its root.
 ///
 /// Of names that come twice the first is shown, as by other readers. A name in a shard where its hash does
-/// not lead cannot be looked up by anyone and is not shown either.
+/// not lead cannot be looked up by anyone and is not shown either. What is not shown is told of.
 #[derive(Clone, Debug)]
 pub struct DirectoryReader {
     meta: Metadata,
     body: Body,
+    omitted: Omissions,
 }
 
 #[derive(Clone, Debug)]
@@ -79,19 +83,25 @@ impl DirectoryReader {
     /// When the block is no directory.
     pub fn new(root: &Block) -> Result<Self, DagError> {
         match Node::decode(root)? {
-            Node::Directory { entries, meta } => {
+            Node::Directory { entries, mut omitted, meta } => {
                 let mut entries: Vec<_> = entries
                     .into_iter()
                     .map(|(name, cid, tsize)| Entry { name, cid, tsize })
                     .collect();
                 entries.sort_by(|a, b| a.name.cmp(&b.name));
-                entries.dedup_by(|again, first| again.name == first.name);
-                Ok(Self { meta, body: Body::Flat(entries) })
+                entries.dedup_by(|again, first| {
+                    let twice = again.name == first.name;
+                    if twice {
+                        omitted.add(again.name.as_bytes(), &again.cid, TWICE);
+                    }
+                    twice
+                });
+                Ok(Self { meta, body: Body::Flat(entries), omitted })
             }
-            Node::Shard { fanout, links, meta } => {
+            Node::Shard { fanout, links, mut omitted, meta } => {
                 let mut sharded = Sharded::new(fanout);
-                sharded.add(root.cid(), links, Place { path: 0, depth: 0 })?;
-                Ok(Self { meta, body: Body::Sharded(Box::new(sharded)) })
+                omitted.extend(sharded.add(root.cid(), links, Place { path: 0, depth: 0 })?);
+                Ok(Self { meta, body: Body::Sharded(Box::new(sharded)), omitted })
             }
             other => Err(wrong_kind(root, "a directory", &other)),
         }
@@ -102,6 +112,11 @@ impl DirectoryReader {
         self.meta
     }
 
+    /// What of the blocks that are in cannot be shown.
+    pub fn omitted(&self) -> &Omissions {
+        &self.omitted
+    }
+
     /// Puts a shard in. One that belongs nowhere changes nothing.
     ///
     /// # Errors
@@ -110,8 +125,11 @@ impl DirectoryReader {
         let Body::Sharded(sharded) = &mut self.body else { return Ok(()) };
         let Some(place) = sharded.awaited.get(block.cid()).copied() else { return Ok(()) };
         match Node::decode(block)? {
-            Node::Shard { fanout, links, .. } if fanout == sharded.fanout => {
-                sharded.add(block.cid(), links, place)
+            Node::Shard { fanout, links, omitted, .. } if fanout == sharded.fanout => {
+                let misplaced = sharded.add(block.cid(), links, place)?;
+                self.omitted.extend(omitted);
+                self.omitted.extend(misplaced);
+                Ok(())
             }
             Node::Shard { fanout, .. } => {
                 let reason = format!("fan-out {fanout} below one of {}", sharded.fanout);
@@ -201,14 +219,14 @@ impl Sharded {
         cid: &ContentId,
         links: Vec<(Vec<u8>, ContentId, u64)>,
         place: Place,
-    ) -> Result<(), DagError> {
+    ) -> Result<Omissions, DagError> {
         let malformed = |reason: &str| DagError::Malformed {
             cid: *cid,
             what: SHARD,
             reason: reason.to_owned(),
         };
         let width = slot_width(self.fanout);
-        let mut slots = Vec::with_capacity(links.len());
+        let (mut slots, mut misplaced) = (Vec::with_capacity(links.len()), Omissions::default());
         let mut below = HashMap::new();
         for (mut name, child, tsize) in links {
             // The decoder has seen to it that the digits are there and name a slot.
@@ -219,6 +237,8 @@ impl Sharded {
                 if self.belongs(&name, number, place) {
                     let name = OsString::from_vec(name);
                     slots.push((number, Slot::Entry(Entry { name, cid: child, tsize })));
+                } else {
+                    misplaced.add(&name, &child, MISPLACED);
                 }
                 continue;
             }
@@ -237,7 +257,7 @@ impl Sharded {
         self.awaited.remove(cid);
         self.awaited.extend(below);
         self.shards.insert(*cid, slots);
-        Ok(())
+        Ok(misplaced)
     }
 
     /// Whether the hash of `name` leads to this slot of the shard at `place`.

@@ -63,6 +63,11 @@ pub(super) fn check(hash: &Multihash, data: &[u8]) -> Check {
     }
 }
 
+/// Whether bytes can be compared with a hash: the function is known, and the digest long enough.
+pub(super) fn is_known(hash: &Multihash) -> bool {
+    check(hash, b"") != Check::Untrusted
+}
+
 /// The hash of `data` by the function `code`, where ids may name it and it may be trusted. `len` is the length of the
 /// digest in bytes where the function has any; of others the digest has its own.
 pub fn hash_of(code: u64, len: usize, data: &[u8]) -> Option<Multihash> {

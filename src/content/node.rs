@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Block, BlockError, ByteRange, Codec, ContentId,
+    Block, BlockError, ByteRange, Codec, ContentId, Omissions,
     dag_pb::{self, PbLink},
     unixfs::{self, MURMUR3_X64_64, UnixFs, kind},
 };
@@ -97,6 +97,8 @@ pub enum Node {
     Directory {
         /// Sorted as in the block.
         entries: Vec<(OsString, ContentId, u64)>,
+        /// Those that are left out.
+        omitted: Omissions,
         /// Mode and mtime.
         meta: Metadata,
     },
@@ -106,6 +108,8 @@ pub enum Node {
         fanout: u32,
         /// Link name with its hex prefix, child and Tsize.
         links: Vec<(Vec<u8>, ContentId, u64)>,
+        /// Those that are left out.
+        omitted: Omissions,
         /// Mode and mtime.
         meta: Metadata,
     },
@@ -122,7 +126,7 @@ impl Node {
     /// Decodes a block of the raw or dag-pb codec. Bounded by the block; never panics.
     ///
     /// Entries of a directory or shard whose name no filesystem can show (empty, `.`, `..`, with `/` or NUL,
-    /// over 255 bytes) are left out; they do not keep anyone from the others. Names need not be UTF-8, as they need not
+    /// over 255 bytes) are left out, and told of; they do not keep anyone from the others. Names need not be UTF-8, as they need not
     /// on a disk: dag-pb asks for it, but what writes it, Kubo too, takes names as they are.
     ///
     /// # Errors
@@ -184,11 +188,16 @@ pub fn links_of(block: &Block) -> Result<Vec<ContentId>, DagError> {
     pb.links.iter().map(|link| decoder.child(link)).collect()
 }
 
-/// Whether a directory of a filesystem can show the name.
-pub(super) fn is_usable_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..")
-        && name.len() <= MAX_NAME
-        && !name.iter().any(|b| matches!(b, b'/' | 0))
+/// Why no directory of a filesystem can show the name; none where it can.
+pub(super) fn unusable(name: &[u8]) -> Option<&'static str> {
+    match name {
+        b"" => Some("its name is empty"),
+        b"." | b".." => Some("its name stands for a directory"),
+        name if name.len() > MAX_NAME => Some("its name is longer than 255 bytes"),
+        name if name.contains(&b'/') => Some("its name has a slash"),
+        name if name.contains(&0) => Some("its name has a NUL byte"),
+        _ => None,
+    }
 }
 
 /// Hex digits that name a slot of a shard.
@@ -246,14 +255,16 @@ impl Decoder<'_> {
 
     fn directory(&self, links: &[PbLink], fs: &UnixFs) -> Result<Node, DagError> {
         let mut entries = Vec::with_capacity(links.len());
+        let mut omitted = Omissions::default();
         for link in links {
             let child = self.child(link)?;
             let name = &self.bytes[link.name.clone()];
-            if is_usable_name(name) {
-                entries.push((OsStr::from_bytes(name).to_owned(), child, link.tsize));
+            match unusable(name) {
+                None => entries.push((OsStr::from_bytes(name).to_owned(), child, link.tsize)),
+                Some(why) => omitted.add(name, &child, why),
             }
         }
-        Ok(Node::Directory { entries, meta: fs.meta })
+        Ok(Node::Directory { entries, omitted, meta: fs.meta })
     }
 
     fn shard(&self, links: &[PbLink], fs: &UnixFs) -> Result<Node, DagError> {
@@ -261,6 +272,7 @@ impl Decoder<'_> {
         let width = slot_width(fanout);
         let mut taken = vec![false; fanout as usize];
         let mut out = Vec::with_capacity(links.len().min(fanout as usize));
+        let mut omitted = Omissions::default();
         for link in links {
             let child = self.child(link)?;
             let name = &self.bytes[link.name.clone()];
@@ -272,11 +284,12 @@ impl Decoder<'_> {
                 }
                 Some(free) => *free = true,
             }
-            if name.len() == width || is_usable_name(&name[width..]) {
-                out.push((name.to_owned(), child, link.tsize));
+            match unusable(&name[width..]).filter(|_| name.len() > width) {
+                None => out.push((name.to_owned(), child, link.tsize)),
+                Some(why) => omitted.add(&name[width..], &child, why),
             }
         }
-        Ok(Node::Shard { fanout, links: out, meta: fs.meta })
+        Ok(Node::Shard { fanout, links: out, omitted, meta: fs.meta })
     }
 
     fn fanout(&self, fs: &UnixFs) -> Result<u32, DagError> {

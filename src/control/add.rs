@@ -226,7 +226,7 @@ async fn keep(
     let place = Place::Content { root: found.id, id: found.id };
     let name = name_of(node, place).await?.filter(|name| !name.is_empty()).unwrap_or(name);
     // What is announced is here, and stays.
-    pinned(node, place, name).await?;
+    pinned(node, place, name, None).await?;
     node.net().announce(&found.id)?;
     Ok((found.id, Skipped::default()))
 }

@@ -112,6 +112,7 @@ pub(super) async fn export(
         (false, true) => app.node.walk_now(&root, &path)?,
         (false, false) => app.node.walk(&root, &path).await?.id,
     };
+    app.node.opened(&root);
     let mut pieces = app.node.export_car(root, id, query.offline).boxed();
     // The first bytes decide: a failure after them comes behind the bytes.
     let first = pieces.next().await.transpose()?;

@@ -1,5 +1,7 @@
 //! Reading over the control socket.
 
+use std::ffi::OsString;
+
 use axum::{
     Json,
     body::Body,
@@ -15,8 +17,8 @@ use percent_encoding::percent_decode;
 
 use super::{ErrorCode, Failure, Kind, Listed, Reference, Stat, server::App, wire::FAILURE};
 use crate::{
-    content::{ByteRange, NodeKind, Selected},
-    node::{Child, Node, NodeError, Passage},
+    content::{ByteRange, ContentId, NodeKind, Selected},
+    node::{Child, Described, Node, NodeError, Passage, Place, Root, Unshown},
 };
 
 /// `?id=ID[/path]`, whose names need not be text.
@@ -37,11 +39,20 @@ fn unescaped(text: &str) -> Vec<u8> {
     percent_decode(text.replace('+', " ").as_bytes()).collect()
 }
 
+/// Where a reference leads; its root gets on the listing of the mountpoint.
+async fn walked(node: &Node, reference: &Reference) -> Result<(Place, Described), Failure> {
+    let found = node.walk_to(&reference.root, &reference.path).await?;
+    if let Place::Content { root, .. } = &found.0 {
+        node.opened(root);
+    }
+    Ok(found)
+}
+
 pub(super) async fn stat(
     State(app): State<App>,
     Target(reference): Target,
 ) -> Result<Json<Stat>, Failure> {
-    let (place, described) = app.node.walk_to(&reference.root, &reference.path).await?;
+    let (place, described) = walked(&app.node, &reference).await?;
     Ok(Json(Stat::of(&place, &described)))
 }
 
@@ -50,30 +61,51 @@ pub(super) async fn list(
     State(app): State<App>,
     Target(reference): Target,
 ) -> Result<Json<Vec<Listed>>, Failure> {
-    let (place, described) = app.node.walk_to(&reference.root, &reference.path).await?;
+    let (place, described) = walked(&app.node, &reference).await?;
     if described.kind != NodeKind::Directory {
         return Ok(Json(vec![Listed {
             name: reference.name(),
             cid: place.content().copied(),
             kind: Some(described.kind.into()),
             size: Some(described.size),
+            omitted: None,
+            selected: None,
         }]));
     }
     let children = app.node.protocol(&place).list(&place).await?;
-    let children = (0..children.count()).filter_map(|at| children.child(at));
-    Ok(Json(children.map(|child| listed(&app.node, &child)).collect()))
+    let shown = (0..children.count()).filter_map(|at| children.child(at));
+    let mut all: Vec<_> = shown.map(|child| listed(&app.node, &reference, &child)).collect();
+    let (unshown, more) = children.unshown();
+    all.extend(unshown.into_iter().map(|Unshown { name, cid, why }| unlisted(name, cid, why)));
+    if more > 0 {
+        all.push(unlisted(OsString::new(), None, format!("{more} more entries cannot be shown")));
+    }
+    Ok(Json(all))
 }
 
 /// A listing asks nobody about the children: what is not known is left out.
-fn listed(node: &Node, child: &Child<'_>) -> Listed {
+fn listed(node: &Node, of: &Reference, child: &Child<'_>) -> Listed {
     let known = node.protocol(&child.place).resolve_now(&child.place).and_then(Result::ok);
     let kind = known.as_ref().map(|known| known.kind).or(child.kind);
+    let selected = match (&of.root, &child.place) {
+        (Root::Torrent(magnet), Place::Torrent { node: at, .. }) => {
+            node.torrents().wants(magnet, *at)
+        }
+        _ => None,
+    };
     Listed {
         name: child.name.to_owned(),
         cid: child.place.content().copied(),
         kind: kind.map(Kind::from),
         size: known.map(|known| known.size),
+        omitted: child.place.content().and_then(ContentId::unreadable),
+        selected,
     }
+}
+
+/// An entry that cannot be shown.
+fn unlisted(name: OsString, cid: Option<ContentId>, why: String) -> Listed {
+    Listed { name, cid, kind: None, size: None, omitted: Some(why), selected: None }
 }
 
 pub(super) async fn cat(
@@ -81,7 +113,7 @@ pub(super) async fn cat(
     Target(reference): Target,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let (place, _) = app.node.walk_to(&reference.root, &reference.path).await?;
+    let (place, _) = walked(&app.node, &reference).await?;
     let file = app.node.protocol(&place).open(&place).await?;
     let size = file.size();
     let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());

@@ -85,7 +85,9 @@ fn torrent_code(error: &TorrentError) -> ErrorCode {
         | TorrentError::NoSuchTorrent(_)
         | TorrentError::Removed(_) => ErrorCode::NoEntry,
         TorrentError::Magnet(_)
+        | TorrentError::Links(_)
         | TorrentError::Metainfo(_)
+        | TorrentError::Refused { .. }
         | TorrentError::Tracker(_)
         | TorrentError::Build(_)
         | TorrentError::NotADirectory(_)

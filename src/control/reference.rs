@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     content::ContentId,
-    node::{Root, RootError},
+    node::{Root, RootError, Selection},
 };
 
 /// What an id leads to, and a path below it.
@@ -76,6 +76,14 @@ impl Reference {
         match &self.root {
             Root::Content(id) => Ok(*id),
             Root::Torrent(magnet) => Err(ReferenceError::NotContent(magnet.hash.to_string())),
+        }
+    }
+
+    /// The files of a torrent that its link selects; none where it does not, or a path behind it names something.
+    pub fn selected(&self) -> Option<Selection> {
+        match &self.root {
+            Root::Torrent(magnet) if self.path.is_empty() => magnet.selected.clone(),
+            Root::Torrent(_) | Root::Content(_) => None,
         }
     }
 

@@ -81,7 +81,7 @@ async fn start_with(dir: &Path, read_only: bool) -> (Node, CancellationToken, Cl
 
 fn row(cid: ContentId, name: &str, complete: bool) -> PinRow {
     let (id, name) = (cid.to_string(), name.to_owned());
-    PinRow { id, cid: Some(cid), infohash: None, name, complete }
+    PinRow { id, cid: Some(cid), infohash: None, name, only: None, complete }
 }
 
 #[tokio::test(flavor = "multi_thread")]

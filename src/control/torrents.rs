@@ -8,6 +8,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     ErrorCode, Failure, Reference, SeedLine, SeedRequest, Seeded, Stage, TorrentAddRequest,
     TorrentLimits, TorrentRequest, TorrentStatus,
@@ -17,8 +19,19 @@ use super::{
 };
 use crate::{
     content::{ContentId, InfoHash},
-    node::{Limits, Magnet, Node, Place, Root, TorrentError},
+    node::{Limits, Magnet, Node, Place, Root, TorrentError, Torrents, links_in},
 };
+
+/// Answer to the addition of torrents.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TorrentAdded {
+    /// The torrent, or the first one of a text with several links.
+    #[serde(flatten)]
+    pub first: TorrentStatus,
+    /// All others of such a text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<TorrentStatus>,
+}
 
 /// Longest `.torrent` file that is read.
 const MAX_TORRENT: u64 = 32 << 20;
@@ -134,29 +147,43 @@ pub(super) async fn list(State(app): State<App>) -> Result<Json<Vec<TorrentStatu
 pub(super) async fn add(
     State(app): State<App>,
     Asked(request): Asked<TorrentAddRequest>,
-) -> Result<Json<TorrentStatus>, Failure> {
+) -> Result<Json<TorrentAdded>, Failure> {
     let torrents = app.node.torrents().clone();
-    let hash = match (request.path, request.link) {
+    let hashes = match (request.path, request.link) {
         (Some(path), None) => {
             if !path.is_absolute() {
                 return Err(Failure::invalid("the path is not absolute"));
             }
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let keep = torrents.clone();
-            let kept = app.node.tasks().blocking("add a torrent", move || {
-                let text = read(&path)?;
-                keep.add_named(&text, &name).map_err(Failure::from)
-            });
+            let kept = app.node.tasks().blocking("add a torrent", move || added_from(&keep, &path));
             kept.await.map_err(|_| TorrentError::Closed)??
         }
         (None, Some(link)) => {
             let magnet = magnet_of(&link)?;
             torrents.add_link(&magnet)?;
-            magnet.hash
+            vec![magnet.hash]
         }
         _ => return Err(Failure::invalid("either a path or a link is expected")),
     };
-    Ok(Json(torrents.status(hash)?))
+    let mut all = hashes.into_iter().map(|hash| torrents.status(hash));
+    let first = all.next().ok_or_else(|| Failure::invalid("there is no link in it"))??;
+    Ok(Json(TorrentAdded { first, others: all.collect::<Result<_, _>>()? }))
+}
+
+/// The torrents of a file: of a description one, of a text with links all that they lead to.
+fn added_from(torrents: &Torrents, path: &std::path::Path) -> Result<Vec<InfoHash>, Failure> {
+    let text = read(path)?;
+    match links_in(&text) {
+        Some(links) => {
+            let links = links.map_err(TorrentError::from)?;
+            links.iter().try_for_each(|link| torrents.add_link(link))?;
+            Ok(links.iter().map(|link| link.hash).collect())
+        }
+        None => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Ok(vec![torrents.add_named(&text, &name)?])
+        }
+    }
 }
 
 fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    node::{DownloadError, Node, NodeError, PinState, Place},
+    node::{DownloadError, Node, NodeError, PinState, Place, Selection},
 };
 
 pub(super) async fn pins(State(app): State<App>) -> Result<Json<Vec<PinRow>>, Failure> {
@@ -36,13 +36,14 @@ pub(super) async fn pin(
     State(app): State<App>,
     Asked(request): Asked<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
-    let place = place(&app.node, &request.id.parse()?).await?;
+    let reference: Reference = request.id.parse()?;
+    let place = place(&app.node, &reference).await?;
     // One that is asked for again to see it complete keeps the name that it has.
     let name = match request.name.is_empty() {
         true => name_of(&app.node, place).await?.unwrap_or_default(),
         false => request.name,
     };
-    pinned(&app.node, place, name).await?;
+    pinned(&app.node, place, name, reference.selected()).await?;
     let row = rows(&app.node, move |pin| pin.place == place).await?.pop();
     row.map(Json).ok_or_else(|| Failure::invalid("it was unpinned meanwhile"))
 }
@@ -54,11 +55,16 @@ pub(super) async fn name_of(node: &Node, place: Place) -> Result<Option<String>,
 }
 
 /// Pins and fetches in a task of its own, which ends with the node.
-pub(super) async fn pinned(node: &Node, place: Place, name: String) -> Result<(), Failure> {
+pub(super) async fn pinned(
+    node: &Node,
+    place: Place,
+    name: String,
+    only: Option<Selection>,
+) -> Result<(), Failure> {
     let (inside, cancelled) = (node.clone(), node.tasks().cancelled());
     let fetch = async move {
         tokio::select! {
-            fetched = inside.pin_to_end(place, name) => fetched,
+            fetched = inside.pin_to_end(place, name, only) => fetched,
             () = cancelled => Err(DownloadError::Closed.into()),
         }
     };

@@ -109,6 +109,12 @@ pub struct Listed {
     pub kind: Option<Kind>,
     /// Bytes of a file, when its own block is here.
     pub size: Option<u64>,
+    /// Why it can be neither shown by a mount nor fetched; its name may be that of no file then, or empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub omitted: Option<String>,
+    /// Whether the link, where it selects files of a torrent, selects something of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selected: Option<bool>,
 }
 
 /// Asks to keep a content.
@@ -132,12 +138,15 @@ pub struct PinRow {
     pub infohash: Option<String>,
     /// A name for people.
     pub name: String,
+    /// The numbers of the files that are kept, of a torrent of which not all are: `1,3-5`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
     /// Whether all of it is here; else it is being fetched.
     pub complete: bool,
 }
 
 impl From<PinState> for PinRow {
-    fn from(PinState { place, path, name, complete }: PinState) -> Self {
+    fn from(PinState { place, path, name, only, complete }: PinState) -> Self {
         let cid = place.content().copied();
         let infohash = place.torrent().map(|hash| hash.to_string());
         let root = cid.map(|cid| cid.to_string()).or_else(|| infohash.clone()).unwrap_or_default();
@@ -145,7 +154,8 @@ impl From<PinState> for PinRow {
             true => root,
             false => format!("{root}/{}", path.display()),
         };
-        Self { id, cid, infohash, name, complete }
+        let only = only.map(|only| only.to_string());
+        Self { id, cid, infohash, name, only, complete }
     }
 }
 

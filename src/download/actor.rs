@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     DownloadError, Event,
-    engine::{Command, Link, Shared},
+    engine::{self, Command, Link, Shared},
     file::OpenFile,
     scheduler::{Action, Demand, Scheduler, Urgency},
 };
@@ -24,6 +24,7 @@ use crate::{
     sources::{Found, Permanent, Reply, Source, SourceId, Want},
 };
 
+mod hopeless;
 mod keep;
 mod plan;
 mod whole;
@@ -36,6 +37,8 @@ use whole::Whole;
 const GRACE: Duration = Duration::from_secs(5);
 /// A node that nobody waits for any more is searched for this long.
 const SEARCH_ON: Duration = Duration::from_secs(60);
+/// The longest such search, where a longer time than that is configured for waits.
+const LONGEST_SEARCH: Duration = Duration::from_secs(600);
 /// An actor with nothing to do keeps its sources for this long, so that the next file of the root starts at once.
 const LINGER: Duration = Duration::from_secs(60);
 /// How often figures are taken and what nobody needs any more is looked for.
@@ -332,6 +335,7 @@ impl Actor {
         for action in self.scheduler.step(now, allowance) {
             self.act(action);
         }
+        self.end_hopeless(now);
         // Where the disk is slower than the network, blocks that wait for it take the room of further ones.
         let held = self.scheduler.in_flight() + self.to_write.bytes();
         self.shared.account(self.accounted, held);
@@ -392,9 +396,12 @@ impl Actor {
 
     fn keep_house(&mut self, now: Duration) {
         self.housekeeping = now;
+        engine::lock(&self.link.waits).prune(now);
+        // A caller that walks comes to the last of the nodes that were sought for it when the first wait is over.
+        let search_on = SEARCH_ON.max(self.shared.options.lookup_timeout.min(LONGEST_SEARCH));
         self.nodes.retain(|id, wait| {
             wait.answers.retain(|answer| !answer.is_closed());
-            let keep = !wait.answers.is_empty() || now < wait.asked + SEARCH_ON;
+            let keep = !wait.answers.is_empty() || now < wait.asked + search_on;
             if !keep && !self.users.contains_key(id) {
                 self.scheduler.forget(id);
             }

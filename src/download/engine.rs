@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -16,7 +17,7 @@ use tokio::{
 use super::{
     DownloadError, DownloadOptions, Event, FileHandle, Strategy, Transfer,
     actor::Actor,
-    file::{OpenFile, Patience, Progress},
+    file::{OpenFile, Progress},
     reputation::Reputations,
     scheduler::Allowance,
 };
@@ -25,6 +26,7 @@ use crate::{
     sources::{Finder, Found},
     store::Store,
     tasks::Tasks,
+    waits::Waits,
 };
 
 /// Events that a slow receiver may lag behind before it loses the oldest.
@@ -65,8 +67,26 @@ pub(super) struct Link {
     /// Sources that can be asked.
     pub(super) sources: AtomicUsize,
     pub(super) retries: AtomicU64,
+    /// How long callers wait for each node.
+    pub(super) waits: Mutex<Waits<ContentId>>,
+    /// When a wait ended in vain last, in milliseconds since the start of the engine; 0: none did.
+    in_vain: AtomicU64,
     /// What runs below this root, for [`Engine::transfers`].
     pub(super) transfers: Mutex<Vec<Transfer>>,
+}
+
+impl Link {
+    /// A wait for something of this root ended in vain.
+    pub(super) fn waited_in_vain(&self, now: Duration) {
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        self.in_vain.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// When a wait ended in vain last.
+    pub(super) fn last_in_vain(&self) -> Option<Duration> {
+        let last = self.in_vain.load(Ordering::Relaxed);
+        (last > 0).then(|| Duration::from_millis(last))
+    }
 }
 
 /// All downloads; clones share them.
@@ -162,40 +182,6 @@ impl Engine {
             slots,
         };
         Self { shared: Arc::new(shared) }
-    }
-
-    /// One DAG node: from the store, else from the sources of `root` (the content that it was reached through). Kept.
-    ///
-    /// # Errors
-    /// [`DownloadError::NotFound`] when nothing came for [`DownloadOptions::lookup_timeout`], or only what was asked for
-    /// later; the search goes on for a while, so that a later call may find the node in the store.
-    pub async fn node(&self, root: &ContentId, id: &ContentId) -> Result<Block, DownloadError> {
-        if let Some(block) = self.shared.store.block(id).map_err(Arc::new)? {
-            return Ok(block);
-        }
-        let mut patience: Option<Patience> = None;
-        loop {
-            let (answer, mut result) = oneshot::channel();
-            let link = self.tell(root, Command::Node { id: *id, answer })?;
-            let under_way = link.held.load(Ordering::Relaxed);
-            let patience = patience.get_or_insert_with(|| {
-                Patience::new(&link.progress, self.now(), under_way, self.options().lookup_timeout)
-            });
-            loop {
-                let limit = patience.limit(&link.progress);
-                tokio::select! {
-                    result = &mut result => match result {
-                        Ok(result) => return result,
-                        // The actor ended between two nodes; a new one is started.
-                        Err(_) => break,
-                    },
-                    () = tokio::time::sleep_until(self.instant(limit)) => {}
-                }
-                if self.now() >= patience.limit(&link.progress) {
-                    return Err(DownloadError::NotFound(*id));
-                }
-            }
-        }
     }
 
     /// Opens a file. Fetches its root node when that is not here. `root` as in [`Engine::node`].
@@ -298,6 +284,10 @@ impl Engine {
         transfers.collect()
     }
 
+    pub(super) fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
     pub(super) fn options(&self) -> &DownloadOptions {
         &self.shared.options
     }
@@ -330,8 +320,15 @@ impl Engine {
         id: ContentId,
         range: ByteRange,
     ) -> DownloadError {
-        let known = self.shared.roots().get(root).is_some_and(|link| link.progress.any());
-        if known { DownloadError::Stalled { id, range } } else { DownloadError::NotFound(id) }
+        let link = self.shared.roots().get(root).cloned();
+        if let Some(link) = &link {
+            link.waited_in_vain(self.now());
+        }
+        if link.is_some_and(|link| link.progress.any()) {
+            DownloadError::Stalled { id, range }
+        } else {
+            DownloadError::NotFound(id)
+        }
     }
 
     /// Has the actor look at a file, if it has not been told already.
@@ -343,7 +340,11 @@ impl Engine {
     }
 
     /// Tells the actor of `root` something; starts it when it does not run.
-    fn tell(&self, root: &ContentId, command: Command) -> Result<Arc<Link>, DownloadError> {
+    pub(super) fn tell(
+        &self,
+        root: &ContentId,
+        command: Command,
+    ) -> Result<Arc<Link>, DownloadError> {
         if self.is_closed() {
             return Err(DownloadError::Closed);
         }
@@ -364,6 +365,8 @@ impl Engine {
             held: AtomicU64::new(0),
             sources: AtomicUsize::new(0),
             retries: AtomicU64::new(0),
+            waits: Mutex::default(),
+            in_vain: AtomicU64::new(0),
             transfers: Mutex::default(),
         });
         roots.insert(*root, Arc::clone(&link));

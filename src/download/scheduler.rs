@@ -136,6 +136,8 @@ struct Peer {
     /// When the last failure was counted; what was asked before it fails with it, not once more.
     failed_at: Option<Duration>,
     heard: Duration,
+    /// When it answered last, or came.
+    spoke: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -232,6 +234,7 @@ impl Scheduler {
             busy: 0,
             failed_at: None,
             heard: now,
+            spoke: now,
         };
         self.peers.insert(id, peer);
     }
@@ -324,7 +327,7 @@ impl Scheduler {
     ) -> Option<Demand> {
         if let Some(peer) = self.peers.get_mut(source) {
             (peer.failures, peer.silences, peer.busy, peer.lacked) = (0, 0, 0, 0);
-            peer.heard = now;
+            (peer.heard, peer.spoke) = (now, now);
             if peer.doubted {
                 peer.paused_until = now;
             }
@@ -387,6 +390,18 @@ impl Scheduler {
     /// What is worth remembering of each source.
     pub(super) fn reputations(&self) -> impl Iterator<Item = (&SourceId, Reputation)> {
         self.peers.iter().map(|(id, peer)| (id, peer.stats.reputation()))
+    }
+
+    /// Whether no source is left for a block that is wanted: each one has said not to have it, has failed too often at
+    /// it, or has not answered anything for `silence`.
+    pub(super) fn is_hopeless(&self, now: Duration, id: &ContentId, silence: Duration) -> bool {
+        let Some(wanted) = self.wanted.get(id) else { return false };
+        self.peers.iter().all(|(source, peer)| {
+            now >= peer.spoke.saturating_add(silence)
+                || wanted.trouble.get(source).is_some_and(|trouble| {
+                    trouble.lacked > 0 || trouble.not_before >= now + self.options.max_backoff
+                })
+        })
     }
 
     /// Whether a block is wanted.

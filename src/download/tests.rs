@@ -240,7 +240,8 @@ impl World {
     fn with(options: DownloadOptions, full: &Arc<AtomicBool>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
-        let folder = StoreOptions { dir: dir.path().to_owned(), cache_limit: None, min_free: 0 };
+        let folder =
+            StoreOptions { dir: dir.path().to_owned(), cache_limit: None, min_free: Some(0) };
         let store = Store::open_on_filling_disk(&folder, &tasks, full.clone()).unwrap();
         let sources = Arc::new(Sources::default());
         let engine = Engine::new(options, store.clone(), sources.clone(), &tasks);

@@ -192,12 +192,12 @@ impl Filesystem for Adapter {
     fn link(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         parent: INodeNo,
         name: &OsStr,
         reply: ReplyEntry,
     ) {
-        guarded("link", || reply.error(errno(self.fs().link(place(parent, name)))));
+        guarded("link", || send_found(reply)(self.fs().link(ino.0, place(parent, name))));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

@@ -118,7 +118,7 @@ impl Walk {
 }
 
 /// Length of the block that tells what an entry is, as far as the directory says.
-fn root_len(entry: &Entry) -> u64 {
+pub(super) fn root_len(entry: &Entry) -> u64 {
     match entry.cid.codec() {
         Codec::Raw => entry.tsize.min(MAX_BLOCK_LEN as u64),
         Codec::DagPb | Codec::Other(_) => entry.tsize.min(TYPICAL_ROOT),

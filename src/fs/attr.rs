@@ -18,7 +18,13 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 /// What cp reads at a time anyway. More would make every buffered reader of a few bytes fetch that much.
 const BLOCK_SIZE: u32 = 128 << 10;
 /// Fewest blocks of 512 bytes of what is not empty: with 0, tar takes a file for one hole and archives zeros.
-const MIN_BLOCKS: u64 = 8;
+const MIN_BLOCKS: u64 = 1;
+/// Modes of what nobody gave one. Its owner may write as far as they say, which EROFS denies: a copy takes them over, and
+/// has to be one that its owner can change and remove.
+const DIRECTORY_MODE: u16 = 0o755;
+const FILE_MODE: u16 = 0o644;
+/// What the owner may in any case, for the same reason.
+const OWNER_WRITES: u16 = 0o200;
 
 /// What stat(2) shows.
 #[derive(Clone, Debug)]
@@ -49,13 +55,12 @@ pub(super) struct Owner {
 impl Owner {
     /// A directory of the mount itself.
     pub(super) fn directory(self, ino: Ino) -> Attr {
-        self.plain(ino, Shape::Directory, 0o555, SECOND)
+        self.plain(ino, Shape::Directory, DIRECTORY_MODE, SECOND)
     }
 
     /// Content of which nothing is known yet; nothing of it may be kept.
     pub(super) fn placeholder(self, ino: Ino, shape: Shape) -> Attr {
-        let perm = if shape == Shape::Directory { 0o555 } else { 0o444 };
-        self.plain(ino, shape, perm, Duration::ZERO)
+        self.plain(ino, shape, mode_of(shape), Duration::ZERO)
     }
 
     /// A link of the mount itself, to a path of so many bytes.
@@ -68,8 +73,13 @@ impl Owner {
         Attr {
             size,
             blocks: blocks_of(size, size),
-            ..self.plain(ino, Shape::File, 0o444, Duration::ZERO)
+            ..self.plain(ino, Shape::File, FILE_MODE, Duration::ZERO)
         }
+    }
+
+    /// A file of `.chiral` that grows. `tail -f` looks at it again whenever its time has changed.
+    pub(super) fn log(self, ino: Ino, size: u64) -> Attr {
+        Attr { mtime: SystemTime::now(), ..self.control(ino, size) }
     }
 
     /// Content that is known; `allocated`: bytes of disk that it takes, `complete`: whether that will stay.
@@ -82,11 +92,8 @@ impl Owner {
     ) -> Attr {
         let shape = Shape::of(resolved.kind);
         let Metadata { mode, mtime } = resolved.meta;
-        let perm = mode.and_then(|m| u16::try_from(m & 0o7777).ok()).unwrap_or(match shape {
-            Shape::Directory => 0o555,
-            Shape::File => 0o444,
-            Shape::Symlink => 0o777,
-        });
+        let mode = mode.and_then(|m| u16::try_from(m & 0o7777).ok());
+        let perm = mode.map_or(mode_of(shape), |mode| mode | OWNER_WRITES);
         let mtime = mtime.and_then(time).unwrap_or(UNIX_EPOCH);
         // Also a complete file may be evicted one day, and take no blocks then.
         let ttl = match shape {
@@ -144,8 +151,12 @@ pub(super) fn upload(attr: &UploadAttr) -> Attr {
         gid: attr.gid,
         block_size: if attr.kind == UploadKind::Directory { 4096 } else { BLOCK_SIZE },
         // A store through a mapping of the backing file is seen by nobody here; a sealed file has no such mapping.
-        // `upload` itself is also changed by `chiral add`, past the kernel.
-        ttl: if attr.sealed && attr.ino != UploadIno::ROOT { HOUR } else { SECOND },
+        // `upload` itself is also changed by `chiral add`, past the kernel, and so is the number of names of a file.
+        ttl: if attr.sealed && attr.nlink == 1 && attr.ino != UploadIno::ROOT {
+            HOUR
+        } else {
+            SECOND
+        },
     }
 }
 
@@ -153,14 +164,21 @@ fn blocks_of(size: u64, allocated: u64) -> u64 {
     if size == 0 { 0 } else { allocated.div_ceil(512).max(MIN_BLOCKS) }
 }
 
-/// None for a time that the kernel's message cannot carry.
-fn time((seconds, nanoseconds): (i64, u32)) -> Option<SystemTime> {
-    let nanoseconds = Duration::from_nanos(u64::from(nanoseconds));
-    match u64::try_from(seconds) {
-        Ok(after) => UNIX_EPOCH.checked_add(Duration::from_secs(after))?.checked_add(nanoseconds),
-        // The FUSE library writes fractions before the epoch wrongly; whole seconds are right.
-        Err(_) => UNIX_EPOCH.checked_sub(Duration::from_secs(seconds.unsigned_abs())),
+fn mode_of(shape: Shape) -> u16 {
+    match shape {
+        Shape::Directory => DIRECTORY_MODE,
+        Shape::File => FILE_MODE,
+        Shape::Symlink => 0o777,
     }
+}
+
+/// A time as the kernel and the DAG write it: seconds that may be negative, and nanoseconds after them. None for one that
+/// the kernel's message cannot carry.
+fn time((seconds, nanoseconds): (i64, u32)) -> Option<SystemTime> {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let whole =
+        if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    whole?.checked_add(Duration::from_nanos(u64::from(nanoseconds)))
 }
 
 #[cfg(test)]
@@ -179,7 +197,7 @@ mod tests {
     #[test]
     fn a_file_of_which_nothing_is_here_has_blocks_so_that_tar_does_not_take_it_for_a_hole() {
         let file = resolved(NodeKind::File, 1 << 30, Metadata::default());
-        assert_eq!(OWNER.content(20, &file, 0, false).blocks, 8);
+        assert_eq!(OWNER.content(20, &file, 0, false).blocks, 1);
         assert_eq!(OWNER.content(20, &file, 1 << 30, true).blocks, 1 << 21);
         let empty = resolved(NodeKind::File, 0, Metadata::default());
         assert_eq!(OWNER.content(20, &empty, 0, true).blocks, 0);
@@ -196,14 +214,19 @@ mod tests {
     }
 
     #[test]
-    fn mode_and_mtime_of_the_dag_are_shown() {
+    fn mode_and_mtime_of_the_dag_are_shown_and_its_owner_may_write() {
         let meta = Metadata { mode: Some(0o100_755), mtime: Some((1_700_000_000, 5)) };
         let attr = OWNER.content(20, &resolved(NodeKind::File, 1, meta), 0, true);
         assert_eq!(attr.perm, 0o755);
         assert_eq!(attr.mtime, UNIX_EPOCH + Duration::new(1_700_000_000, 5));
         let old = Metadata { mode: None, mtime: Some((-10, 5)) };
         let attr = OWNER.content(20, &resolved(NodeKind::Directory, 1, old), 0, true);
-        assert_eq!((attr.perm, attr.mtime), (0o555, UNIX_EPOCH - Duration::from_secs(10)));
+        assert_eq!((attr.perm, attr.mtime), (0o755, UNIX_EPOCH - Duration::new(9, 999_999_995)));
+        let read_only = Metadata { mode: Some(0o100_444), mtime: Some((-1, 999_999_999)) };
+        let attr = OWNER.content(20, &resolved(NodeKind::File, 1, read_only), 0, true);
+        assert_eq!((attr.perm, attr.mtime), (0o644, UNIX_EPOCH - Duration::from_nanos(1)));
+        let plain = OWNER.content(20, &resolved(NodeKind::File, 1, Metadata::default()), 0, true);
+        assert_eq!(plain.perm, 0o644);
         let absurd = Metadata { mode: None, mtime: Some((i64::MAX, 0)) };
         let _ = OWNER.content(20, &resolved(NodeKind::File, 1, absurd), 0, true);
     }

@@ -140,7 +140,7 @@ impl<B> Backings<B> {
         if !is_lasting(&error) {
             tracing::debug!(%error, "a file is not passed through; it is copied through the daemon");
         } else if self.enabled.swap(false, Ordering::Relaxed) {
-            tracing::warn!(%error, "the kernel refuses passthrough; files are copied through the daemon");
+            tracing::info!(%error, "the kernel refuses passthrough; files are copied through the daemon");
         }
     }
 }

@@ -1,10 +1,16 @@
 //! The files below `.chiral`: what the control interface tells, readable with `cat`.
 
-use std::{ffi::OsStr, fmt, io::Write};
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    io::Write,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use nix::errno::Errno;
-use tokio::sync::{Mutex, broadcast};
+use tokio::{sync::broadcast, time::Instant};
 
 use super::{
     answer::Outcome,
@@ -14,13 +20,14 @@ use super::{
 use crate::node::{Event, Node};
 
 /// One of the files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum File {
     Version,
     Status,
     Transfers,
     Peers,
-    /// One line of JSON for each event from the moment of opening on; reading waits for the next.
+    /// One line of JSON for each event since it was opened, by whom it was opened first. It ends with what has happened so
+    /// far and grows, so that `tail -f` follows it. Not listed.
     Events,
 }
 
@@ -77,42 +84,114 @@ fn json(value: &impl serde::Serialize) -> Outcome<Bytes> {
     Ok(text.into())
 }
 
-/// One reader of the events. Its queue is the bounded one of the stream: a reader that lags loses the oldest and is told.
-pub(super) struct EventStream {
-    inner: Mutex<Tail>,
-}
+/// For so long a text that was shown stays what it is: its size is that of the text which is opened right after.
+const SHOWN: Duration = Duration::from_secs(1);
 
-struct Tail {
-    events: broadcast::Receiver<Event>,
-    /// What did not fit into the last read.
-    rest: Bytes,
-}
+/// Texts that were shown lately.
+#[derive(Debug, Default)]
+pub(super) struct Rendered(Mutex<HashMap<File, (Instant, Bytes)>>);
 
-impl fmt::Debug for EventStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EventStream").finish_non_exhaustive()
-    }
-}
-
-impl EventStream {
-    pub(super) fn new(events: broadcast::Receiver<Event>) -> Self {
-        Self { inner: Mutex::new(Tail { events, rest: Bytes::new() }) }
+impl Rendered {
+    /// The text of a file now; none for what has no end.
+    pub(super) fn text(&self, file: File, node: &Node) -> Outcome<Option<Bytes>> {
+        self.text_at(file, Instant::now(), || file.render(node))
     }
 
-    /// Up to `size` bytes: what is there, else the next event. Empty when there will be none any more.
-    pub(super) async fn read(&self, size: usize) -> Outcome<Bytes> {
-        let mut tail = self.inner.lock().await;
-        if tail.rest.is_empty() {
-            tail.rest = match tail.events.recv().await {
-                Ok(event) => line(&event)?,
-                Err(broadcast::error::RecvError::Lagged(lost)) => {
-                    line(&serde_json::json!({ "event": "lagged", "lost": lost }))?
-                }
-                Err(broadcast::error::RecvError::Closed) => return Ok(Bytes::new()),
-            };
+    fn text_at(
+        &self,
+        file: File,
+        now: Instant,
+        render: impl FnOnce() -> Outcome<Option<Bytes>>,
+    ) -> Outcome<Option<Bytes>> {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = lock().get(&file).cloned();
+        if let Some((_, text)) = shown.filter(|(at, _)| now.duration_since(*at) < SHOWN) {
+            return Ok(Some(text));
         }
-        let len = size.min(tail.rest.len());
-        Ok(tail.rest.split_to(len))
+        // The node is not asked under the lock.
+        let text = render()?;
+        if let Some(text) = &text {
+            lock().insert(file, (now, text.clone()));
+        }
+        Ok(text)
+    }
+}
+
+/// Bytes of events that are kept; of more, the older half goes.
+const MOST_EVENTS: usize = 1 << 20;
+
+/// What has happened since the events were opened, as long as they are open. A log that is not read for long loses the
+/// oldest events of the bounded queue behind it, and says so.
+#[derive(Debug)]
+pub(super) struct EventLog(Mutex<Log>);
+
+#[derive(Debug)]
+struct Log {
+    events: broadcast::Receiver<Event>,
+    text: Vec<u8>,
+}
+
+impl EventLog {
+    pub(super) fn new(events: broadcast::Receiver<Event>) -> Self {
+        Self(Mutex::new(Log { events, text: Vec::new() }))
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.text(|text| text.len() as u64)
+    }
+
+    /// Up to `size` bytes from `offset` on; empty at the end.
+    pub(super) fn read(&self, offset: u64, size: u32) -> Bytes {
+        self.text(|text| {
+            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+            let end = start.saturating_add(size as usize).min(text.len());
+            Bytes::copy_from_slice(&text[start..end])
+        })
+    }
+
+    /// Looks at the log with all that has happened in it.
+    fn text<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let line = match log.events.try_recv() {
+                Ok(event) => line(&event),
+                Err(broadcast::error::TryRecvError::Lagged(lost)) => {
+                    line(&serde_json::json!({ "event": "lagged", "lost": lost }))
+                }
+                Err(
+                    broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed,
+                ) => break,
+            };
+            log.text.extend(line.unwrap_or_default());
+        }
+        if log.text.len() > MOST_EVENTS {
+            let half = log.text.len() - MOST_EVENTS / 2;
+            let end_of_line = log.text[half..].iter().position(|byte| *byte == b'\n');
+            log.text.drain(..end_of_line.map_or(half, |at| half + at + 1));
+        }
+        look(&log.text)
+    }
+}
+
+/// The log of those who have the events open; all share it.
+#[derive(Debug, Default)]
+pub(super) struct Events(Mutex<Weak<EventLog>>);
+
+impl Events {
+    /// The log, begun now where it is not open.
+    pub(super) fn open(&self, node: &Node) -> Arc<EventLog> {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        log.upgrade().unwrap_or_else(|| {
+            let begun = Arc::new(EventLog::new(node.events()));
+            *log = Arc::downgrade(&begun);
+            begun
+        })
+    }
+
+    /// Bytes of the log.
+    pub(super) fn len(&self) -> u64 {
+        let log = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        log.map_or(0, |log| log.len())
     }
 }
 
@@ -137,29 +216,53 @@ mod tests {
         assert_eq!(File::named("events.json".as_ref()), None);
     }
 
-    #[tokio::test]
-    async fn a_reader_gets_each_event_as_a_line_in_pieces_of_the_size_it_asks_for() {
+    #[test]
+    fn events_come_as_lines_and_end_with_the_last() {
         let (send, receive) = broadcast::channel(2);
-        let stream = EventStream::new(receive);
+        let log = EventLog::new(receive);
         let cid = "bafkqaaa".parse().unwrap();
+        assert!(log.read(0, 100).is_empty());
         send.send(Event::Announced { cid }).unwrap();
-        let mut text = Vec::new();
-        while text.last() != Some(&b'\n') {
-            let piece = stream.read(7).await.unwrap();
-            assert!((1..=7).contains(&piece.len()));
-            text.extend_from_slice(&piece);
-        }
-        assert_eq!(text, b"{\"event\":\"announced\",\"cid\":\"bafkqaaa\"}\n");
+        let line = b"{\"event\":\"announced\",\"cid\":\"bafkqaaa\"}\n";
+        assert_eq!(log.len(), line.len() as u64);
+        assert_eq!(log.read(0, 7), &line[..7]);
+        assert_eq!(log.read(7, 1000), &line[7..]);
+        assert!(log.read(log.len(), 1000).is_empty() && log.read(u64::MAX, u32::MAX).is_empty());
         for _ in 0..3 {
             send.send(Event::Announced { cid }).unwrap();
         }
-        assert_eq!(
-            stream.read(100).await.unwrap().as_ref(),
-            b"{\"event\":\"lagged\",\"lost\":1}\n"
+        let lagged = [&b"{\"event\":\"lagged\",\"lost\":1}\n"[..], line, line].concat();
+        assert_eq!(log.read(line.len() as u64, 1000), lagged);
+    }
+
+    #[test]
+    fn a_long_log_loses_its_older_half() {
+        let (send, receive) = broadcast::channel(2);
+        let log = EventLog::new(receive);
+        let cid = "bafkqaaa".parse().unwrap();
+        for _ in 0..MOST_EVENTS / 40 + 1 {
+            send.send(Event::Announced { cid }).unwrap();
+            log.len();
+        }
+        assert!(
+            (MOST_EVENTS as u64 / 3..=MOST_EVENTS as u64).contains(&log.len()),
+            "{}",
+            log.len()
         );
-        drop(send);
-        stream.read(100).await.unwrap();
-        stream.read(100).await.unwrap();
-        assert!(stream.read(100).await.unwrap().is_empty());
+        assert!(log.read(0, 100).starts_with(b"{\"event\""));
+    }
+
+    #[test]
+    fn a_text_stays_as_its_size_was_shown_for_a_moment() {
+        let (rendered, start) = (Rendered::default(), Instant::now());
+        let text = |after: Duration, text: &'static str| {
+            let render = || Ok(Some(Bytes::from_static(text.as_bytes())));
+            rendered.text_at(File::Peers, start + after, render).unwrap().unwrap()
+        };
+        assert_eq!(text(Duration::ZERO, "one"), "one");
+        assert_eq!(text(SHOWN / 2, "two"), "one");
+        assert_eq!(text(SHOWN, "three"), "three");
+        let endless = rendered.text_at(File::Events, start, || Ok(None));
+        assert_eq!(endless, Ok(None));
     }
 }

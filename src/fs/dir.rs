@@ -70,12 +70,19 @@ impl Fs {
         let fs = self.clone();
         match self.what(ino) {
             Err(errno) => Answer::error(errno),
-            Ok(What::Root | What::Ipfs) => Answer::blocking(move || fs.list_roots(ino)),
+            Ok(What::Root) => Answer::blocking(move || fs.list_roots()),
+            // Every id is in it.
+            Ok(What::Ipfs) => Answer::ok(Listing::new(tree::IPFS, tree::ROOT)),
             Ok(What::Control) => Answer::ok(list_control()),
-            Ok(What::Torrents) => Answer::ok(self.list_torrents()),
+            Ok(What::Torrents) => {
+                self.listed.note(ino);
+                Answer::ok(self.list_torrents())
+            }
             Ok(What::ControlFile(_) | What::Named(_)) => Answer::error(Errno::ENOTDIR),
             Ok(What::Upload(dir)) => Answer::Now(self.list_upload(ino, dir)),
             Ok(What::Content(dir)) => {
+                self.listed.note(ino);
+                self.opened(&dir.place);
                 Answer::later(async move { fs.list_content(ino, &dir).await })
             }
         }
@@ -102,14 +109,14 @@ impl Fs {
         Ok(listing.clone())
     }
 
-    fn list_roots(&self, ino: Ino) -> Outcome<Listing> {
-        let mut listing = Listing::new(ino, tree::ROOT);
-        if ino == tree::ROOT {
-            listing.add(tree::UPLOAD_ROOT, Shape::Directory, names::UPLOAD);
-            listing.add(tree::IPFS, Shape::Directory, names::IPFS);
-            listing.add(tree::TORRENTS, Shape::Directory, names::TORRENTS);
-            listing.add(tree::CONTROL, Shape::Directory, names::CONTROL);
-        }
+    /// What the user has of each kind; whatever else is here is found by its id.
+    fn list_roots(&self) -> Outcome<Listing> {
+        self.listed.note(tree::ROOT);
+        let mut listing = Listing::new(tree::ROOT, tree::ROOT);
+        listing.add(tree::UPLOAD_ROOT, Shape::Directory, names::UPLOAD);
+        listing.add(tree::IPFS, Shape::Directory, names::IPFS);
+        listing.add(tree::TORRENTS, Shape::Directory, names::TORRENTS);
+        listing.add(tree::CONTROL, Shape::Directory, names::CONTROL);
         for known in self.node.roots().map_err(|e| of_node(&e, During::Lookup))? {
             let name = known.root.to_v1().to_string();
             let shape = match self.node.resolve_now(&known.root) {
@@ -117,13 +124,11 @@ impl Fs {
                 _ if known.directory => Shape::Directory,
                 _ => Shape::File,
             };
-            listing.add(tree::of_content(ino, &name, shape), shape, name);
+            listing.add(tree::of_content(tree::ROOT, &name, shape), shape, name);
         }
-        if ino == tree::ROOT {
-            for hash in self.node.torrents().known_torrents() {
-                let (name, shape) = (hash.to_string(), Shape::Directory);
-                listing.add(tree::of_content(ino, &name, shape), shape, name);
-            }
+        for hash in self.node.torrents().known_torrents() {
+            let (name, shape) = (hash.to_string(), Shape::Directory);
+            listing.add(tree::of_content(tree::ROOT, &name, shape), shape, name);
         }
         Ok(listing)
     }
@@ -146,9 +151,9 @@ impl Fs {
         Ok(listing)
     }
 
-    async fn list_content(&self, ino: Ino, dir: &Content) -> Outcome<Listing> {
+    async fn list_content(self: &Arc<Self>, ino: Ino, dir: &Content) -> Outcome<Listing> {
         let protocol = self.node.protocol(&dir.place);
-        let listed = protocol.list(&dir.place).await;
+        let listed = self.waiting(dir, protocol.list(&dir.place)).await;
         let children = listed.map_err(|error| of_directory(&error, &dir.place))?;
         let mut shapes = self.shapes(&*children).await;
         if shapes.contains(&None) {
@@ -200,7 +205,8 @@ fn each(children: &dyn Children) -> impl Iterator<Item = Child<'_>> {
 
 fn list_control() -> Listing {
     let mut listing = Listing::new(tree::CONTROL, tree::ROOT);
-    for file in control::File::ALL {
+    // What walks through the mount reads what is listed, and the events have no end that stays one.
+    for file in control::File::ALL.into_iter().filter(|file| *file != control::File::Events) {
         listing.add(file.ino(), Shape::File, file.name());
     }
     listing

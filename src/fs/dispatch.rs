@@ -67,10 +67,7 @@ impl Shared {
     ) -> Outcome<Granted> {
         let Some(opener) = opened.opener() else {
             // What was rendered at open is read from there, whatever size the attributes say.
-            let flags = match opened {
-                Opened::Events(_) => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NONSEEKABLE,
-                _ => FopenFlags::FOPEN_DIRECT_IO,
-            };
+            let flags = FopenFlags::FOPEN_DIRECT_IO;
             let fh = FileHandle(self.fs.keep_open(ino, opened, Mode::Cached));
             return Ok(Granted { fh, flags, backing: None });
         };

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 
 use super::{
-    answer::Outcome, control::EventStream, dir::OpenDirectory, iomode::Mode, torrents::OpenDraft,
+    answer::Outcome, control::EventLog, dir::OpenDirectory, iomode::Mode, torrents::OpenDraft,
     tree::Ino,
 };
 use crate::node::{OpenFile, ReaderId, UploadHandle, UploadIno};
@@ -39,7 +39,7 @@ pub(super) enum Handle {
     /// A file of `.chiral`, as it was when it was opened.
     Text(Bytes),
     /// The stream of events.
-    Events(EventStream),
+    Events(Arc<EventLog>),
     /// A file that is written into `torrents`.
     Draft(OpenDraft),
     Directory(OpenDirectory),

@@ -6,7 +6,7 @@
 //! turns out to be a file, they answer ESTALE: the kernel walks the path again by itself, and this time the name
 //! leads to a file, under another inode number. Programs notice nothing.
 
-use std::{ffi::OsStr, sync::Arc, time::Duration};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc, time::Duration};
 
 use nix::errno::Errno;
 
@@ -32,6 +32,11 @@ pub(super) enum Found {
 
 impl Fs {
     pub(super) fn lookup(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Answer<Found> {
+        match name.as_bytes() {
+            b"." => return Answer::Now(self.lookup_self(parent)),
+            b".." => return Answer::Now(self.lookup_parent(parent)),
+            _ => {}
+        }
         match self.what(parent) {
             Err(errno) => Answer::error(errno),
             Ok(What::Root) => Answer::Now(self.lookup_root(name)),
@@ -98,7 +103,8 @@ impl Fs {
             None => {
                 let (fs, dir, name) = (self.clone(), dir.clone(), name.to_owned());
                 Answer::later(async move {
-                    let child = fs.node.protocol(&dir.place).child(&dir.place, &name).await;
+                    let looking = fs.node.protocol(&dir.place).child(&dir.place, &name);
+                    let child = fs.waiting(&dir, looking).await;
                     fs.child(parent, &dir, &name, child)
                 })
             }

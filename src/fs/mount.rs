@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
     sync::mpsc,
@@ -24,6 +25,7 @@ use super::{
     adapter::Adapter,
     attr::Owner,
     mountinfo::{self, MountEntry, is_listed, mounted_at},
+    refused::{HELPER, Refused},
     semantics::Fs,
 };
 use crate::{node::Node, tasks};
@@ -76,12 +78,12 @@ pub enum MountError {
     #[error("{} is mounted already; end that daemon or run `chiral umount`", .0.display())]
     Mounted(PathBuf),
     /// The system has no FUSE, or does not let this user use it.
-    #[error("cannot mount on {}: {source}; FUSE needs /dev/fuse, and without root the program fusermount3", path.display())]
+    #[error("cannot mount on {}: {source}", path.display())]
     Fuse {
         /// Where.
         path: PathBuf,
-        /// What failed.
-        source: io::Error,
+        /// Why not.
+        source: Refused,
     },
     /// The filesystem cannot be detached.
     #[error("cannot detach {}: {reason}", path.display())]
@@ -109,6 +111,8 @@ impl Capabilities {
             InitFlags::FUSE_CACHE_SYMLINKS,
             // The truncation comes with the open, so that it can be answered with an empty working file.
             InitFlags::FUSE_ATOMIC_O_TRUNC,
+            // Inodes are found by their number alone: `lookup` answers `.` and `..`.
+            InitFlags::FUSE_EXPORT_SUPPORT,
         ];
         for capability in wanted {
             if config.add_capabilities(capability).is_err() {
@@ -125,7 +129,7 @@ impl Capabilities {
             // Backing files lie on an ordinary filesystem, none that is stacked itself.
             && config.set_max_stack_depth(1).is_ok();
         if !offered {
-            tracing::warn!(
+            tracing::info!(
                 "this kernel has no FUSE passthrough; files are copied through the daemon"
             );
         }
@@ -149,7 +153,10 @@ impl Mount {
     pub fn start(options: MountOptions, node: Node) -> Result<Self, MountError> {
         detach_stale(&options.mountpoint)?;
         let mountpoint = checked(&options.mountpoint)?;
-        let fuse = |source| MountError::Fuse { path: mountpoint.clone(), source };
+        let fuse = |error: io::Error| MountError::Fuse {
+            path: mountpoint.clone(),
+            source: Refused::of(&error),
+        };
         let owner = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
         let (send_ended, ended) = watch::channel(false);
         let capabilities = Capabilities { passthrough: options.passthrough };
@@ -353,10 +360,18 @@ fn detach(path: &Path) -> Result<(), MountError> {
         Err(Errno::EINVAL) => return Ok(()),
         Err(error) => error,
     };
-    // Users may detach what they mounted through the program that mounted it for them.
-    let helper = Command::new("fusermount3").args(["-u", "-z", "-q", "--"]).arg(path).output();
-    match helper {
+    // Users may detach what they mounted through the program that mounted it for them. It is in a group of its own: Ctrl-C
+    // goes to the group of the terminal, and a second one would end it amid its work.
+    let mut helper = Command::new(HELPER);
+    helper.process_group(0).args(["-u", "-z", "-q", "--"]).arg(path);
+    match helper.output() {
         Ok(output) if output.status.success() => Ok(()),
+        // Detached meanwhile, by another program or another thread of this one.
+        _ if mounted_at(path)
+            .is_ok_and(|entry| entry.is_none_or(|e| e.kind != mountinfo::TYPE)) =>
+        {
+            Ok(())
+        }
         Ok(output) => Err(MountError::Detach {
             path: path.to_owned(),
             reason: format!(

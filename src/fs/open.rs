@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::{
     answer::{Answer, Outcome},
     backing::{Candidate, Opener},
-    control::{self, EventStream},
+    control::{self, EventLog},
     errno::{During, of_node},
     handles::Handle,
     iomode::Mode,
@@ -27,7 +27,7 @@ pub(super) enum Opened {
     Content(Arc<dyn OpenFile>),
     Upload(OpenedUpload),
     Text(Bytes),
-    Events(EventStream),
+    Events(Arc<EventLog>),
     Draft(OpenDraft),
 }
 
@@ -115,16 +115,17 @@ impl Fs {
 
     fn open_control(&self, file: Ino) -> Outcome<Opened> {
         let file = control::File::of(file).ok_or(Errno::ENOENT)?;
-        Ok(match file.render(&self.node)? {
+        Ok(match self.rendered.text(file, &self.node)? {
             Some(text) => Opened::Text(text),
-            None => Opened::Events(EventStream::new(self.node.events())),
+            None => Opened::Events(self.events.open(&self.node)),
         })
     }
 
-    fn open_content(&self, content: &Arc<Content>) -> Answer<Opened> {
+    fn open_content(self: &Arc<Self>, content: &Arc<Content>) -> Answer<Opened> {
         if content.shape != Shape::File {
             return Answer::error(Errno::ESTALE);
         }
+        self.opened(&content.place);
         match self.node.protocol(&content.place).open_now(&content.place) {
             Some(opened) => {
                 Answer::Now(opened.map(Opened::Content).map_err(|e| of_node(&e, During::Lookup)))
@@ -258,12 +259,7 @@ impl Fs {
             }
             Handle::Text(text) => Answer::ok(slice(text, offset, size)),
             Handle::Draft(draft) => Answer::ok(draft.read(offset, size)),
-            Handle::Events(_) => Answer::later(async move {
-                match &*handle {
-                    Handle::Events(events) => events.read(size as usize).await,
-                    _ => Err(Errno::EBADF),
-                }
-            }),
+            Handle::Events(events) => Answer::ok(events.read(offset, size)),
             Handle::Directory(_) => Answer::error(Errno::EISDIR),
         }
     }

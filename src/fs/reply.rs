@@ -103,8 +103,9 @@ pub(super) fn send_listing(
 
 pub(super) fn send_space(reply: ReplyStatfs) -> impl FnOnce(Outcome<Space>) {
     move |outcome| match outcome {
-        Ok(Space { blocks, free, files, files_free }) => {
-            reply.statfs(blocks, free, free, files, files_free, STATFS_BLOCK, 255, STATFS_BLOCK);
+        Ok(Space { blocks, free, available, files, files_free }) => {
+            let (size, name) = (STATFS_BLOCK, 255);
+            reply.statfs(blocks, free, available, files, files_free, size, name, size);
         }
         Err(e) => reply.error(errno(e)),
     }

@@ -9,11 +9,12 @@ use super::{
     ahead::{self, Walks},
     answer::{Answer, Outcome},
     attr::{Attr, Owner, upload},
-    control,
+    control::{self, Events, Rendered},
     errno::{During, of_known, of_node, of_publish},
     handles::Handles,
     torrents::Drafts,
     tree::{Content, Ino, Shape, Tree, What},
+    walker::Listed,
 };
 use crate::node::{Cached, Described, Node, Place, PublishError, SetAttr, UploadIno, Uploads};
 
@@ -21,7 +22,10 @@ use crate::node::{Cached, Described, Node, Place, PublishError, SetAttr, UploadI
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Space {
     pub(super) blocks: u64,
+    /// Not used, or used by what may go; some of it cannot be written.
     pub(super) free: u64,
+    /// What can be written.
+    pub(super) available: u64,
     /// Inodes of the disk below, which is what limits them; 0 where it has no such limit.
     pub(super) files: u64,
     pub(super) files_free: u64,
@@ -41,8 +45,13 @@ pub(super) struct Fs {
     pub(super) prefetches: Arc<Semaphore>,
     /// Who goes through which directory.
     pub(super) walks: Walks,
+    /// Which directories were listed lately.
+    pub(super) listed: Listed,
     /// What is written in `torrents`.
     pub(super) drafts: Arc<Drafts>,
+    /// Texts of `.chiral` that were shown lately.
+    pub(super) rendered: Rendered,
+    pub(super) events: Events,
 }
 
 impl Fs {
@@ -55,7 +64,10 @@ impl Fs {
             owner,
             prefetches,
             walks: Walks::default(),
+            listed: Listed::default(),
             drafts: Arc::default(),
+            rendered: Rendered::default(),
+            events: Events::default(),
         }
     }
 
@@ -131,19 +143,19 @@ impl Fs {
     pub(super) fn statfs(&self) -> Outcome<Space> {
         let stats = self.node.store().stats().map_err(|e| super::errno::of_store(&e))?;
         let block = u64::from(STATFS_BLOCK);
-        let disk = nix::sys::statvfs::statvfs(self.node.store().dir())?;
         Ok(Space {
             blocks: stats.capacity / block,
-            free: stats.available / block,
-            files: disk.files(),
-            files_free: disk.files_available(),
+            free: stats.free / block,
+            available: stats.available / block,
+            files: stats.files,
+            files_free: stats.files_free,
         })
     }
 
     /// Gives `answer` what a content node is, waiting for its block if need be. A node that is of another kind than
     /// its inode shows is stale: the kernel walks the path again and gets an inode of the right kind.
     pub(super) fn resolved<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         content: &Arc<Content>,
         answer: impl FnOnce(&Content, &Described) -> Outcome<T> + Send + 'static,
     ) -> Answer<T> {
@@ -158,9 +170,10 @@ impl Fs {
             Some(Ok(resolved)) => Answer::Now(answer(content, &resolved)),
             Some(Err(error)) => Answer::error(of_node(&error, During::Lookup)),
             None => {
-                let (node, content) = (self.node.clone(), content.clone());
+                let (fs, content) = (self.clone(), content.clone());
                 Answer::later(async move {
-                    let resolved = node.protocol(&content.place).resolve(&content.place).await;
+                    let resolving = fs.node.protocol(&content.place).resolve(&content.place);
+                    let resolved = fs.waiting(&content, resolving).await;
                     answer(&content, &resolved.map_err(|e| of_node(&e, During::Lookup))?)
                 })
             }
@@ -186,10 +199,12 @@ impl Fs {
         cached.map_err(|e| of_node(&e, During::Lookup))
     }
 
-    fn control_attr(&self, file: Ino) -> Outcome<Attr> {
+    pub(super) fn control_attr(&self, file: Ino) -> Outcome<Attr> {
         let file = control::File::of(file).ok_or(Errno::ENOENT)?;
-        let text = file.render(&self.node)?;
-        Ok(self.owner.control(file.ino(), text.map_or(0, |text| text.len() as u64)))
+        Ok(match self.rendered.text(file, &self.node)? {
+            Some(text) => self.owner.control(file.ino(), text.len() as u64),
+            None => self.owner.log(file.ino(), self.events.len()),
+        })
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
     semantics::Fs,
     tree::{self, Ino, Named, Shape},
 };
-use crate::node::{ListedTorrent, Magnet, NodeError, TorrentError, Torrents};
+use crate::node::{ListedTorrent, Magnet, NodeError, TorrentError, Torrents, links_in};
 
 /// Longest description that is taken.
 const MAX_LEN: usize = 32 << 20;
@@ -89,25 +89,21 @@ fn is_final(name: &OsStr) -> bool {
     !bytes.starts_with(b".") && !UNFINISHED.iter().any(|ending| bytes.ends_with(ending.as_bytes()))
 }
 
-/// The link in a text file that is one.
-fn link_in(bytes: &[u8]) -> Option<Result<Magnet, NodeError>> {
-    let text = std::str::from_utf8(bytes).ok()?.trim();
-    Magnet::looks_like(text).then(|| text.parse().map_err(|e| TorrentError::from(e).into()))
-}
-
-/// Takes a file in: a description, or a link in a text.
+/// Takes a file in: a description, or links in a text.
 fn take_in(torrents: &Torrents, name: &OsStr, bytes: &[u8]) -> Outcome<()> {
     let refused = |error: NodeError| {
         tracing::warn!(name = %name.display(), %error, "what was dropped into `torrents` is refused");
         match &error {
-            NodeError::Torrent(TorrentError::Metainfo(_) | TorrentError::Magnet(_)) => {
-                Errno::EINVAL
-            }
+            NodeError::Torrent(TorrentError::Metainfo(_) | TorrentError::Links(_)) => Errno::EINVAL,
             error => of_node(error, During::Lookup),
         }
     };
-    if let Some(link) = link_in(bytes) {
-        return link.and_then(|link| Ok(torrents.add_link(&link)?)).map_err(refused);
+    if let Some(links) = links_in(bytes) {
+        let add = |links: Vec<Magnet>| links.iter().try_for_each(|link| torrents.add_link(link));
+        return links
+            .map_err(TorrentError::from)
+            .and_then(add)
+            .map_err(|error| refused(error.into()));
     }
     let hash = torrents.keep(bytes).map_err(|e| refused(e.into()))?.hash;
     let named = name.to_str().map_or(Ok(()), |name| torrents.rename(hash, name));
@@ -121,8 +117,7 @@ impl Fs {
     }
 
     pub(super) fn torrents_attr(&self) -> Attr {
-        let perm = if self.node.is_read_only() { 0o555 } else { 0o755 };
-        Attr { perm, ..self.owner.directory(tree::TORRENTS) }
+        self.owner.directory(tree::TORRENTS)
     }
 
     pub(super) fn lookup_torrent(&self, name: &OsStr) -> Outcome<Found> {
@@ -456,14 +451,5 @@ mod tests {
         for name in [".a.torrent.Xy12", "a.torrent.part", "a.crdownload", "a.torrent~"] {
             assert!(!is_final(name.as_ref()), "{name}");
         }
-    }
-
-    #[test]
-    fn a_link_is_found_in_a_text_and_nowhere_else() {
-        let link = b"\n magnet:?xt=urn:btih:cab507494d02ebb1178b38f2e9d7be299c86b862 \r\n";
-        assert!(link_in(link).unwrap().is_ok());
-        assert!(link_in(b"magnet:?xt=urn:btih:12").unwrap().is_err());
-        assert!(link_in(b"d4:infod4:name1:aee").is_none());
-        assert!(link_in(b"\xff\xfe").is_none() && link_in(b"").is_none());
     }
 }

@@ -12,9 +12,12 @@
 use std::{
     collections::{HashMap, hash_map},
     ffi::{OsStr, OsString},
+    num::NonZeroUsize,
     os::unix::ffi::OsStrExt,
     sync::{Arc, Mutex, PoisonError},
 };
+
+use lru::LruCache;
 
 use crate::{
     content::{NodeKind, sha2_256},
@@ -91,11 +94,25 @@ pub(super) enum What {
     Named(Arc<Named>),
 }
 
-/// Content inodes that the kernel knows, each with the number of lookups that it will take back with FORGET.
-/// Bounded by the kernel's own inode cache.
+/// Content inodes that the kernel forgot and that are remembered, for file handles; some 200 bytes each.
+const FORGOTTEN: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
+
+/// What content inodes stand for.
 #[derive(Debug, Default)]
-pub(super) struct Tree {
-    content: Mutex<HashMap<Ino, (Known, u64)>>,
+pub(super) struct Tree(Mutex<Inodes>);
+
+#[derive(Debug)]
+struct Inodes {
+    /// Those that the kernel knows, each with the number of lookups that it will take back with FORGET. Bounded by the
+    /// kernel's own inode cache.
+    known: HashMap<Ino, (Known, u64)>,
+    forgotten: LruCache<Ino, Known>,
+}
+
+impl Default for Inodes {
+    fn default() -> Self {
+        Self { known: HashMap::new(), forgotten: LruCache::new(FORGOTTEN) }
+    }
 }
 
 /// What is numbered by its path.
@@ -126,7 +143,7 @@ pub(super) fn of_content(parent: Ino, name: impl AsRef<OsStr>, shape: Shape) -> 
 }
 
 impl Tree {
-    /// What the kernel means by `ino`; none when it was forgotten.
+    /// What the kernel means by `ino`; none when it was forgotten long ago.
     pub(super) fn get(&self, ino: Ino) -> Option<What> {
         Some(match ino {
             ROOT => What::Root,
@@ -135,10 +152,14 @@ impl Tree {
             TORRENTS => What::Torrents,
             CONTROL_FILES..UPLOADS => What::ControlFile(ino),
             UPLOADS..CONTENT => What::Upload(UploadIno(ino - UPLOADS)),
-            _ => match &self.lock().get(&ino)?.0 {
-                Known::Content(content) => What::Content(content.clone()),
-                Known::Named(named) => What::Named(named.clone()),
-            },
+            _ => {
+                let inodes = self.lock();
+                let known = inodes.known.get(&ino).map(|(known, _)| known);
+                match known.or_else(|| inodes.forgotten.peek(&ino))? {
+                    Known::Content(content) => What::Content(content.clone()),
+                    Known::Named(named) => What::Named(named.clone()),
+                }
+            }
         })
     }
 
@@ -153,7 +174,9 @@ impl Tree {
     }
 
     fn count(&self, ino: Ino, new: impl FnOnce() -> Known) {
-        match self.lock().entry(ino) {
+        let mut inodes = self.lock();
+        inodes.forgotten.pop(&ino);
+        match inodes.known.entry(ino) {
             hash_map::Entry::Occupied(mut known) => {
                 // The same name below a directory always leads to the same; the root of the path can be another one.
                 known.get_mut().1 += 1;
@@ -166,18 +189,20 @@ impl Tree {
 
     /// Takes lookups back.
     pub(super) fn forget(&self, ino: Ino, lookups: u64) {
-        if let hash_map::Entry::Occupied(mut known) = self.lock().entry(ino) {
+        let mut inodes = self.lock();
+        if let hash_map::Entry::Occupied(mut known) = inodes.known.entry(ino) {
             let left = known.get().1.saturating_sub(lookups);
             if left == 0 {
-                known.remove();
+                let (known, _) = known.remove();
+                inodes.forgotten.put(ino, known);
             } else {
                 known.get_mut().1 = left;
             }
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ino, (Known, u64)>> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inodes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -211,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn content_is_known_until_every_lookup_is_taken_back() {
+    fn content_is_known_as_long_as_the_kernel_knows_it_and_a_while_longer() {
         let tree = Tree::default();
         let ino = of_content(ROOT, "a", Shape::File);
         assert!(tree.get(ino).is_none());
@@ -220,8 +245,14 @@ mod tests {
         tree.forget(ino, 1);
         assert!(matches!(tree.get(ino), Some(What::Content(_))));
         tree.forget(ino, 1);
-        assert!(tree.get(ino).is_none());
+        assert!(matches!(tree.get(ino), Some(What::Content(_))), "a file handle may name it");
         tree.forget(ino, 5);
+        for number in 0..FORGOTTEN.get() as u64 {
+            tree.enter(CONTENT + number, content());
+            tree.forget(CONTENT + number, 1);
+        }
+        assert!(tree.get(ino).is_none());
+        assert_eq!(tree.lock().known.len(), 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{
     open::{Opened, OpenedUpload, Wanted},
     semantics::{Fs, known, of_name, published},
     tree::{Ino, TORRENTS, What},
-    xattr::is_listed,
+    xattr::{is_acl, is_listed},
 };
 use crate::node::{OpenFlags, RenameMode, UploadAttr, UploadHandle, UploadIno, Uploads};
 
@@ -159,15 +159,20 @@ impl Fs {
         })
     }
 
-    /// Hard links: a name of a file is its place in the published tree, and it has one.
-    pub(super) fn link(&self, place: Place<'_>) -> Errno {
-        self.writable(place.parent).err().unwrap_or(Errno::EPERM)
+    /// One more name of a file. It is published under each of them.
+    pub(super) fn link(&self, ino: Ino, place: Place<'_>) -> Outcome<Found> {
+        let dir = self.writable(place.parent)?;
+        // For links, content and `upload` are different filesystems: programs copy then.
+        let What::Upload(file) = self.what(ino)? else { return Err(Errno::EXDEV) };
+        let linked = self.node.uploads().link(file, dir, place.name);
+        published(linked).map(|attr| made(dir, &attr))
     }
 
     pub(super) fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Outcome<()> {
-        // Programs that copy take that for a filesystem without any, and go on.
         if let What::Named(_) = self.what(ino)? {
-            return Err(Errno::EOPNOTSUPP);
+            // Who may do what is nobody's business here, as with modes. Programs that copy take the rest for a filesystem
+            // without attributes, and go on.
+            return if is_acl(name) { Ok(()) } else { Err(Errno::EOPNOTSUPP) };
         }
         let upload = self.writable(ino)?;
         let name = name.to_str().ok_or(Errno::EINVAL)?;

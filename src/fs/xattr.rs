@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    node::{Here, UploadIno, UploadKind, UploadState},
+    node::{Here, PublishError, UploadIno, UploadKind, UploadState},
 };
 
 /// One of chiral's own attributes.
@@ -52,6 +52,11 @@ pub(super) fn is_listed(name: &str) -> bool {
     NAMES.contains(&name) || OF_TORRENTS.contains(&name)
 }
 
+/// Whether an attribute is an access list.
+pub(super) fn is_acl(name: &OsStr) -> bool {
+    name == "system.posix_acl_access" || name == "system.posix_acl_default"
+}
+
 impl Attribute {
     fn named(name: &OsStr) -> Option<Self> {
         Some(match name.to_str()? {
@@ -77,6 +82,13 @@ impl Fs {
             (Ok(What::Upload(upload)), Some(attribute)) => self.upload_xattr(upload, attribute),
             (Ok(What::Named(named)), Some(attribute)) => {
                 Answer::Now(self.named_xattr(&named, attribute))
+            }
+            (Ok(What::Upload(upload)), None) if is_acl(name) => {
+                let name = name.to_str().unwrap_or_default();
+                Answer::Now(match self.node.uploads().getxattr(upload, name) {
+                    Err(PublishError::NoAttribute) => Err(Errno::EOPNOTSUPP),
+                    list => known(list),
+                })
             }
             // Access lists, labels and capabilities. Programs that hear that a filesystem has none of them ask once;
             // with ENODATA `ls -l` asks for each file, and the answers are not kept by the kernel.

@@ -426,7 +426,8 @@ async fn offline_nothing_listens_and_every_question_says_so() {
 async fn with_store(listen: &str) -> (Node, Store) {
     let dir = tempfile::tempdir().unwrap();
     let tasks = Tasks::new();
-    let store = StoreOptions { dir: dir.path().join("store"), cache_limit: None, min_free: 0 };
+    let store =
+        StoreOptions { dir: dir.path().join("store"), cache_limit: None, min_free: Some(0) };
     let store = Store::open(store, &tasks).unwrap();
     let net = Net::start(options(dir.path(), &[listen]), store.clone(), &tasks).await.unwrap();
     (Node { net, tasks, dir }, store)

@@ -54,7 +54,7 @@ pub(super) fn raise_buffers() -> std::io::Result<Raised> {
 /// [`raise_buffers`] with its outcome in the log: a transport that is slower than it could be still works.
 pub(super) fn raise_and_report() {
     match raise_buffers() {
-        Ok(Raised { smallest: Some(size), .. }) if size < BUFFER => tracing::warn!(
+        Ok(Raised { smallest: Some(size), .. }) if size < BUFFER => tracing::info!(
             bytes = size,
             "UDP receive buffers are small, which slows QUIC down: raise net.core.rmem_max and \
              net.core.wmem_max to {BUFFER}"
@@ -62,7 +62,7 @@ pub(super) fn raise_and_report() {
         Ok(raised) => {
             tracing::debug!(sockets = raised.sockets, smallest = raised.smallest, "UDP buffers");
         }
-        Err(error) => tracing::warn!(%error, "UDP buffers stay as they are, which slows QUIC down"),
+        Err(error) => tracing::info!(%error, "UDP buffers stay as they are, which slows QUIC down"),
     }
 }
 

@@ -270,7 +270,8 @@ mod tests {
     #[tokio::test]
     async fn a_debt_is_told_once_for_each_further_amount_and_remembered() {
         let (tasks, dir) = (Tasks::new(), tempfile::tempdir().unwrap());
-        let options = StoreOptions { dir: dir.path().to_owned(), cache_limit: None, min_free: 0 };
+        let options =
+            StoreOptions { dir: dir.path().to_owned(), cache_limit: None, min_free: Some(0) };
         let store = Store::open(options, &tasks).unwrap();
         let accounts = Accounts::open(&store, 100).unwrap();
         let (one, host) = (Party::Peer(PeerId::random()), Party::Host([1, 2, 3, 4].into()));

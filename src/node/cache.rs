@@ -87,6 +87,8 @@ pub(super) struct Cache {
     directories: Mutex<Directories>,
     /// When a root was last put on the listing of the mountpoint.
     listed: Mutex<LruCache<ContentId, Instant>>,
+    /// Directories whose omissions were told.
+    told_of: Mutex<LruCache<ContentId, ()>>,
 }
 
 impl Default for Cache {
@@ -96,6 +98,7 @@ impl Default for Cache {
             resolved: Mutex::new(LruCache::new(MAX_RESOLVED)),
             directories: Mutex::new(directories),
             listed: Mutex::new(LruCache::new(MAX_LISTED)),
+            told_of: Mutex::new(LruCache::new(MAX_DIRECTORIES)),
         }
     }
 }
@@ -118,6 +121,12 @@ impl Cache {
         }
         listed.put(*root, now);
         true
+    }
+
+    /// Whether nothing was told yet of what a directory omits; from now on it was.
+    pub(super) fn is_to_be_told_of(&self, directory: &ContentId) -> bool {
+        let mut told_of = self.told_of.lock().unwrap_or_else(PoisonError::into_inner);
+        told_of.put(*directory, ()).is_none()
     }
 
     pub(super) fn directory(&self, id: &ContentId) -> Option<Arc<Directory>> {

@@ -1,16 +1,16 @@
 //! Content of IPFS as a protocol: the node's own store, engine and network.
 
-use std::{ffi::OsStr, fs::File, sync::Arc};
+use std::{collections::HashMap, ffi::OsStr, fs::File, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 
 use super::{
     Child, Children, Described, Here, Known, Node, NodeError, OpenFile, PinState, Place, Protocol,
-    Resolved, Root,
+    Resolved, Root, Selection, Unshown,
 };
 use crate::{
-    content::{ByteRange, Codec, ContentId, Entry, EntryKind, NodeKind},
+    content::{ByteRange, Codec, ContentId, Entry, EntryKind, NodeKind, Omissions},
     download::{FileHandle, ReaderId},
     store::Pin,
     torrent::Cached,
@@ -35,6 +35,7 @@ fn ids(place: &Place) -> Result<(&ContentId, &ContentId), NodeError> {
 struct Entries {
     root: ContentId,
     entries: Arc<Vec<Entry>>,
+    omitted: Omissions,
 }
 
 impl Children for Entries {
@@ -51,11 +52,25 @@ impl Children for Entries {
         let place = Place::Content { root: self.root, id: entry.cid };
         Some(Child { name: &entry.name, place, kind })
     }
+
+    fn unshown(&self) -> (Vec<Unshown>, usize) {
+        let listed = self.omitted.listed();
+        let told = listed.iter().map(|omitted| Unshown {
+            name: omitted.name.clone(),
+            cid: Some(omitted.cid),
+            why: omitted.why.to_owned(),
+        });
+        (told.collect(), self.omitted.count() - listed.len())
+    }
 }
 
 impl Protocol for Node {
     fn name(&self) -> &'static str {
         "ipfs"
+    }
+
+    fn owns(&self, place: &Place) -> bool {
+        matches!(place, Place::Content { .. })
     }
 
     fn supports(&self, root: &Root) -> Option<Place> {
@@ -82,11 +97,22 @@ impl Protocol for Node {
         .boxed()
     }
 
+    fn seek(&self, places: &[Place], waited: Duration) {
+        let mut by_root: HashMap<ContentId, Vec<ContentId>> = HashMap::new();
+        for (root, id) in places.iter().filter_map(|place| ids(place).ok()) {
+            by_root.entry(*root).or_default().push(*id);
+        }
+        for (root, ids) in &by_root {
+            self.engine().seek(root, ids, waited);
+        }
+    }
+
     fn list<'a>(&'a self, dir: &'a Place) -> BoxFuture<'a, Result<Arc<dyn Children>, NodeError>> {
         async move {
             let (root, id) = ids(dir)?;
             let entries = Self::list(self, root, id).await?;
-            Ok(Arc::new(Entries { root: *root, entries }) as Arc<dyn Children>)
+            let omitted = self.omitted_of(id)?;
+            Ok(Arc::new(Entries { root: *root, entries, omitted }) as Arc<dyn Children>)
         }
         .boxed()
     }
@@ -135,9 +161,11 @@ impl Protocol for Node {
             return Ok(Cached { bytes: content.len() as u64, allocated: 0, complete: true });
         }
         if let Some(object) = self.store().object(id)? {
+            // `upload`, or the torrent that it came with, shows what its owner takes.
+            let owned = self.store().is_owned(object.id())?;
             return Ok(Cached {
                 bytes: object.present().bytes(),
-                allocated: object.allocated(),
+                allocated: if owned { 0 } else { object.allocated() },
                 complete: object.is_complete(),
             });
         }
@@ -154,7 +182,7 @@ impl Protocol for Node {
         self.here(ids(place)?.1)
     }
 
-    fn pin(&self, place: &Place, name: String) -> Result<(), NodeError> {
+    fn pin(&self, place: &Place, name: String, _only: Option<Selection>) -> Result<(), NodeError> {
         let (_, id) = ids(place)?;
         Ok(self.store().pin(Pin { root: *id, name })?)
     }

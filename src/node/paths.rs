@@ -7,12 +7,13 @@ use std::{
 
 use super::NodeError;
 
-/// `$XDG_DATA_HOME/chiral`, else `~/.local/share/chiral`, else `./chiral-data` for a user without a home.
-pub fn default_data_dir() -> PathBuf {
+/// `$XDG_DATA_HOME/chiral`, else `~/.local/share/chiral`. None for a user without a home: a folder with a private key in
+/// it is not made wherever the program was started.
+pub fn default_data_dir() -> Option<PathBuf> {
     let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    absolute("XDG_DATA_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
-        .map_or_else(|| PathBuf::from("chiral-data"), |base| base.join("chiral"))
+    let base = absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))?;
+    Some(base.join("chiral"))
 }
 
 /// Refuses a data folder and a mountpoint that lie in one another: a thread of the daemon that touches its own

@@ -9,6 +9,7 @@ use crate::{
     content::ContentId,
     download::Strategy,
     store::{Pin, StateTree, StoreError},
+    torrent::Selection,
 };
 
 /// Tree of the working state with a key for each pinned root of which everything was here. What is pinned is never
@@ -31,6 +32,8 @@ pub struct PinState {
     pub path: PathBuf,
     /// A name for people.
     pub name: String,
+    /// The files that are kept, of a torrent of which not all are.
+    pub only: Option<Selection>,
     /// Whether all of it is here.
     pub complete: bool,
 }
@@ -41,9 +44,14 @@ impl Node {
     ///
     /// # Errors
     /// When somebody has to wait too long for a part, or the disk fails.
-    pub async fn pin_to_end(&self, place: Place, name: String) -> Result<(), NodeError> {
+    pub async fn pin_to_end(
+        &self,
+        place: Place,
+        name: String,
+        only: Option<Selection>,
+    ) -> Result<(), NodeError> {
         let protocol = self.protocol(&place);
-        protocol.pin(&place, name)?;
+        protocol.pin(&place, name, only)?;
         let fetched = protocol.fetch(&place).await;
         if fetched.is_err() {
             self.inner.pins_to_fetch.notify_one();
@@ -79,7 +87,7 @@ impl Node {
         let state = |Pin { root, name }| {
             let complete = complete.get(&key(&root))?.is_some();
             let place = Place::Content { root, id: root };
-            Ok(PinState { place, path: PathBuf::new(), name, complete })
+            Ok(PinState { place, path: PathBuf::new(), name, only: None, complete })
         };
         self.store().pins()?.into_iter().map(state).collect()
     }

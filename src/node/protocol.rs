@@ -6,6 +6,7 @@ use std::{
     fs::File,
     os::unix::ffi::OsStrExt,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use super::{Here, Node, NodeError, PinState, Root, reading::next_reader};
 use crate::{
     content::{ByteRange, Codec, ContentId, InfoHash, Metadata, NodeKind},
     download::ReaderId,
-    torrent::Cached,
+    torrent::{Cached, Selection},
 };
 
 /// What is known without the network: none when something that is not here decides.
@@ -101,6 +102,19 @@ pub trait Children: Send + Sync {
     fn count(&self) -> usize;
     /// One of them.
     fn child(&self, at: usize) -> Option<Child<'_>>;
+    /// What cannot be shown, and how many more there are than are told of.
+    fn unshown(&self) -> (Vec<Unshown>, usize);
+}
+
+/// Something in a directory that cannot be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unshown {
+    /// Its name, which may be that of no file.
+    pub name: OsString,
+    /// What it leads to, where it is content of IPFS.
+    pub cid: Option<ContentId>,
+    /// Why it cannot be shown.
+    pub why: String,
 }
 
 /// An open file, whole or being fetched.
@@ -127,12 +141,17 @@ pub trait OpenFile: fmt::Debug + Send + Sync {
 pub trait Protocol: Send + Sync {
     /// What it is called.
     fn name(&self) -> &'static str;
+    /// Whether a place is one of its own.
+    fn owns(&self, place: &Place) -> bool;
     /// The place that an id leads to, if it is one of this kind. What the id says besides is kept for the search.
     fn supports(&self, root: &Root) -> Option<Place>;
     /// What is at a place, without the network.
     fn resolve_now(&self, place: &Place) -> Known<Described>;
     /// What is at a place; ends after the lookup timeout, while the search goes on.
     fn resolve<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Described, NodeError>>;
+    /// Looks for what is at places that a caller is about to resolve, on behalf of one that has waited for `waited`
+    /// already: all of them share one timeout.
+    fn seek(&self, places: &[Place], waited: Duration);
     /// All names of a directory.
     fn list<'a>(&'a self, dir: &'a Place) -> BoxFuture<'a, Result<Arc<dyn Children>, NodeError>>;
     /// One name of a directory, without the network.
@@ -147,7 +166,8 @@ pub trait Protocol: Send + Sync {
     fn open_now(&self, file: &Place) -> Known<Arc<dyn OpenFile>>;
     /// Opens a file.
     fn open<'a>(&'a self, file: &'a Place) -> BoxFuture<'a, Result<Arc<dyn OpenFile>, NodeError>>;
-    /// How much of a file is here. May wait for the disk.
+    /// How much of a file is here; bytes of disk only where no other file of the mount shows them, so that `du` counts
+    /// them once. May wait for the disk.
     ///
     /// # Errors
     /// When the disk fails.
@@ -157,11 +177,12 @@ pub trait Protocol: Send + Sync {
     /// # Errors
     /// When the disk fails.
     fn here_at(&self, place: &Place) -> Result<Here, NodeError>;
-    /// Keeps a file, or a directory with all below it, from now on. `name` is for people.
+    /// Keeps a file, or a directory with all below it, from now on. `name` is for people; `only` names files of a torrent
+    /// where not all of them are kept.
     ///
     /// # Errors
     /// When it does not exist, or the disk fails.
-    fn pin(&self, place: &Place, name: String) -> Result<(), NodeError>;
+    fn pin(&self, place: &Place, name: String, only: Option<Selection>) -> Result<(), NodeError>;
     /// Stops keeping it; whether it was kept.
     fn unpin<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<bool, NodeError>>;
     /// All that is kept, with whether all of it is here. May wait for the disk.

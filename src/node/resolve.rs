@@ -12,7 +12,7 @@ use super::{
 use crate::{
     content::{
         Block, Codec, ContentId, DagError, DirectoryReader, Entry, Lookup, Metadata,
-        Node as DagNode, NodeKind,
+        Node as DagNode, NodeKind, Omissions, Omitted,
     },
     download::FileHandle,
     store::KnownRoot,
@@ -52,14 +52,10 @@ impl Node {
         root: &ContentId,
         id: &ContentId,
     ) -> Result<Arc<Resolved>, NodeError> {
-        let resolved = match self.resolve_now(id) {
-            Some(known) => known?,
-            None => self.keep(described(&self.engine().node(root, id).await?)?),
-        };
-        if root == id {
-            self.remember(&resolved);
+        match self.resolve_now(id) {
+            Some(known) => known,
+            None => Ok(self.keep(described(&self.engine().node(root, id).await?)?)),
         }
-        Ok(resolved)
     }
 
     /// Entries of a directory, sorted by name. Needs only the directory's own blocks.
@@ -79,8 +75,33 @@ impl Node {
         let directory = Arc::new(Directory::new(reader));
         let entries =
             directory.complete_entries().unwrap_or_else(|| Arc::new(directory.reader().entries()));
+        self.tell_of_omissions(id, &entries, directory.reader().omitted());
         self.inner.cache.put_directory(*id, directory, bytes_of(&entries));
         Ok(entries)
+    }
+
+    /// What of a directory, which was just listed, cannot be shown.
+    pub(super) fn omitted_of(&self, id: &ContentId) -> Result<Omissions, NodeError> {
+        let directory = self.directory_now(id).transpose()?;
+        Ok(directory.map(|directory| directory.reader().omitted().clone()).unwrap_or_default())
+    }
+
+    /// Says once for each directory what in it cannot be shown or read: a mount has no other place for that.
+    fn tell_of_omissions(&self, id: &ContentId, entries: &[Entry], omitted: &Omissions) {
+        if !self.inner.cache.is_to_be_told_of(id) {
+            return;
+        }
+        let first = omitted.listed().first();
+        if let Some(Omitted { name, cid, why }) = first {
+            let count = omitted.count();
+            tracing::warn!(directory = %id, count, ?name, %cid, why, "entries cannot be shown");
+        }
+        let mut unreadable =
+            entries.iter().filter_map(|entry| Some((entry, entry.cid.unreadable()?)));
+        if let Some((Entry { name, cid, .. }, why)) = unreadable.next() {
+            let count = 1 + unreadable.count();
+            tracing::warn!(directory = %id, count, ?name, %cid, why, "entries cannot be read");
+        }
     }
 
     /// The entries if they are known without the network.
@@ -95,6 +116,7 @@ impl Node {
             Err(error) => return Some(Err(error)),
         }
         let entries = directory.complete_entries()?;
+        self.tell_of_omissions(id, &entries, directory.reader().omitted());
         self.inner.cache.put_directory(*id, directory, bytes_of(&entries));
         Some(Ok(entries))
     }
@@ -208,7 +230,8 @@ impl Node {
         Some(opened.map_err(NodeError::from))
     }
 
-    /// Roots for the listing of the mountpoint: published, pinned or cached, each once, in the order of their ids.
+    /// Roots for the listing of the mountpoint: at the top of the upload tree, pinned, or opened by the user; each once,
+    /// in the order of their ids.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -234,18 +257,24 @@ impl Node {
         resolved
     }
 
-    /// Puts a root that somebody asked for on the listing of the mountpoint.
-    fn remember(&self, resolved: &Resolved) {
-        if resolved.id.inline_content().is_some()
-            || !self.inner.cache.is_to_be_listed(&resolved.id, Instant::now())
+    /// The user opens something below a root: the root gets on the listing of the mountpoint, in the background.
+    pub fn opened(&self, root: &ContentId) {
+        if root.inline_content().is_some()
+            || !self.inner.cache.is_to_be_listed(root, Instant::now())
         {
             return;
         }
-        let directory = resolved.kind == NodeKind::Directory;
-        let known = KnownRoot { root: resolved.id, directory };
+        let (node, root) = (self.clone(), *root);
+        self.tasks().blocking("listing of a root", move || node.remember(&root));
+    }
+
+    /// Puts a root that is here on the listing of the mountpoint. Waits for the disk.
+    pub(super) fn remember(&self, root: &ContentId) {
+        let Some(Ok(resolved)) = self.resolve_now(root) else { return };
+        let known = KnownRoot { root: *root, directory: resolved.kind == NodeKind::Directory };
         // The listing is a convenience; content is readable without it.
         if let Err(error) = self.store().remember_root(known) {
-            tracing::warn!(id = %resolved.id, %error, "cannot remember the root");
+            tracing::warn!(id = %root, %error, "the root is missing from the listing");
         }
     }
 

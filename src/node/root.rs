@@ -31,6 +31,16 @@ pub enum RootError {
     Id(#[from] IdError),
 }
 
+impl Root {
+    /// The same without a selection: all of it.
+    pub fn whole(self) -> Self {
+        match self {
+            Self::Torrent(magnet) => Self::Torrent(Magnet { selected: None, ..magnet }),
+            Self::Content(id) => Self::Content(id),
+        }
+    }
+}
+
 impl FromStr for Root {
     type Err = RootError;
 

@@ -103,7 +103,7 @@ impl Node {
         let made = async {
             if pinned {
                 let place = Place::Content { root, id: root };
-                self.pin_to_end(place, name.to_string_lossy().into_owned()).await?;
+                self.pin_to_end(place, name.to_string_lossy().into_owned(), None).await?;
             }
             self.described(root, name.clone(), pinned, automatic, report).await
         };

@@ -1,20 +1,26 @@
 //! Torrents as a protocol.
 
-use std::{ffi::OsStr, fs::File, sync::Arc};
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 
 use super::{
     Child, Children, Described, Here, Known, Node, NodeError, OpenFile, PinState, Place, Protocol,
-    Root, reading::next_reader,
+    Root, Unshown, reading::next_reader,
 };
 use crate::{
     content::{ByteRange, ContentId, InfoHash, Metadata, NodeKind},
     download::ReaderId,
     torrent::{
-        Cached, FileKind, Metainfo, TorrentError, TorrentFile, TorrentPin, Torrents, TreeKind,
-        TreeNode,
+        Cached, FileKind, Metainfo, Selection, TorrentError, TorrentFile, TorrentPin, Torrents,
+        TreeKind, TreeNode,
     },
 };
 
@@ -32,7 +38,8 @@ fn ids(place: &Place) -> Result<(InfoHash, u32), NodeError> {
 /// The names of a directory of a torrent.
 struct Names {
     metainfo: Arc<Metainfo>,
-    names: Vec<(std::ffi::OsString, u32)>,
+    node: u32,
+    names: Vec<(OsString, u32)>,
 }
 
 impl Children for Names {
@@ -44,6 +51,23 @@ impl Children for Names {
         let (name, node) = self.names.get(at)?;
         let kind = self.metainfo.node(*node).map(kind_of);
         Some(Child { name, place: Place::Torrent { hash: self.metainfo.hash, node: *node }, kind })
+    }
+
+    fn unshown(&self) -> (Vec<Unshown>, usize) {
+        let here = self.metainfo.path_of(self.node);
+        let links = self.metainfo.links.iter().filter_map(|path| {
+            let (name, parents) = path.split_last()?;
+            // One whose directory has nothing else is told of above it.
+            let shown = parents.iter().map(OsString::as_os_str);
+            let rest = shown.collect::<PathBuf>();
+            let nearest = self.metainfo.nearest(&rest);
+            (nearest == here).then(|| Unshown {
+                name: rest.strip_prefix(&here).unwrap_or(&rest).join(name).into_os_string(),
+                cid: None,
+                why: "it is a symbolic link".to_owned(),
+            })
+        });
+        (links.collect(), 0)
     }
 }
 
@@ -131,6 +155,10 @@ impl Protocol for Torrents {
         "bittorrent"
     }
 
+    fn owns(&self, place: &Place) -> bool {
+        matches!(place, Place::Torrent { .. })
+    }
+
     fn supports(&self, root: &Root) -> Option<Place> {
         let Root::Torrent(magnet) = root else { return None };
         self.learn(magnet);
@@ -149,6 +177,12 @@ impl Protocol for Torrents {
         .boxed()
     }
 
+    fn seek(&self, places: &[Place], waited: Duration) {
+        for (hash, _) in places.iter().filter_map(|place| ids(place).ok()) {
+            Self::seek(self, hash, waited);
+        }
+    }
+
     fn list<'a>(&'a self, dir: &'a Place) -> BoxFuture<'a, Result<Arc<dyn Children>, NodeError>> {
         async move {
             let (hash, node) = ids(dir)?;
@@ -157,7 +191,7 @@ impl Protocol for Torrents {
                 TreeKind::Directory(names) => names.clone().into_iter().collect(),
                 TreeKind::File(_) => return Err(TorrentError::NotADirectory(hash).into()),
             };
-            Ok(Arc::new(Names { metainfo, names }) as Arc<dyn Children>)
+            Ok(Arc::new(Names { metainfo, node, names }) as Arc<dyn Children>)
         }
         .boxed()
     }
@@ -229,9 +263,9 @@ impl Protocol for Torrents {
         })
     }
 
-    fn pin(&self, place: &Place, name: String) -> Result<(), NodeError> {
+    fn pin(&self, place: &Place, name: String, only: Option<Selection>) -> Result<(), NodeError> {
         let (hash, node) = ids(place)?;
-        Ok(Self::pin(self, hash, TorrentPin { node, name })?)
+        Ok(Self::pin(self, hash, TorrentPin { node, name, only })?)
     }
 
     fn unpin<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<bool, NodeError>> {
@@ -247,8 +281,8 @@ impl Protocol for Torrents {
             let place = Place::Torrent { hash, node: pin.node };
             let known = self.metainfo_now(hash).and_then(Result::ok);
             let path = known.map(|metainfo| metainfo.path_of(pin.node)).unwrap_or_default();
-            let complete = self.here_at(&place)? == Here::All;
-            Ok(PinState { place, path, name: pin.name, complete })
+            let complete = self.is_pin_complete(hash, &pin)?;
+            Ok(PinState { place, path, name: pin.name, only: pin.only, complete })
         };
         Self::pins(self).into_iter().map(state).collect()
     }

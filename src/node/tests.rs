@@ -147,7 +147,9 @@ async fn a_node_reads_from_another_what_that_one_published() {
             .await
             .unwrap();
     tokio::time::timeout(PATIENCE, expect_tree(&reader, &root)).await.unwrap();
-    assert!(reader.roots().unwrap().iter().any(|known| known.root == root));
+    assert!(reader.roots().unwrap().is_empty(), "only what the user opens is listed");
+    reader.remember(&root);
+    assert_eq!(reader.roots().unwrap(), [KnownRoot { root, directory: true }]);
     publisher.stop(PATIENCE).await.unwrap();
     // All of it is kept.
     reader.inner.cache.clear();

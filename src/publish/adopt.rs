@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     content::ContentId,
-    store::{Batch, FileStamp, ObjectId, Seal},
+    store::{Batch, FileStamp, ObjectId, Seal, WorkingFile},
 };
 
 /// What a file turned out to be.
@@ -50,17 +50,32 @@ impl Uploads {
         hashed: Hashed,
     ) -> Result<Adopted, PublishError> {
         let (store, root) = (&self.inner.store, hashed.root);
-        let failed = |source| PublishError::Io { what: "read", source };
         if store.object(&root)?.is_some_and(|object| object.is_complete()) {
             return Ok(Adopted { root, object: None, served: true });
         }
         let Some(working) = store.adopt(path)? else {
             return Ok(Adopted { root, object: None, served: false });
         };
+        let taken = self.seal_taken(&working, file, before, hashed);
+        // A commit that failed may stand all the same: the index decides.
+        if taken.is_err() && store.object_by_id(working.id()).is_ok_and(|object| object.is_none()) {
+            store.discard(&working);
+        }
+        taken.map(|()| Adopted { root, object: Some(working.id()), served: true })
+    }
+
+    fn seal_taken(
+        &self,
+        working: &WorkingFile,
+        file: &Arc<File>,
+        before: FileStamp,
+        hashed: Hashed,
+    ) -> Result<(), PublishError> {
+        let (store, root) = (&self.inner.store, hashed.root);
+        let failed = |source| PublishError::Io { what: "read", source };
         // Getting another name changes the ctime, being written the mtime too.
         let after = FileStamp::of(file).map_err(failed)?;
         if (after.mtime, after.size) != (before.mtime, before.size) {
-            store.commit(Batch { release: vec![working.id()], ..Batch::default() })?;
             return Err(failed(std::io::Error::other("the file changed while it was hashed")));
         }
         let reader = Arc::new(working.open(false)?);
@@ -74,7 +89,7 @@ impl Uploads {
             present: None,
         };
         store.commit(Batch { sync: vec![reader], seal: vec![seal], ..Batch::default() })?;
-        Ok(Adopted { root, object: Some(working.id()), served: true })
+        Ok(())
     }
 
     /// Gives up an object that [`Uploads::adopt`] made; its file elsewhere is gone by then. It goes when room is needed.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Inner, PublishError, SetAttr, UploadAttr, UploadIno, UploadState,
+    Inner, PublishError, SetAttr, UploadAttr, UploadIno, UploadState, acl,
     file::{Phase, time_of},
     handle::{io_error, set_times},
     tree::Body,
@@ -150,16 +150,28 @@ impl Inner {
         flags: (bool, bool),
     ) -> Result<()> {
         self.writable()?;
-        own_name(name)?;
-        self.names().tree.setxattr(ino, name, value, flags, super::now())?;
+        match name {
+            acl::ACCESS | acl::DEFAULT => self.names().tree.set_acl(ino, name, value, super::now()),
+            name => {
+                own_name(name)?;
+                self.names().tree.setxattr(ino, name, value, flags, super::now())
+            }
+        }?;
         self.flusher.later();
         Ok(())
     }
 
     pub(super) fn removexattr(&self, ino: UploadIno, name: &str) -> Result<()> {
         self.writable()?;
-        own_name(name)?;
-        self.names().tree.removexattr(ino, name, super::now())?;
+        let is_acl = matches!(name, acl::ACCESS | acl::DEFAULT);
+        if !is_acl {
+            own_name(name)?;
+        }
+        match self.names().tree.removexattr(ino, name, super::now()) {
+            // A file without a list has the one that its mode is.
+            Err(PublishError::NoAttribute) if is_acl => return Ok(()),
+            removed => removed?,
+        }
         self.flusher.later();
         Ok(())
     }

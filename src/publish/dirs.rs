@@ -141,7 +141,7 @@ impl Inner {
                 continue;
             }
             let child = names.tree.get(*child).ok()?;
-            if child.ignored {
+            if names.tree.is_entry_ignored(ino, name, child) {
                 continue;
             }
             match link_of(child) {

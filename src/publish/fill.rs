@@ -6,7 +6,6 @@ use std::{fs::File, sync::Arc};
 use super::{
     Inner, PublishError,
     file::{FileCell, Work},
-    handle::io_error,
     hash::{self, Known},
     overlay::Overlay,
     row::OverlayRow,
@@ -107,7 +106,7 @@ impl Inner {
         }
         let writer = work.writer()?;
         let Some(overlay) = &mut work.overlay else { return Ok(None) };
-        overlay.fill_edge(&writer, size).map_err(io_error("copy of the old version"))?;
+        self.with_room("copy of the old version", || overlay.fill_edge(&writer, size))?;
         let below = overlay.row();
         restamp(work, &writer, size)?;
         Ok(Some(below))
@@ -124,8 +123,8 @@ impl Inner {
             let Some(work) = &mut state.work else { return Ok(false) };
             let writer = work.writer()?;
             let Some(overlay) = &mut work.overlay else { return Ok(true) };
-            let more = overlay.fill_some(&writer, STEP);
-            if !more.map_err(io_error("copy of the old version"))? {
+            let fill = || overlay.fill_some(&writer, STEP);
+            if !self.with_room("copy of the old version", fill)? {
                 restamp(work, &writer, size)?;
                 return Ok(true);
             }

@@ -30,7 +30,7 @@ const LATER: Duration = Duration::from_secs(1);
 /// How long a hashed file waits for others, so that a copy of many files needs few commits.
 const SOON: Duration = Duration::from_millis(20);
 /// How long to wait after a commit that failed.
-const FAILED: Duration = Duration::from_secs(5);
+pub(super) const FAILED: Duration = Duration::from_secs(5);
 
 /// When the next flush is due.
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ impl Flusher {
         self.within(SOON);
     }
 
-    fn within(&self, delay: Duration) {
+    pub(super) fn within(&self, delay: Duration) {
         let at = Instant::now() + delay;
         let mut due = self.due();
         if due.is_none_or(|due| at < due) {
@@ -101,7 +101,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         };
         let flushed = inner.tasks.blocking("flush", flush).await;
         if let Ok(Err(error)) = flushed {
-            tracing::error!(%error, "the upload tree could not be written; it is tried again");
+            inner.warn(&error, "the upload tree could not be written; it is tried again");
             inner.flusher.within(FAILED);
         }
     }

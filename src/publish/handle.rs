@@ -19,7 +19,7 @@ use super::{
     seal::LARGE,
     tree::{Body, Owner},
 };
-use crate::store::ObjectId;
+use crate::store::{ExpectedWrites, ObjectId, WorkingFile};
 
 type Result<T> = std::result::Result<T, PublishError>;
 
@@ -29,6 +29,8 @@ pub(super) struct Handle {
     pub(super) cell: Arc<FileCell>,
     pub(super) write: bool,
     pub(super) append: bool,
+    /// Room on the disk for what is written past the daemon.
+    _room: Option<Arc<ExpectedWrites>>,
 }
 
 pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> PublishError {
@@ -47,7 +49,9 @@ impl Inner {
     fn add_handle(&self, cell: Arc<FileCell>, flags: OpenFlags) -> UploadHandle {
         let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let handle = UploadHandle(number);
-        self.handles().insert(handle, Handle { cell, write: flags.write, append: flags.append });
+        let room = flags.write.then(|| Arc::new(self.store.expect_writes()));
+        let opened = Handle { cell, write: flags.write, append: flags.append, _room: room };
+        self.handles().insert(handle, opened);
         handle
     }
 
@@ -200,26 +204,44 @@ impl Inner {
             && sealed.below.is_none()
             && let Some(file) = self.store.clone_object(sealed.object)?
         {
-            let mut work = Work::new(file);
-            // Opening is no change: the times are those of the published version.
-            set_times(&*work.reader()?, None, Some(mtime))?;
-            work.clone_stamp = Some(work.stamp()?);
-            work.fresh_clone = true;
-            return Ok(work);
+            return self.fill_in(file, |work| {
+                // Opening is no change: the times are those of the published version.
+                set_times(&*work.reader()?, None, Some(mtime))?;
+                work.clone_stamp = Some(work.stamp()?);
+                work.fresh_clone = true;
+                Ok(())
+            });
         }
-        let mut work = Work::new(self.store.working_file()?);
-        let writer = work.writer()?;
-        writer.set_len(sealed.size).map_err(io_error("ftruncate"))?;
-        if sealed.below.is_some() {
-            self.copy_layer(cell, &mut work, sealed.size)?;
-        } else {
-            let base = self.object_file(sealed.object)?;
-            let leaf = self.options.import.chunk_len as u64;
-            work.overlay = Some(Overlay::new(base, sealed.object, sealed.size, leaf));
+        self.fill_in(self.store.working_file()?, |work| {
+            let writer = work.writer()?;
+            writer.set_len(sealed.size).map_err(io_error("ftruncate"))?;
+            if sealed.below.is_some() {
+                self.retry_with_room(|| self.copy_layer(cell, work, sealed.size))?;
+            } else {
+                let base = self.object_file(sealed.object)?;
+                let leaf = self.options.import.chunk_len as u64;
+                work.overlay = Some(Overlay::new(base, sealed.object, sealed.size, leaf));
+            }
+            set_times(writer.file(), None, Some(mtime))?;
+            work.drop_writer();
+            Ok(())
+        })
+    }
+
+    /// Makes a version of a new working file, which does not outlive an error: no row names it.
+    fn fill_in(
+        &self,
+        file: WorkingFile,
+        fill: impl FnOnce(&mut Work) -> Result<()>,
+    ) -> Result<Work> {
+        let mut work = Work::new(file);
+        match fill(&mut work) {
+            Ok(()) => Ok(work),
+            Err(error) => {
+                self.store.discard(&work.file);
+                Err(error)
+            }
         }
-        set_times(writer.file(), None, Some(mtime))?;
-        work.drop_writer();
-        Ok(work)
     }
 
     /// The file of a whole object.

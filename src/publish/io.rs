@@ -1,6 +1,11 @@
 //! Reading and writing through the daemon: overlays, copy mode, and what passthrough leaves to it.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use nix::{
@@ -56,27 +61,29 @@ impl Inner {
         Ok(buf.into())
     }
 
-    /// Does a step that writes, and once more when the disk was full and what is only cached could make room. Doing it
-    /// twice must do no harm.
+    /// Does a step that writes, and again as long as the disk is full and what is only cached makes room. Doing it twice
+    /// must do no harm.
     pub(super) fn with_room<T>(
         &self,
         what: &'static str,
         mut step: impl FnMut() -> io::Result<T>,
     ) -> Result<T> {
-        let done = match step() {
-            Err(error)
-                if error.kind() == io::ErrorKind::StorageFull
-                    && self.store.make_room().unwrap_or(false) =>
-            {
-                step()
+        self.retry_with_room(|| step().map_err(io_error(what)))
+    }
+
+    /// As [`Inner::with_room`] for steps with other errors besides.
+    pub(super) fn retry_with_room<T>(&self, mut step: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            match step() {
+                Err(error) if error.is_no_space() && self.store.make_room().unwrap_or(false) => {}
+                done => return done,
             }
-            other => other,
-        };
-        done.map_err(io_error(what))
+        }
     }
 
     pub(super) fn write(&self, handle: UploadHandle, offset: u64, data: &[u8]) -> Result<usize> {
         let handle = self.handle(handle)?;
+        self.store.admit(data.len() as u64)?;
         let cell = &handle.cell;
         let mut state = cell.quiet_state();
         let work = writing(&handle, &mut state)?;
@@ -103,12 +110,13 @@ impl Inner {
         len: u64,
     ) -> Result<()> {
         let handle = self.handle(handle)?;
-        let mut state = handle.cell.quiet_state();
-        let work = writing(&handle, &mut state)?;
-        let writer = work.writer()?;
         let unknown = || errno("fallocate", Errno::EOPNOTSUPP);
         let bits = u32::try_from(mode).map_err(|_| unknown())?;
         let flags = FallocateFlags::from_bits(bits).ok_or_else(unknown)?;
+        self.admit_range(&handle, flags, ByteRange::at(offset, len))?;
+        let mut state = handle.cell.quiet_state();
+        let work = writing(&handle, &mut state)?;
+        let writer = work.writer()?;
         if let Some(overlay) = &mut work.overlay {
             let shifts = FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE;
             if flags.intersects(shifts) {
@@ -125,6 +133,22 @@ impl Inner {
         }
         let range = ByteRange::at(offset, len);
         self.with_room("fallocate", || writer.fallocate(flags, range))
+    }
+
+    /// Makes room for what an fallocate may take: blocks that the range has already count as new, but no more than there
+    /// can be.
+    fn admit_range(&self, handle: &Handle, flags: FallocateFlags, range: ByteRange) -> Result<()> {
+        let gives = FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE;
+        if flags.intersects(gives) {
+            return Ok(());
+        }
+        let held = {
+            let mut state = handle.cell.quiet_state();
+            let work = writing(handle, &mut state)?;
+            work.writer()?.file().metadata().map_err(io_error("fstat"))?.blocks() * 512
+        };
+        let size = ByteRange::new(0, range.end).len();
+        Ok(self.store.admit(range.len().min(size.saturating_sub(held)))?)
     }
 
     pub(super) fn lseek(&self, handle: UploadHandle, offset: i64, whence: i32) -> Result<i64> {

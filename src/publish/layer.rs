@@ -96,7 +96,10 @@ impl Inner {
             }
             Ok(None) => self.seal_later(&cell, generation, RETRY),
             Err(error) => {
-                tracing::warn!(ino = cell.ino.0, %error, "a new version could not be merged into the old one; it is tried again");
+                self.warn(
+                    &error,
+                    "a new version could not be merged into the old one; it is tried again",
+                );
                 self.seal_later(&cell, generation, RETRY);
             }
         }
@@ -243,8 +246,8 @@ impl Inner {
             let Some(layer) = &mut state.layer else { return Ok(ControlFlow::Break(())) };
             let reader = layer.reader()?;
             let Some(overlay) = &layer.overlay else { return Ok(ControlFlow::Break(())) };
-            let next = overlay.merge_some(&reader, &writer, from, STEP);
-            match next.map_err(io_error("copy into the old version"))? {
+            let merge = || overlay.merge_some(&reader, &writer, from, STEP);
+            match self.with_room("copy into the old version", merge)? {
                 Some(next) => from = next,
                 None => {
                     layer.rest();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Inner, PublishError, RenameMode, UploadIno,
+    Inner, PublishError, RenameMode, UploadAttr, UploadIno,
     dirs::link_of,
     file::FileCell,
     seal::Finished,
@@ -108,9 +108,13 @@ impl Names {
     /// so that its old nodes stay until the new ones are there.
     pub(super) fn top_nodes(&self) -> Option<Vec<ContentId>> {
         let top = self.tree.get(UploadIno::ROOT).ok()?.directory().ok()?;
-        let nodes = top.children.values().filter_map(|ino| self.tree.get(*ino).ok());
-        let nodes = nodes.filter(|inode| !matches!(inode.body, Body::File(_)) && !inode.ignored);
-        nodes.map(|inode| link_of(inode).map(|(root, _)| root)).collect()
+        let entries = top.children.iter();
+        let nodes = entries.filter_map(|(name, ino)| Some((name, self.tree.get(*ino).ok()?)));
+        let nodes = nodes.filter(|(name, inode)| {
+            !matches!(inode.body, Body::File(_))
+                && !self.tree.is_entry_ignored(UploadIno::ROOT, name, inode)
+        });
+        nodes.map(|(_, inode)| link_of(inode).map(|(root, _)| root)).collect()
     }
 
     pub(super) fn cell(&self, ino: UploadIno) -> Result<Arc<FileCell>, PublishError> {
@@ -124,7 +128,18 @@ impl Names {
 
 impl Inner {
     pub(super) fn writable(&self) -> Result<(), PublishError> {
-        if self.options.read_only { Err(PublishError::ReadOnly) } else { Ok(()) }
+        if self.options.read_only {
+            return Err(PublishError::ReadOnly);
+        }
+        Ok(self.store.check_writable()?)
+    }
+
+    /// Logs an error, unless it tells of trouble with the disk that was logged already.
+    pub(super) fn warn(&self, error: &PublishError, message: &'static str) {
+        match error {
+            PublishError::Store(source) if self.store.tell(source) => {}
+            error => tracing::warn!(%error, "{message}"),
+        }
     }
 
     /// Something in the tree changed: it becomes durable, and ids of directories follow.
@@ -141,6 +156,7 @@ impl Inner {
         body: Body,
     ) -> Result<UploadIno, PublishError> {
         self.writable()?;
+        self.store.admit_row()?;
         let node = match &body {
             Body::Symlink(target) => Some(symlink(target.as_bytes(), Metadata::default())),
             _ => None,
@@ -159,11 +175,36 @@ impl Inner {
 
     pub(super) fn unlink(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {
         self.writable()?;
-        let ino = self.names().tree.unlink(parent, name, super::now())?;
-        self.orphaned(ino);
+        let (ino, orphan, changed) = {
+            let mut names = self.names();
+            let ino = names.tree.unlink(parent, name, super::now())?;
+            (ino, names.tree.is_orphan(ino), names.tree.review_linked(ino))
+        };
+        if orphan {
+            self.orphaned(ino);
+        }
+        self.follow(changed);
         self.changed_names();
         self.name_changed(parent, name);
         Ok(())
+    }
+
+    pub(super) fn link(
+        &self,
+        ino: UploadIno,
+        parent: UploadIno,
+        name: &OsStr,
+    ) -> Result<UploadAttr, PublishError> {
+        self.writable()?;
+        let changed = {
+            let mut names = self.names();
+            names.tree.link(ino, parent, name, super::now())?;
+            names.tree.review_linked(ino)
+        };
+        self.follow(changed);
+        self.changed_names();
+        self.name_changed(parent, name);
+        self.getattr(ino)
     }
 
     pub(super) fn rmdir(&self, parent: UploadIno, name: &OsStr) -> Result<(), PublishError> {
@@ -205,6 +246,7 @@ impl Inner {
             let mut names = self.names();
             // What was imported was never looked at by the rules that hold here.
             let scope = if request.is_some() { None } else { names.tree.scope(from.0) };
+            let target = names.tree.lookup(to.0, to.1).ok();
             let replaced = names.tree.rename(from, to, mode, super::now())?;
             let moved = names.tree.lookup(to.0, to.1)?;
             if let Some(request) = request {
@@ -217,6 +259,8 @@ impl Inner {
                 let scope = names.tree.scope(to.0);
                 changed.extend(names.tree.review_moved(other, scope.as_ref()));
             }
+            // It may have names left, and be ignored under all of them.
+            changed.extend(target.map(|ino| names.tree.review_linked(ino)).unwrap_or_default());
             (replaced, moved, changed)
         };
         if to.0 == UploadIno::ROOT {

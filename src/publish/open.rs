@@ -85,17 +85,38 @@ impl Inner {
             changed: Notify::new(),
         });
         inner.restore_files(works)?;
-        inner.remove_leftovers()?;
+        inner.unless_in_trouble(inner.remove_leftovers())?;
         inner.read_all_rules();
         inner.compute_directories();
         inner.assume_announced();
-        inner.flush()?;
+        inner.unless_in_trouble(inner.flush())?;
         tasks.spawn("publish hash", queue::run(inner.clone()));
         tasks.spawn("publish layers", inner.clone().run_layers());
         tasks.spawn("publish flush", flush::run(inner.clone()));
         tasks.spawn("publish directories", dirs::run(inner.clone()));
         tasks.spawn("publish announce", announce::run(inner.clone()));
         Ok(inner)
+    }
+
+    /// What the disk does not take at a start is written when it does: what it holds is shown meanwhile.
+    fn unless_in_trouble(&self, done: Result<()>) -> Result<()> {
+        match done {
+            Err(PublishError::Store(error)) if self.store.tell(&error) => {
+                self.flusher.within(flush::FAILED);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// The working file of a name whose content never reached the disk. None where the disk has no room for it: a writer
+    /// gets one when there is.
+    fn empty_work(&self) -> Result<Option<Work>> {
+        match self.store.working_file() {
+            Ok(file) => Ok(Some(Work::new(file))),
+            Err(error) if self.store.tell(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn restore_files(&self, mut works: HashMap<UploadIno, WorkRow>) -> Result<()> {
@@ -119,7 +140,7 @@ impl Inner {
                 Some(work) => (Phase::Closed, Some(work)),
                 None if sealed => (Phase::Idle, None),
                 // A name whose content never reached the disk: an empty file, as on any filesystem after a crash.
-                None => (Phase::Interrupted, Some(Work::new(self.store.working_file()?))),
+                None => (Phase::Interrupted, self.empty_work()?),
             };
             let layer = match self.names().tree.sealed(ino).cloned() {
                 Some(sealed) => self.restore_layer(&sealed)?,
@@ -174,7 +195,7 @@ impl Inner {
     fn assume_announced(&self) {
         let names = self.names();
         for (ino, inode) in names.tree.iter() {
-            let top = inode.place.as_ref().is_some_and(|place| place.parent == UploadIno::ROOT);
+            let top = inode.places().any(|place| place.parent == UploadIno::ROOT);
             let announced = match &inode.body {
                 Body::File(sealed) => sealed.as_ref().is_some_and(|sealed| sealed.size > 0),
                 Body::Directory(_) => top,

@@ -17,9 +17,12 @@ use crate::{
 };
 
 /// First byte of each row; a row of a version that is not known is refused, not guessed at.
-const VERSION: u8 = 4;
-/// The version without requests.
+const VERSION: u8 = 5;
+/// The same of an inode with several names.
+const LINKED: u8 = 6;
+/// The version without requests, of one name and of several.
 const UNREQUESTED: u8 = 3;
+const UNREQUESTED_LINKED: u8 = 4;
 /// The version that tells nothing of how a working file looked.
 const UNSEEN: u8 = 2;
 /// The version without layers.
@@ -116,7 +119,7 @@ pub(super) enum RowError {
 
 impl Row {
     pub(super) fn encode(inode: &Inode, work: Option<&WorkRow>) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let mut out = vec![if inode.also.is_empty() { VERSION } else { LINKED }];
         match &inode.place {
             Some(place) => {
                 out.extend(place.parent.0.to_le_bytes());
@@ -125,6 +128,13 @@ impl Row {
             None => {
                 out.extend(NO_PARENT.to_le_bytes());
                 put_bytes(&mut out, &[]);
+            }
+        }
+        if !inode.also.is_empty() {
+            put_len(&mut out, inode.also.len());
+            for place in &inode.also {
+                out.extend(place.parent.0.to_le_bytes());
+                put_bytes(&mut out, place.name.as_bytes());
             }
         }
         let attr = &inode.attr;
@@ -158,12 +168,20 @@ impl Row {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, RowError> {
         let mut reader = Reader(bytes);
         let version = match reader.u8()? {
-            version @ (WHOLE_ONLY | UNSEEN | UNREQUESTED | VERSION) => version,
+            version @ (WHOLE_ONLY | UNSEEN | UNREQUESTED | UNREQUESTED_LINKED | VERSION
+            | LINKED) => version,
             other => return Err(RowError::Version(other)),
         };
         let parent = reader.u64()?;
         let name = OsString::from_vec(reader.bytes()?.to_vec());
         let place = (parent != NO_PARENT).then_some(Place { parent: UploadIno(parent), name });
+        let mut also = Vec::new();
+        let is_linked = matches!(version, LINKED | UNREQUESTED_LINKED);
+        let links = if is_linked { reader.u32()? } else { 0 };
+        for _ in 0..links {
+            let (parent, name) = (UploadIno(reader.u64()?), reader.bytes()?.to_vec());
+            also.push(Place { parent, name: OsString::from_vec(name) });
+        }
         let attr = Attributes {
             mode: reader.u32()?,
             uid: reader.u32()?,
@@ -189,11 +207,15 @@ impl Row {
             }
             _ => return Err(RowError::Malformed("the kind of inode")),
         };
-        let request = if version == VERSION { reader.request()? } else { Request::None };
+        let has_request = matches!(version, VERSION | LINKED);
+        let request = if has_request { reader.request()? } else { Request::None };
         if !reader.0.is_empty() {
             return Err(RowError::Malformed("its end"));
         }
-        let inode = Inode { place, attr, xattrs, body, request, ignored: false };
+        if !also.is_empty() && (place.is_none() || matches!(body, Body::Directory(_))) {
+            return Err(RowError::Malformed("its further names"));
+        }
+        let inode = Inode { place, also, attr, xattrs, body, request, ignored: false };
         Ok(Self { inode, work })
     }
 }
@@ -417,6 +439,7 @@ mod tests {
     prop_compose! {
         fn row()(
             place in prop::option::of((1u64.., prop::collection::vec(1u8.., 1..20))),
+            also in prop::collection::vec((1u64.., prop::collection::vec(1u8.., 1..20)), 0..3),
             numbers in any::<(u32, u32, u32)>(),
             times in (time(), time(), time()),
             xattrs in prop::collection::btree_map("user\\.[a-z]{1,9}", any::<Vec<u8>>(), 0..4),
@@ -427,13 +450,16 @@ mod tests {
                 Just(Request::Named),
             ],
         ) -> Row {
-            let place = place.map(|(parent, name)| {
+            let to_place = |(parent, name)| {
                 Place { parent: UploadIno(parent), name: OsString::from_vec(name) }
-            });
+            };
+            let place = place.map(to_place);
+            let linked = place.is_some() && !matches!(body, Body::Directory(_));
+            let also = also.into_iter().filter(|_| linked).map(to_place).collect();
             let (mode, uid, gid) = numbers;
             let (atime, mtime, ctime) = times;
             let attr = Attributes { mode, uid, gid, atime, mtime, ctime };
-            Row { inode: Inode { place, attr, xattrs, body, request, ignored: false }, work }
+            Row { inode: Inode { place, also, attr, xattrs, body, request, ignored: false }, work }
         }
     }
 
@@ -451,8 +477,8 @@ mod tests {
         };
         let place = Some(Place { parent: UploadIno(1), name: "f".into() });
         let xattrs = BTreeMap::new();
-        let (body, request) = (Body::File(Some(sealed)), Request::None);
-        let inode = Inode { place, attr, xattrs, body, request, ignored: false };
+        let (body, request, also) = (Body::File(Some(sealed)), Request::None, Vec::new());
+        let inode = Inode { place, also, attr, xattrs, body, request, ignored: false };
         let mut bytes = Row::encode(&inode, None);
         // The last byte says that nothing was asked for.
         bytes.pop();
@@ -478,8 +504,8 @@ mod tests {
             ctime: UNIX_EPOCH,
         };
         let place = Some(Place { parent: UploadIno(1), name: "f".into() });
-        let (xattrs, request) = (BTreeMap::new(), Request::None);
-        let inode = Inode { place, attr, xattrs, body: Body::File(None), request, ignored: false };
+        let (xattrs, request, body) = (BTreeMap::new(), Request::None, Body::File(None));
+        let inode = Inode { place, also: Vec::new(), attr, xattrs, body, request, ignored: false };
         let work = WorkRow { object: ObjectId(7), open: true, seen: None, overlay: None };
         let mut bytes = Row::encode(&inode, Some(&work));
         bytes.pop();

@@ -62,7 +62,7 @@ impl Inner {
             Ok(Outcome::Unchanged) => self.drop_work(&cell, generation),
             Ok(Outcome::Held | Outcome::Void) => self.seal_later(&cell, generation, HELD_RETRY),
             Err(error) => {
-                tracing::warn!(ino = cell.ino.0, %error, "a file could not be hashed; it is tried again");
+                self.warn(&error, "a file could not be hashed; it is tried again");
                 self.seal_later(&cell, generation, FAILED_RETRY);
             }
         }

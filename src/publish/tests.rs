@@ -67,7 +67,8 @@ impl Bench {
 
     fn open_with(dir: tempfile::TempDir, ignore: IgnorePatterns) -> Self {
         let tasks = Tasks::new();
-        let options = StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: 0 };
+        let options =
+            StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: Some(0) };
         let store = Store::open(options, &tasks).unwrap();
         let heard = Arc::new(Heard::default());
         let options = PublishOptions { import: ImportParams::DEFAULT, read_only: false, ignore };

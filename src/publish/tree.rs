@@ -14,6 +14,7 @@ use super::{
 };
 
 mod attributes;
+mod links;
 mod rename;
 mod restore;
 mod review;
@@ -85,6 +86,8 @@ pub(super) struct Attributes {
 pub(super) struct Inode {
     /// None: the root, or unlinked and still open.
     pub(super) place: Option<Place>,
+    /// Its further names; only of a file or symlink, and only beside `place`.
+    pub(super) also: Vec<Place>,
     pub(super) attr: Attributes,
     pub(super) xattrs: BTreeMap<String, Vec<u8>>,
     pub(super) body: Body,
@@ -131,9 +134,14 @@ impl Inode {
             Body::Directory(_) => Body::Directory(Directory::default()),
             other => other.clone(),
         };
-        let (place, attr) = (self.place.clone(), self.attr.clone());
+        let (place, also, attr) = (self.place.clone(), self.also.clone(), self.attr.clone());
         let (request, ignored) = (self.request, self.ignored);
-        Self { place, attr, xattrs: self.xattrs.clone(), body, request, ignored }
+        Self { place, also, attr, xattrs: self.xattrs.clone(), body, request, ignored }
+    }
+
+    /// All names that it has.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+        self.place.iter().chain(&self.also)
     }
 
     pub(super) fn directory(&self) -> Result<&Directory> {
@@ -163,6 +171,7 @@ impl Tree {
     pub(super) fn new(owner: Owner, now: SystemTime) -> Self {
         let root = Inode {
             place: None,
+            also: Vec::new(),
             attr: Attributes {
                 mode: owner.mode,
                 uid: owner.uid,
@@ -251,7 +260,7 @@ impl Tree {
         let inode = self.get(ino)?;
         Ok(match &inode.body {
             Body::Directory(dir) => 2 + dir.subdirs,
-            _ => u32::from(inode.place.is_some()),
+            _ => u32::try_from(inode.places().count()).unwrap_or(u32::MAX),
         })
     }
 
@@ -300,6 +309,7 @@ impl Tree {
         self.next += 1;
         let mut inode = Inode {
             place: Some(Place { parent, name: name.to_owned() }),
+            also: Vec::new(),
             attr: Attributes { mode, uid: owner.uid, gid, atime: now, mtime: now, ctime: now },
             xattrs: BTreeMap::new(),
             body,
@@ -313,7 +323,8 @@ impl Tree {
         Ok(ino)
     }
 
-    /// Takes a name away. The inode stays as an orphan until [`Tree::forget`], for those who have it open.
+    /// Takes a name away. With its last one the inode stays as an orphan until [`Tree::forget`], for those who have it
+    /// open.
     pub(super) fn unlink(
         &mut self,
         parent: UploadIno,
@@ -324,7 +335,7 @@ impl Tree {
         if self.get(ino)?.kind() == UploadKind::Directory {
             return Err(PublishError::IsADirectory);
         }
-        self.detach(ino, now)?;
+        self.detach(ino, parent, name, now)?;
         self.touched(parent, now);
         Ok(ino)
     }
@@ -339,20 +350,28 @@ impl Tree {
         if !self.get(ino)?.directory()?.children.is_empty() {
             return Err(PublishError::NotEmpty);
         }
-        self.detach(ino, now)?;
+        self.detach(ino, parent, name, now)?;
         self.touched(parent, now);
         Ok(ino)
     }
 
-    /// Takes an inode off its parent.
-    fn detach(&mut self, ino: UploadIno, now: SystemTime) -> Result<()> {
+    /// Takes one of its names from an inode.
+    fn detach(
+        &mut self,
+        ino: UploadIno,
+        parent: UploadIno,
+        name: &OsStr,
+        now: SystemTime,
+    ) -> Result<()> {
+        let is_dir = self.get(ino)?.kind() == UploadKind::Directory;
+        let dir = self.dir_mut(parent)?;
+        dir.children.remove(name);
+        dir.subdirs -= u32::from(is_dir);
         let inode = self.get_mut(ino)?;
         inode.attr.ctime = now;
-        let is_dir = inode.kind() == UploadKind::Directory;
-        if let Some(place) = inode.place.take() {
-            let dir = self.dir_mut(place.parent)?;
-            dir.children.remove(&place.name);
-            dir.subdirs -= u32::from(is_dir);
+        match inode.also.iter().position(|place| place.parent == parent && place.name == name) {
+            Some(at) => drop(inode.also.swap_remove(at)),
+            None => inode.place = inode.also.pop(),
         }
         self.mark(ino);
         Ok(())
@@ -431,8 +450,8 @@ impl Tree {
         let inode = self.inodes.get_mut(&ino)?;
         let Body::File(old) = &mut inode.body else { return None };
         let old = old.replace(sealed);
-        let up = inode.place.as_ref().map(|place| place.parent);
-        up.into_iter().for_each(|up| self.outdate(up));
+        let ups: Vec<_> = inode.places().map(|place| place.parent).collect();
+        ups.into_iter().for_each(|up| self.outdate(up));
         old
     }
 

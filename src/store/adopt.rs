@@ -30,7 +30,7 @@ impl Inner {
     }
 
     fn clone_file(self: &Arc<Self>, path: &Path) -> Result<Option<WorkingFile>, StoreError> {
-        if !self.can_clone {
+        if !self.can_clone() {
             return Ok(None);
         }
         let source = File::open(path).map_err(|e| StoreError::io("open", path, e))?;
@@ -38,7 +38,7 @@ impl Inner {
         match rustix::fs::ioctl_ficlone(&file, &source) {
             Ok(()) => Ok(Some(self.working(id, path))),
             Err(_) => {
-                self.remove_file(id)?;
+                self.discard(id);
                 Ok(None)
             }
         }

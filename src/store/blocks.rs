@@ -7,6 +7,7 @@ use lru::LruCache;
 
 use super::{
     Inner, Object, ObjectId, RECENT_OBJECTS, StoreError, codec::Leaf, guard, index, recheck::Look,
+    space::Room,
 };
 use crate::content::{Block, ByteRange, ContentId, Multihash, sha2_256};
 
@@ -55,7 +56,7 @@ impl Inner {
 
     pub(super) fn put_node(self: &Arc<Self>, block: &Block) -> Result<(), StoreError> {
         if inline(block.cid()).is_none() {
-            self.admit()?;
+            self.admit(Room { bytes: block.data().len() as u64, files: 0 })?;
             let mut pending = self.pending();
             pending.put_node(block);
             if pending.is_full() {
@@ -73,7 +74,10 @@ impl Inner {
     ) -> Result<Arc<Object>, StoreError> {
         match self.object_of(root)? {
             Some(object) if object.size() == size => Ok(object),
-            _ => self.make_object(*root, size),
+            _ => {
+                self.admit(Room { bytes: 0, files: 1 })?;
+                self.with_room(|| self.make_object(*root, size))
+            }
         }
     }
 
@@ -159,11 +163,14 @@ impl Inner {
         })?;
         let _leader = self.lead();
         self.pending().forget(hash);
-        self.index.write(|rows| {
+        let removed = self.index.write(|rows| {
             rows.remove(index::NODES, &hash.to_bytes())?;
             Ok(())
-        })?;
-        places.into_iter().try_for_each(|(object, range)| self.remove_range(&object, range))
+        });
+        self.unless_in_trouble(removed)?;
+        places.into_iter().try_for_each(|(object, range)| {
+            self.unless_in_trouble(self.remove_range(&object, range))
+        })
     }
 
     /// Takes bytes of an object out of service.
@@ -173,7 +180,7 @@ impl Inner {
         range: ByteRange,
     ) -> Result<(), StoreError> {
         let _leader = self.lead();
-        self.remove_range(object, range)
+        self.unless_in_trouble(self.remove_range(object, range))
     }
 
     /// Makes "absent" durable; the caller leads the group commit. What is pending stays, its bytes are checked

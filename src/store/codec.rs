@@ -78,6 +78,8 @@ pub(super) struct ObjectRow {
     pub(super) present: RangeSet,
     /// What the file looked like when it was sealed; none for content that was downloaded.
     pub(super) stamp: Option<FileStamp>,
+    /// It was made by publishing, not by fetching.
+    pub(super) sealed: bool,
     /// Files of the upload tree that it is.
     pub(super) owners: u64,
     /// Seconds since the epoch.
@@ -95,6 +97,7 @@ impl ObjectRow {
             merging: false,
             present: RangeSet::new(),
             stamp: None,
+            sealed: false,
             owners: 0,
             created_at,
             allocated: 0,
@@ -109,6 +112,7 @@ impl ObjectRow {
             merging: false,
             present: RangeSet::new(),
             stamp: None,
+            sealed: false,
             owners: 0,
             created_at,
             allocated: 0,
@@ -130,7 +134,8 @@ impl ObjectRow {
         out.push(
             u8::from(self.ever_complete)
                 | u8::from(self.stamp.is_some()) << 1
-                | u8::from(self.merging) << 2,
+                | u8::from(self.merging) << 2
+                | u8::from(self.sealed) << 3,
         );
         put_bytes(&mut out, &self.root.map(|r| r.to_bytes()).unwrap_or_default());
         for value in [self.size, self.owners, self.created_at, self.allocated] {
@@ -178,7 +183,7 @@ impl ObjectRow {
             at = start.checked_add(reader.varint()?).ok_or(Damaged)?;
             present.insert(ByteRange::new(start, at));
         }
-        let (ever_complete, merging) = (flags & 1 != 0, flags & 4 != 0);
+        let (ever_complete, merging, sealed) = (flags & 1 != 0, flags & 4 != 0, flags & 8 != 0);
         Ok(Self {
             root,
             size,
@@ -186,6 +191,7 @@ impl ObjectRow {
             merging,
             present,
             stamp,
+            sealed,
             owners,
             created_at,
             allocated,
@@ -329,6 +335,7 @@ mod tests {
                 merging: complete,
                 present: ranges.iter().map(|(at, len)| ByteRange::at(u64::from(*at), u64::from(*len))).collect(),
                 stamp: stamp.map(|(mtime, ctime, size)| FileStamp { mtime, ctime, size }),
+                sealed: !complete,
                 owners,
                 created_at: owners ^ size,
                 allocated: size / 2,

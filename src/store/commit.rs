@@ -95,6 +95,7 @@ impl Inner {
     /// What was published stays where it is until there is room; what removes or only moves goes on.
     fn refuse_when_full(&self, group: &Group) {
         if !self.reserve.is_whole() && !self.reserve.refill() {
+            self.tell(&self.reserve.full());
             group.fail(|request| !request.batch.seal.is_empty(), &self.reserve.full());
         }
     }
@@ -307,6 +308,7 @@ impl Inner {
         let size = seal.stamp.size;
         let mut row = ObjectRow::content(seal.root, size, now_secs());
         row.ever_complete = seal.present.is_none();
+        row.sealed = true;
         let whole = || [ByteRange::new(0, size)].into_iter().collect();
         row.present = seal.present.clone().unwrap_or_else(whole);
         row.stamp = Some(seal.stamp);
@@ -384,6 +386,7 @@ impl Inner {
             if !is_done(request) && (!batch.release.is_empty() || batch.published.is_some()) {
                 // Nodes that it reached may be reached by nothing now.
                 self.evicted.store(true, Ordering::Relaxed);
+                self.has_candidates();
             }
             finish(request, Ok(()));
         }
@@ -472,7 +475,7 @@ impl StoreError {
     }
 
     /// The same error for another caller of the same commit.
-    fn again(&self) -> Self {
+    pub(super) fn again(&self) -> Self {
         match self {
             Self::Io { what, path, source } => {
                 let source = match source.raw_os_error() {
@@ -484,10 +487,5 @@ impl StoreError {
             Self::Closed => Self::Closed,
             other => Self::Index(other.to_string()),
         }
-    }
-
-    /// Whether the disk is full.
-    pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
     }
 }

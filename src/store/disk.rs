@@ -11,7 +11,7 @@ use std::{
 
 use rustix::fs::FallocateFlags;
 
-use super::reserve::Reserve;
+use super::{reserve::Reserve, space::Space};
 use crate::content::ByteRange;
 
 /// Every step that changes the disk. Reads go straight to the files.
@@ -85,6 +85,11 @@ pub(super) trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Takes a name out.
     fn unlink(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    /// Room on the filesystem of `path`.
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        Space::of(path)
     }
 
     /// Gives the extents of `range` back; it reads as zeros from then on.

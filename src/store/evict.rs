@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Figures, GcReport, Inner, ObjectId, Store, StoreError, StoreOptions, guard, index};
+use super::{
+    Figures, GcReport, Inner, ObjectId, Store, StoreError, Trouble, guard, index,
+    space::{Room, Space},
+};
 use crate::tasks::Tasks;
 
 /// How often the limits are looked at when nothing is written: the disk also fills up by others.
@@ -17,47 +20,18 @@ const ENOSPC_ROOM: u64 = 256 << 20;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// How long the answer "nothing can be evicted" holds.
 const FRUITLESS: Duration = Duration::from_secs(1);
-/// Objects that go in one transaction.
-const EVICT_BATCH: usize = 64;
-
-/// How much disk may be used.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    cache: u64,
-    min_free: u64,
-}
-
-/// Room on the disk.
-#[derive(Clone, Copy, Debug)]
-struct Disk {
-    free: u64,
-    capacity: u64,
-}
-
-impl Limits {
-    pub(super) fn new(
-        options: &StoreOptions,
-        objects: &std::path::Path,
-    ) -> Result<Self, StoreError> {
-        let tenth = measure(objects)?.capacity / 10;
-        Ok(Self { cache: options.cache_limit.unwrap_or(tenth), min_free: options.min_free })
-    }
-}
-
-/// Bytes of the disk that `path` lies on.
-pub(super) fn capacity(path: &std::path::Path) -> Result<u64, StoreError> {
-    Ok(measure(path)?.capacity)
-}
-
-fn measure(path: &std::path::Path) -> Result<Disk, StoreError> {
-    let stat = rustix::fs::statvfs(path).map_err(|e| StoreError::io("statvfs", path, e.into()))?;
-    Ok(Disk { free: stat.f_bavail * stat.f_frsize, capacity: stat.f_blocks * stat.f_frsize })
-}
+/// Objects that go in one transaction, and their bytes: some 16,000 leaves.
+const EVICT_BATCH: usize = 1024;
+const EVICT_BYTES: u64 = 4 << 30;
+/// Objects that go at once when the disk has no inode left.
+const ENOSPC_FILES: u64 = 64;
 
 /// Content that may go.
 #[derive(Debug)]
 struct Candidate {
     id: ObjectId,
+    /// It is an upload that was removed: those go first.
+    removed: bool,
     last_read: u64,
     allocated: u64,
 }
@@ -65,6 +39,7 @@ struct Candidate {
 /// Starts the task that commits downloads and holds the limits, and the one that hashes again what looks changed.
 pub(super) fn start(inner: &Arc<Inner>, tasks: &Tasks) {
     super::recheck::start(inner, tasks);
+    super::ahead::start(inner, tasks);
     // Weak, so that a store whose last clone is dropped goes at once.
     let store = Arc::downgrade(inner);
     let (cancelled, runner) = (tasks.cancelled(), tasks.clone());
@@ -109,8 +84,10 @@ async fn wait_for_wake(inner: Arc<Inner>) {
 
 pub(super) fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
     let Some(inner) = store.upgrade() else { return };
-    inner.reserve.refill();
-    if let Err(error) = inner.flush() {
+    inner.recover_from_trouble();
+    if let Err(error) = inner.flush()
+        && !inner.tell(&error)
+    {
         tracing::warn!(%error, "downloaded blocks could not be made durable; they are tried again");
     }
     inner.write_reads_behind();
@@ -120,6 +97,7 @@ pub(super) fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
     let over = Figures::get(&inner.figures.cache) > inner.cache_allowance();
     if (due || over || inner.is_short())
         && let Err(error) = inner.evict()
+        && !inner.tell(&error)
     {
         tracing::warn!(%error, "eviction failed");
     }
@@ -141,84 +119,180 @@ impl Inner {
         self.limits.cache.saturating_add(u64::try_from(pinned).unwrap_or(0))
     }
 
+    /// A change of the disk failed. False where that says nothing about the disk: then the caller logs it.
+    pub(super) fn tell(&self, error: &StoreError) -> bool {
+        self.health.failed(&self.dir, error)
+    }
+
+    /// Finds out whether the disk works again where it did not.
+    fn recover_from_trouble(&self) {
+        let whole = self.reserve.refill();
+        match self.health.trouble() {
+            Some(Trouble::Full) if whole && !self.is_short() => self.health.has_room(&self.dir),
+            // The commit tells by itself how it ended.
+            Some(Trouble::ReadOnly | Trouble::Failing) => drop(self.index.probe()),
+            Some(Trouble::Full) | None => {}
+        }
+    }
+
+    pub(super) fn space(&self) -> Result<Space, StoreError> {
+        let space = self.gauge.space(&*self.disk, &self.objects);
+        space.map_err(|e| StoreError::io("statvfs", &self.objects, e))
+    }
+
     /// Whether less of the disk is free than should be, and looking for what can go is worth it: what is uploaded comes
     /// past the store, as fast as the disk takes it.
     fn is_short(&self) -> bool {
         let barren = guard(&self.fruitless).is_some_and(|at| at.elapsed() < EVICT_INTERVAL);
-        !barren && measure(&self.objects).is_ok_and(|disk| disk.free < self.limits.min_free)
+        !barren && !self.shortage(Room::default()).is_none()
+    }
+
+    /// What has to come free before `wanted` may be written. A disk that cannot be measured is not short: the write shows
+    /// what is wrong with it.
+    pub(super) fn shortage(&self, wanted: Room) -> Room {
+        self.space().map_or(Room::default(), |space| self.limits.shortage(&space, wanted))
     }
 
     /// Removes least recently read content until the limits hold.
     pub(super) fn evict(self: &Arc<Self>) -> Result<GcReport, StoreError> {
-        let disk = measure(&self.objects)?;
-        let room = self.limits.min_free.saturating_sub(disk.free);
+        let room = self.shortage(Room::default());
         let report = self.evict_until(room)?;
-        if room > 0 {
-            *guard(&self.fruitless) = (report.bytes == 0).then(Instant::now);
+        if !room.is_none() {
+            self.note_fruitless(report);
+            let left = self.shortage(Room::default());
+            if !left.is_none() {
+                let source = rustix::io::Errno::NOSPC.into();
+                self.tell(&StoreError::io("keep `min_free` on the disk of", &self.dir, source));
+            }
         }
         Ok(report)
     }
 
-    /// Makes room after a write found the disk full.
+    fn note_fruitless(&self, report: GcReport) {
+        *guard(&self.fruitless) = (report.objects == 0 && report.bytes == 0).then(Instant::now);
+    }
+
+    /// Makes room after a write found the disk full: some bytes and inodes above the limits, whatever the disk says of
+    /// itself.
     pub(super) fn evict_for_space(self: &Arc<Self>) -> Result<GcReport, StoreError> {
+        self.gauge.forget();
+        let files =
+            self.space().is_ok_and(|space| space.inodes > 0 && space.inodes_free < ENOSPC_FILES);
+        let least = Room { bytes: ENOSPC_ROOM, files: if files { ENOSPC_FILES } else { 0 } };
+        let short = self.shortage(Room::default());
+        self.evict_room(Room {
+            bytes: short.bytes.max(least.bytes),
+            files: short.files.max(least.files),
+        })
+    }
+
+    /// Removes content until `room` came free, unless a moment ago there was none to remove.
+    pub(super) fn evict_room(self: &Arc<Self>, room: Room) -> Result<GcReport, StoreError> {
         // While the disk is full each block that comes asks for room; looking through all content each time would be
         // all that the daemon does.
         if guard(&self.fruitless).is_some_and(|at| at.elapsed() < FRUITLESS) {
             return Ok(GcReport::default());
         }
-        let report = self.evict_until(ENOSPC_ROOM)?;
-        *guard(&self.fruitless) = (report.bytes == 0).then(Instant::now);
+        let report = self.evict_until(room)?;
+        self.note_fruitless(report);
         Ok(report)
     }
 
-    /// Refuses to take in more while the index could not follow.
-    pub(super) fn admit(self: &Arc<Self>) -> Result<(), StoreError> {
-        if self.reserve.is_whole() || self.reserve.refill() {
-            return Ok(());
-        }
-        self.evict_for_space()?;
-        if self.reserve.refill() { Ok(()) } else { Err(self.reserve.full()) }
+    /// Something may be evicted now that could not be before.
+    pub(super) fn has_candidates(&self) {
+        *guard(&self.fruitless) = None;
     }
 
-    /// Removes content until `room` bytes came free and the cache is under its limit.
-    fn evict_until(self: &Arc<Self>, room: u64) -> Result<GcReport, StoreError> {
+    /// Refuses to take in more where `min_free` would not hold or the index could not follow, after eviction.
+    pub(super) fn admit(self: &Arc<Self>, wanted: Room) -> Result<(), StoreError> {
+        self.check_writable()?;
+        if !self.reserve.is_whole() && !self.reserve.refill() {
+            self.evict_for_space()?;
+            if !self.reserve.refill() {
+                return Err(self.refused(self.reserve.full()));
+            }
+        }
+        let mut short = self.shortage(wanted);
+        if !short.is_none() {
+            self.evict_room(short)?;
+            self.gauge.forget();
+            short = self.shortage(wanted);
+        }
+        if short.is_none() {
+            self.gauge.spend(wanted);
+            return Ok(());
+        }
+        let source = rustix::io::Errno::NOSPC.into();
+        Err(self.refused(StoreError::io("keep `min_free` on the disk of", &self.dir, source)))
+    }
+
+    /// As [`Inner::admit`] for what only the index takes. The flusher evicts meanwhile; where it found nothing the disk is
+    /// known to be full.
+    pub(super) fn admit_row(&self) -> Result<(), StoreError> {
+        self.check_writable()?;
+        if self.reserve.is_whole() && self.shortage(Room::default()).bytes == 0 {
+            return Ok(());
+        }
+        self.wake.notify_one();
+        match self.health.trouble() {
+            Some(Trouble::Full) => Err(self.reserve.full()),
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&self, error: StoreError) -> StoreError {
+        self.tell(&error);
+        error
+    }
+
+    /// Refuses changes while the disk is read-only, so that nothing is acknowledged that only memory has.
+    pub(super) fn check_writable(&self) -> Result<(), StoreError> {
+        let read_only = self.health.trouble() == Some(Trouble::ReadOnly)
+            || self.space().is_ok_and(|space| space.read_only);
+        if !read_only {
+            return Ok(());
+        }
+        let source = rustix::io::Errno::ROFS.into();
+        Err(self.refused(StoreError::io("write to", &self.dir, source)))
+    }
+
+    /// Removes content until `room` came free and the cache is under its limit.
+    fn evict_until(self: &Arc<Self>, room: Room) -> Result<GcReport, StoreError> {
         let mut report = GcReport::default();
         let over = self.undisturbed(|since| self.evict_since(since, room, &mut report))?;
-        let over = over.unwrap_or(room);
+        let over = over.unwrap_or(room).bytes;
         if report.bytes < over {
             report.bytes += self.punch_open(over - report.bytes)?;
         }
+        self.gauge.forget();
         Ok(report)
     }
 
-    /// Removes whole objects as long as nothing else is committed; gives how many bytes were to go. None: something was,
-    /// and what may go has to be found out again.
+    /// Removes whole objects as long as nothing else is committed; gives how much was to go. None: something was, and what
+    /// may go has to be found out again.
     fn evict_since(
         self: &Arc<Self>,
         mut since: u64,
-        room: u64,
+        room: Room,
         report: &mut GcReport,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<Room>, StoreError> {
         let (mut candidates, total) = self.candidates()?;
         // What an earlier attempt removed counts, and is not in the total any more.
-        let over = total.saturating_sub(self.limits.cache).saturating_add(report.bytes).max(room);
-        if over <= report.bytes {
-            return Ok(Some(over));
-        }
-        candidates.sort_by_key(|c| (c.last_read, c.id));
+        let over = total.saturating_sub(self.limits.cache).saturating_add(report.bytes);
+        let over = Room { bytes: over.max(room.bytes), files: room.files };
+        candidates.sort_by_key(|c| (!c.removed, c.last_read, c.id));
         let mut candidates = candidates.into_iter();
-        while report.bytes < over {
-            let mut wanted = over - report.bytes;
-            let mut chunk = Vec::new();
-            for candidate in candidates.by_ref().take(EVICT_BATCH) {
-                wanted = wanted.saturating_sub(candidate.allocated);
-                chunk.push(candidate.id);
-                if wanted == 0 {
-                    break;
-                }
+        loop {
+            let mut wanted = over.less(Room { bytes: report.bytes, files: report.objects });
+            let (mut chunk, mut bytes) = (Vec::new(), 0);
+            while !wanted.is_none() && chunk.len() < EVICT_BATCH && bytes < EVICT_BYTES {
+                let Some(next) = candidates.next() else { break };
+                wanted = wanted.less(Room { bytes: next.allocated, files: 1 });
+                bytes += next.allocated;
+                chunk.push(next.id);
             }
             if chunk.is_empty() {
-                break;
+                return Ok(Some(over));
             }
             let Some(removed) = self.remove_objects(&chunk, Some(since))? else {
                 return Ok(None);
@@ -227,7 +301,6 @@ impl Inner {
             report.objects += removed.objects;
             report.bytes += removed.bytes;
         }
-        Ok(Some(over))
     }
 
     /// Content that is neither published nor pinned, and its bytes on disk.
@@ -247,7 +320,8 @@ impl Inner {
                 }
                 total += row.allocated;
                 let last_read = reads.get(&id).copied().unwrap_or(row.created_at);
-                candidates.push(Candidate { id, last_read, allocated: row.allocated });
+                let (removed, allocated) = (row.sealed, row.allocated);
+                candidates.push(Candidate { id, removed, last_read, allocated });
                 Ok(())
             })
         })?;
@@ -367,16 +441,20 @@ impl Inner {
     }
 
     pub(super) fn stats(&self) -> Result<super::StoreStats, StoreError> {
-        let disk = measure(&self.objects)?;
+        let space = self.space()?;
         let pinned = self.figures.pinned.load(Ordering::Relaxed);
         let evictable =
             Figures::get(&self.figures.cache).saturating_sub(u64::try_from(pinned).unwrap_or(0));
+        let evictable_files = Figures::get(&self.figures.cached);
         Ok(super::StoreStats {
             bytes: Figures::get(&self.figures.bytes),
             objects: Figures::get(&self.figures.objects),
             blocks: self.index.read(index::block_count)?,
-            available: (disk.free + evictable).saturating_sub(self.limits.min_free),
-            capacity: disk.capacity,
+            available: self.limits.available(&space, evictable),
+            free: space.free.saturating_add(space.reserved).saturating_add(evictable),
+            capacity: space.capacity,
+            files: space.inodes,
+            files_free: super::Limits::available_files(&space, evictable_files),
         })
     }
 }

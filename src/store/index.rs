@@ -19,16 +19,19 @@ use std::{
 };
 
 use redb::{
-    Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, TableDefinition, TableError,
+    Durability, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    TableDefinition, TableError,
 };
 
 use super::{
     ObjectId, StoreError,
     codec::{self, Leaf, ObjectRow},
-    disk::{Disk, IndexFile},
+    disk::Disk,
+    opening::{self, State},
+    recover::INDEX_FILE,
     reserve::Reserve,
     rows::{Delta, Rows},
+    trouble::Health,
 };
 use crate::content::{Block, Codec, ContentId, Multihash};
 
@@ -48,9 +51,6 @@ pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta")
 
 /// Version of the tables and rows. Any other one on disk was written by another release and is refused.
 const FORMAT: u64 = 2;
-/// Memory for pages of the index: the interior pages of 4 million blocks fit. Half as much again is felt in the memory of
-/// the daemon, which is to stay small however much is stored.
-const CACHE_BYTES: usize = 16 << 20;
 
 /// Name in `meta` of a number that is there once the upload tree has told which directories it shows.
 pub(super) const TREE_KNOWN: &str = "tree known";
@@ -65,20 +65,14 @@ enum Failure<T> {
     Commit { done: (T, Delta), number: u64, error: StoreError },
 }
 
-enum State {
-    Open(Database),
-    /// A commit failed; redb takes no more calls until it is opened again.
-    Failed,
-    Closed,
-}
-
 /// The open index.
 pub(super) struct Index {
-    path: PathBuf,
-    disk: Arc<dyn Disk>,
-    reserve: Arc<Reserve>,
+    pub(super) path: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) reserve: Arc<Reserve>,
+    pub(super) health: Arc<Health>,
     /// Held shared for each transaction, exclusively to close and to open again. Innermost lock.
-    state: RwLock<State>,
+    pub(super) state: RwLock<State>,
 }
 
 impl std::fmt::Debug for Index {
@@ -92,20 +86,23 @@ impl Index {
         path: &Path,
         disk: Arc<dyn Disk>,
         reserve: Arc<Reserve>,
+        health: Arc<Health>,
     ) -> Result<Self, StoreError> {
         if !path.exists() {
-            create(path, &disk, &reserve)?;
+            opening::create(path, &disk, &reserve)?;
         }
-        Self::open_existing(path, disk, reserve)
+        Self::open_existing(path, disk, reserve, health)
     }
 
-    fn open_existing(
+    pub(super) fn open_existing(
         path: &Path,
         disk: Arc<dyn Disk>,
         reserve: Arc<Reserve>,
+        health: Arc<Health>,
     ) -> Result<Self, StoreError> {
-        let state = RwLock::new(State::Open(open_database(path, &disk, &reserve)?));
-        let index = Self { path: path.to_owned(), disk, reserve, state };
+        let state = RwLock::new(State::Failed);
+        let index = Self { path: path.to_owned(), disk, reserve, health, state };
+        index.reopen()?;
         index.check_format()?;
         Ok(index)
     }
@@ -137,18 +134,18 @@ impl Index {
         &self,
         f: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        self.reopen()?;
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        match &*state {
-            State::Open(db) => f(&db.begin_read()?),
-            State::Failed => {
-                drop(state);
-                self.reopen()?;
-                let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-                let State::Open(db) = &*state else { return Err(StoreError::Closed) };
-                f(&db.begin_read()?)
-            }
-            State::Closed => Err(StoreError::Closed),
+        let Some(db) = state.database() else { return Err(StoreError::Closed) };
+        let done = db.begin_read().map_err(StoreError::from).and_then(|txn| f(&txn));
+        drop(state);
+        // After one page that the disk could not read redb gives no other page either, until it is opened again.
+        if let Err(error) = &done
+            && is_of_index(error)
+        {
+            self.fail();
         }
+        done
     }
 
     /// Runs `f` in a transaction and makes it durable; an error from `f` or the disk leaves everything as it was.
@@ -164,9 +161,12 @@ impl Index {
         &self,
         f: impl FnOnce(&mut Rows<'_>) -> Result<T, StoreError>,
     ) -> Result<(T, Delta), StoreError> {
-        self.reopen()?;
+        self.open_for_writing().inspect_err(|error| self.tell(error))?;
         let (done, error) = match self.attempt(f) {
-            Ok(done) => return Ok(done),
+            Ok(done) => {
+                self.health.works(self.dir());
+                return Ok(done);
+            }
             Err(Failure::Commit { done, number, error }) => (Some((done, number)), error),
             Err(Failure::Rows(error)) => (None, error),
         };
@@ -178,7 +178,10 @@ impl Index {
         // tell everyone else. A further durable commit shows that the disk takes writes again.
         match done {
             Some((done, number)) if self.stands(number).unwrap_or(false) => Ok(done),
-            _ => Err(error),
+            _ => {
+                self.tell(&error);
+                Err(error)
+            }
         }
     }
 
@@ -207,7 +210,7 @@ impl Index {
 
     fn fail(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*state, State::Open(_)) {
+        if state.database().is_some() {
             *state = State::Failed;
         }
     }
@@ -221,47 +224,15 @@ impl Index {
         Ok(stands)
     }
 
-    /// Opens the database again after a failed commit; it then stands at the last good one.
-    ///
-    /// What is read then comes from the page cache, and may not be on the disk although the kernel will not say so again.
-    /// That does no harm: a commit syncs its pages first and the header, which makes them count, after that. Where the first
-    /// sync failed the header still names the pages of the commit before; where the second did, the pages are on the disk,
-    /// and the header is written anew, and synced, before the commit counts as standing.
-    fn reopen(&self) -> Result<(), StoreError> {
-        if !matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Failed) {
-            return Ok(());
-        }
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*state, State::Failed) {
-            *state = State::Open(open_database(&self.path, &self.disk, &self.reserve)?);
-        }
-        Ok(())
-    }
-
     /// Closes the files; later calls fail.
     pub(super) fn close(&self) {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::Closed;
     }
 }
 
-/// Makes the index under another name first: a crash in the middle would leave a file that redb does not know.
-fn create(path: &Path, disk: &Arc<dyn Disk>, reserve: &Arc<Reserve>) -> Result<(), StoreError> {
-    let fresh = path.with_extension("new");
-    if fresh.exists() {
-        disk.unlink(&fresh).map_err(|e| StoreError::io("remove", &fresh, e))?;
-    }
-    Index::open_existing(&fresh, disk.clone(), reserve.clone())?.close();
-    disk.rename(&fresh, path).map_err(|e| StoreError::io("rename", &fresh, e))
-}
-
-fn open_database(
-    path: &Path,
-    disk: &Arc<dyn Disk>,
-    reserve: &Arc<Reserve>,
-) -> Result<Database, StoreError> {
-    let file = IndexFile::open(path, disk.clone(), reserve.clone())
-        .map_err(|e| StoreError::io("open", path, e))?;
-    Ok(Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(file)?)
+/// Whether the index itself could not be read.
+fn is_of_index(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { path, .. } if path.as_os_str() == INDEX_FILE)
 }
 
 /// A table that may not be there yet.

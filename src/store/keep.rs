@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Inner, KnownRoot, ObjectId, Pin, StoreError, codec, guard,
+    Inner, KnownRoot, ObjectId, Pin, Store, StoreError, codec, guard,
     index::{self, FILES, KNOWN, PINS, PUBLISHED},
 };
 use crate::content::{Block, ByteRange, Codec, ContentId, FileInfo, Multihash, Node, RangeSet};
@@ -69,6 +69,17 @@ pub(super) struct Retained {
 
 /// The walk is not repeated sooner, however much is committed and asked.
 const RETAINED_AGE: Duration = Duration::from_secs(1);
+
+impl Store {
+    /// Whether an object has an owner besides those who look at it by its id: files of the upload tree, or of torrents.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn is_owned(&self, id: ObjectId) -> Result<bool, StoreError> {
+        let row = self.inner.index.read(|txn| index::object_row(txn, id))?;
+        Ok(row.is_some_and(|row| row.owners > 0))
+    }
+}
 
 impl Inner {
     /// As [`super::Store::is_retained`].
@@ -146,7 +157,7 @@ impl Inner {
         self.index.write(|rows| rows.put(KNOWN, &key, &row))
     }
 
-    /// Pins and published files are known without having been opened.
+    /// Pins are known without having been opened.
     pub(super) fn known_roots(&self) -> Result<Vec<KnownRoot>, StoreError> {
         let mut known = self.index.read(|txn| {
             index::values(txn, KNOWN, |row| {
@@ -155,10 +166,7 @@ impl Inner {
             })
         })?;
         let mut seen: HashSet<_> = known.iter().map(|k| k.root.to_v1()).collect();
-        let others = self.pins()?.into_iter().map(|pin| pin.root);
-        let others = others.chain(self.published()?);
-        let others = others.chain(self.files()?.into_iter().map(|info| info.cid));
-        for root in others {
+        for root in self.pins()?.into_iter().map(|pin| pin.root) {
             if seen.insert(root.to_v1()) {
                 known.push(KnownRoot { root, directory: self.is_directory(&root)? });
             }

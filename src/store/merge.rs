@@ -117,7 +117,7 @@ impl Inner {
                     let end = bytes.len() - leaf.envelope.after.len();
                     let block = Block::from_store(index::leaf_id(*hash, leaf), bytes);
                     let place = Placement { offset: leaf.range.start, data: before..end };
-                    to.place(&block, &[place])?;
+                    to.place_admitted(&block, &[place])?;
                 }
             }
             match leaves.last() {

@@ -18,6 +18,7 @@ use super::{
     FileStamp, Inner, ObjectId, StoreError,
     codec::{Envelope, Leaf, ObjectRow},
     now_secs,
+    space::Room,
 };
 use crate::content::{Block, ByteRange, ContentId, Multihash, Placement, RangeSet};
 
@@ -109,8 +110,7 @@ impl Inner {
         }
         let (id, path, file) = self.create_file()?;
         if let Err(error) = self.disk.set_len(&file, size) {
-            // The first error tells more than why its file stays until the next start.
-            let _ = self.remove_file(id);
+            self.discard(id);
             return Err(StoreError::io("set length of", &path, error));
         }
         let row = ObjectRow::content(root, size, now_secs());
@@ -263,7 +263,17 @@ impl Object {
     /// ENOSPC when there is no room even after eviction; [`StoreError::Rejected`] for a place outside the file.
     pub fn place(self: &Arc<Self>, block: &Block, places: &[Placement]) -> Result<(), StoreError> {
         let store = self.store.upgrade().ok_or(StoreError::Closed)?;
-        store.admit()?;
+        store.admit(Room { bytes: block.data().len() as u64, files: 0 })?;
+        self.place_admitted(block, places)
+    }
+
+    /// As [`Object::place`], with no regard to `min_free`: for what moves content within the store.
+    pub(super) fn place_admitted(
+        self: &Arc<Self>,
+        block: &Block,
+        places: &[Placement],
+    ) -> Result<(), StoreError> {
+        let store = self.store.upgrade().ok_or(StoreError::Closed)?;
         if places.iter().all(|place| place.data.is_empty()) {
             store.pending().put_node(block);
             return Ok(());
@@ -302,13 +312,7 @@ impl Object {
                 after: data.slice(place.data.end..),
             },
         };
-        match self.write(store, block.cid().hash(), content, &leaf) {
-            Err(e) if e.is_no_space() => {
-                store.evict_for_space()?;
-                self.write(store, block.cid().hash(), content, &leaf)
-            }
-            other => other,
-        }
+        store.with_room(|| self.write(store, block.cid().hash(), content, &leaf))
     }
 
     fn write(

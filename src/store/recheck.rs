@@ -210,13 +210,22 @@ impl Inner {
             return Ok(());
         }
         object.set_stamp(stamp);
-        self.index.write(|rows| {
+        let written = self.index.write(|rows| {
             if let Some(mut row) = rows.object(object.id())?.filter(|row| row.stamp.is_some()) {
                 row.stamp = Some(stamp);
                 rows.put_object(object.id(), &row)?;
             }
             Ok(())
-        })
+        });
+        self.unless_in_trouble(written)
+    }
+
+    /// What a disk that takes no writes cannot note is known until the next start, which finds it out again.
+    pub(super) fn unless_in_trouble(&self, done: Result<(), StoreError>) -> Result<(), StoreError> {
+        match done {
+            Err(error) if self.tell(&error) => Ok(()),
+            done => done,
+        }
     }
 
     fn withdraw_wrong(&self, object: &Object, range: ByteRange) -> Result<(), StoreError> {

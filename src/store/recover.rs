@@ -17,12 +17,14 @@ use lru::LruCache;
 
 use super::{
     Figures, Inner, ObjectId, RECENT_OBJECTS, Store, StoreError, StoreOptions,
+    ahead::Writers,
     disk::Disk,
-    evict::Limits,
     index::{self, Index},
     reserve::Reserve,
     rows::Delta,
+    space::{Gauge, Limits},
     state::State,
+    trouble::Health,
     working,
 };
 use crate::tasks::Tasks;
@@ -57,17 +59,17 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         let path = working::object_path(&objects, ObjectId(low));
         make_dir(path.parent().unwrap_or(&objects))?;
     }
-    disk.sync_dir(&objects).map_err(|e| StoreError::io("sync", &objects, e))?;
+    let space = disk.space(&objects).map_err(|e| StoreError::io("statvfs", &objects, e))?;
+    sync_names(&*disk, &objects)?;
     let index_path = dir.join(INDEX_FILE);
-    let capacity = super::evict::capacity(&objects)?;
-    let reserve = Arc::new(Reserve::open(dir, capacity, disk.clone())?);
-    let index = Index::open(&index_path, disk.clone(), reserve.clone())?;
-    disk.sync_dir(dir).map_err(|e| StoreError::io("sync", dir, e))?;
+    let health = Arc::new(Health::default());
+    let reserve = Arc::new(Reserve::open(dir, space.capacity, disk.clone()));
+    let index = Index::open(&index_path, disk.clone(), reserve.clone(), health.clone())?;
+    sync_names(&*disk, dir)?;
     let state = State::open(&dir.join("state"))?;
-    let limits = Limits::new(options, &objects)?;
     Ok(Inner {
         dir: dir.clone(),
-        can_clone: working::probe_clone(dir),
+        cloning: working::Cloning::default(),
         reads: state.tree("store.last_read"),
         objects,
         disk,
@@ -76,7 +78,10 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         state,
         new_reads: Mutex::default(),
         lock,
-        limits,
+        limits: Limits::new(options, &space),
+        gauge: Gauge::default(),
+        health,
+        ahead: Writers::default(),
         next_id: AtomicU64::new(1),
         new_names: Mutex::default(),
         registry: Mutex::default(),
@@ -102,6 +107,16 @@ fn make_dir(path: &Path) -> Result<(), StoreError> {
     made.map_err(|e| StoreError::io("make", path, e))
 }
 
+/// Makes the names in a folder durable. On a disk that is read-only there are no new ones.
+fn sync_names(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+    match disk.sync_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::ReadOnlyFilesystem => {
+            Err(StoreError::io("sync", dir, error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How long a lock that is held is asked for again. A program that a process has just forked keeps what that process had
 /// open until it executes another one: also the lock of a store that was closed meanwhile, for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
@@ -110,7 +125,11 @@ const LOCK_POLL: Duration = Duration::from_millis(10);
 fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let mut options = File::options();
-    let opened = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let opened = match options.write(true).create(true).truncate(false).mode(0o600).open(&path) {
+        // A lock needs no descriptor that can write.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
+        opened => opened,
+    };
     let file = opened.map_err(|e| StoreError::io("open", &path, e))?;
     let begun = Instant::now();
     loop {
@@ -157,16 +176,24 @@ impl Inner {
         self.figures.add(delta);
         self.next_id.store(next, std::sync::atomic::Ordering::Relaxed);
         for id in files {
-            self.remove_file(id)?;
+            if let Err(error) = self.remove_file(id) {
+                // A read-only disk for one. The next start tries again.
+                self.tell(&error);
+            }
         }
         if lost.is_empty() {
             return Ok(());
         }
         tracing::warn!(count = lost.len(), "files of the store are gone; their rows are taken out");
-        let ((), delta) = self.index.write_counted(|rows| {
+        let removed = self.index.write_counted(|rows| {
             lost.iter().try_for_each(|id| rows.remove_object(*id).map(|_| ()))
-        })?;
-        self.figures.add(delta);
+        });
+        match removed {
+            Ok(((), delta)) => self.figures.add(delta),
+            // A read-only disk for one. Rows without a file harm no other content.
+            Err(error) if error.trouble().is_some() => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 

@@ -22,8 +22,14 @@ pub struct StoreStats {
     pub blocks: u64,
     /// Bytes of disk that may still be written without evicting what must be kept.
     pub available: u64,
+    /// Bytes of disk that hold nothing that must be kept, `min_free` and what is reserved for root included.
+    pub free: u64,
     /// Bytes of the disk.
     pub capacity: u64,
+    /// Inodes of the disk; 0 where they have no limit.
+    pub files: u64,
+    /// Files that may still be made without evicting what must be kept.
+    pub files_free: u64,
 }
 
 /// What a known root is, for the root listing.

@@ -31,9 +31,17 @@ pub(super) struct Reserve {
     path: PathBuf,
     disk: Arc<dyn Disk>,
     bytes: u64,
-    /// None where the filesystem cannot keep room: then nothing is, and nothing is refused for it.
-    file: Mutex<Option<File>>,
+    file: Mutex<Held>,
     whole: AtomicBool,
+}
+
+/// The file that holds the room.
+enum Held {
+    Open(File),
+    /// The disk did not let it be opened or made: it is tried again.
+    Missing,
+    /// The filesystem cannot keep room: then nothing is kept, and nothing is refused for it.
+    Unsupported,
 }
 
 impl fmt::Debug for Reserve {
@@ -43,18 +51,17 @@ impl fmt::Debug for Reserve {
 }
 
 impl Reserve {
-    /// Opens or makes the reserve in `dir`, on a disk of `capacity` bytes. A disk that is full already is no error.
-    pub(super) fn open(dir: &Path, capacity: u64, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
+    /// Opens or makes the reserve in `dir`, on a disk of `capacity` bytes. A disk that is full or read-only is no error.
+    pub(super) fn open(dir: &Path, capacity: u64, disk: Arc<dyn Disk>) -> Self {
         let path = dir.join(RESERVE_FILE);
-        let file = disk.open_or_create(&path).map_err(|e| StoreError::io("open", &path, e))?;
         let bytes = RESERVE_BYTES.min(capacity / SHARE_OF_DISK);
-        let file = Mutex::new(Some(file));
-        let reserve = Self { path, disk, bytes, file, whole: AtomicBool::new(false) };
+        let (file, whole) = (Mutex::new(Held::Missing), AtomicBool::new(false));
+        let reserve = Self { path, disk, bytes, file, whole };
         reserve.refill();
-        Ok(reserve)
+        reserve
     }
 
-    fn file(&self) -> MutexGuard<'_, Option<File>> {
+    fn file(&self) -> MutexGuard<'_, Held> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -69,15 +76,25 @@ impl Reserve {
         if self.is_whole() {
             return true;
         }
-        let Some(open) = &*file else { return true };
-        match self.disk.allocate(open, self.bytes) {
-            Ok(()) => self.whole.store(true, Ordering::Release),
-            Err(error) if is_full(&error) => {}
-            Err(error) => {
-                tracing::debug!(%error, "this filesystem keeps no room for the index");
-                *file = None;
-                self.whole.store(true, Ordering::Release);
+        if matches!(*file, Held::Missing) {
+            match self.disk.open_or_create(&self.path) {
+                Ok(opened) => *file = Held::Open(opened),
+                Err(error) => tracing::debug!(%error, "no room can be kept for the index now"),
             }
+        }
+        match &*file {
+            Held::Missing => return false,
+            Held::Unsupported => return true,
+            Held::Open(open) => match self.disk.allocate(open, self.bytes) {
+                Ok(()) => self.whole.store(true, Ordering::Release),
+                Err(error) if is_unsupported(&error) => {
+                    tracing::debug!(%error, "this filesystem keeps no room for the index");
+                    *file = Held::Unsupported;
+                    self.whole.store(true, Ordering::Release);
+                }
+                // Full, read-only or broken: what is kept stays what it is.
+                Err(error) => tracing::debug!(%error, "the room for the index is not whole"),
+            },
         }
         self.is_whole()
     }
@@ -85,10 +102,10 @@ impl Reserve {
     /// Gives a piece back to the disk for the index to take; false when nothing is left.
     fn release(&self) -> io::Result<bool> {
         let file = self.file();
-        let Some(open) = &*file else { return Ok(false) };
+        let Held::Open(open) = &*file else { return Ok(false) };
         let len = open.metadata()?.len();
         if self.whole.swap(false, Ordering::AcqRel) {
-            tracing::warn!("the disk is full: nothing is taken in until there is room again");
+            tracing::debug!("the index uses the room that is kept for it");
         }
         if len == 0 {
             return Ok(false);
@@ -119,4 +136,8 @@ impl Reserve {
 
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(libc::ENOSYS)
 }

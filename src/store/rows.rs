@@ -18,6 +18,8 @@ pub(super) struct Delta {
     pub(super) bytes: i64,
     /// Bytes of disk of content that nobody published.
     pub(super) cache: i64,
+    /// Objects of it.
+    pub(super) cached: i64,
 }
 
 impl Delta {
@@ -27,6 +29,7 @@ impl Delta {
         self.bytes += allocated;
         if row.is_cache() {
             self.cache += allocated;
+            self.cached += sign;
         }
     }
 }

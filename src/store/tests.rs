@@ -9,6 +9,7 @@ mod keeping;
 mod model;
 mod races;
 mod reached;
+mod trouble;
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
@@ -24,7 +25,7 @@ use crate::{
 pub(super) const LEAF: u64 = 4096;
 
 pub(super) fn options(dir: &Path) -> StoreOptions {
-    StoreOptions { dir: dir.to_owned(), cache_limit: Some(1 << 30), min_free: 0 }
+    StoreOptions { dir: dir.to_owned(), cache_limit: Some(1 << 30), min_free: Some(0) }
 }
 
 /// A runtime for the tasks of a store.

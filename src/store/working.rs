@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
@@ -18,6 +18,8 @@ use super::{
     codec::{Envelope, Leaf},
     disk::Disk,
     guard, index,
+    reserve::is_full,
+    space::Room,
 };
 use crate::{
     content::{ByteRange, Multihash},
@@ -226,13 +228,43 @@ impl Inner {
         Ok((id, path, file))
     }
 
-    pub(super) fn working_file(&self) -> Result<WorkingFile, StoreError> {
-        let (id, path, _) = self.create_file()?;
+    /// A new file where there is room for one.
+    pub(super) fn working_file(self: &Arc<Self>) -> Result<WorkingFile, StoreError> {
+        self.admit(Room { bytes: 0, files: 1 })?;
+        let (id, path, _) = self.with_room(|| self.create_file())?;
         Ok(self.working(id, path))
     }
 
     pub(super) fn working(&self, id: ObjectId, path: PathBuf) -> WorkingFile {
         WorkingFile { id, path, disk: self.disk.clone() }
+    }
+
+    /// Does a step that takes room on the disk, and again as long as it finds the disk full and eviction helps. Doing it
+    /// twice must do no harm.
+    pub(super) fn with_room<T>(
+        self: &Arc<Self>,
+        mut step: impl FnMut() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        loop {
+            let error = match step() {
+                Err(error) if error.is_no_space() => error,
+                other => return other,
+            };
+            let report = self.evict_for_space()?;
+            if report.bytes == 0 && report.objects == 0 {
+                self.tell(&error);
+                return Err(error);
+            }
+        }
+    }
+
+    /// Unlinks a working file that never became anything.
+    pub(super) fn discard(&self, id: ObjectId) {
+        if let Err(error) = self.remove_file(id)
+            && !self.tell(&error)
+        {
+            tracing::warn!(%error, "a file that is not needed stays until the next start");
+        }
     }
 
     pub(super) fn file_of(&self, id: ObjectId) -> WorkingFile {
@@ -249,20 +281,26 @@ impl Inner {
         self: &Arc<Self>,
         id: ObjectId,
     ) -> Result<Option<WorkingFile>, StoreError> {
-        if !self.can_clone {
+        if !self.can_clone() {
             return Ok(None);
         }
         let Some(object) = self.open_object(id)? else { return Ok(None) };
         let source = object.reader()?;
+        self.admit(Room { bytes: 0, files: 1 })?;
+        self.with_room(|| self.try_clone(&source))
+    }
+
+    fn try_clone(&self, source: &File) -> Result<Option<WorkingFile>, StoreError> {
         let (id, path, file) = self.create_file()?;
-        match rustix::fs::ioctl_ficlone(&file, &source) {
+        match rustix::fs::ioctl_ficlone(&file, source) {
             Ok(()) => Ok(Some(self.working(id, path))),
             Err(e) => {
-                self.remove_file(id)?;
-                if e == rustix::io::Errno::NOSPC {
-                    return Err(StoreError::io("clone into", &path, e.into()));
+                self.discard(id);
+                let error = io::Error::from(e);
+                if is_full(&error) {
+                    return Err(StoreError::io("clone into", &path, error));
                 }
-                tracing::warn!(error = %e, path = %path.display(), "a file cannot be cloned; it is copied");
+                tracing::warn!(%error, path = %path.display(), "a file cannot be cloned; it is copied");
                 Ok(None)
             }
         }
@@ -297,7 +335,7 @@ impl Inner {
     ) -> Result<bool, StoreError> {
         // Extents are shared in whole filesystem blocks.
         const ALIGNED: u64 = 4096;
-        if !self.can_clone
+        if !self.can_clone()
             || !range.start.is_multiple_of(ALIGNED)
             || !range.len().is_multiple_of(ALIGNED)
         {
@@ -350,16 +388,35 @@ pub(super) fn object_path(objects: &Path, id: ObjectId) -> PathBuf {
     objects.join(format!("{:02x}", id.0 & 0xff)).join(format!("{:016x}", id.0))
 }
 
-/// Whether FICLONE works between two files of `dir`.
-pub(super) fn probe_clone(dir: &Path) -> bool {
+/// Whether FICLONE works between two files of the data folder; unknown until a disk with room was asked.
+#[derive(Debug, Default)]
+pub(super) struct Cloning(Mutex<Option<bool>>);
+
+impl Inner {
+    pub(super) fn can_clone(&self) -> bool {
+        let mut known = guard(&self.cloning.0);
+        if let Some(known) = *known {
+            return known;
+        }
+        match probe_clone(&self.dir) {
+            Ok(()) => *known = Some(true),
+            // A disk that is full or read-only may clone once it is not.
+            Err(error) if is_full(&error) || error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+            Err(_) => *known = Some(false),
+        }
+        known.unwrap_or(false)
+    }
+}
+
+fn probe_clone(dir: &Path) -> io::Result<()> {
     let (a, b) = (dir.join("clone-probe-a"), dir.join("clone-probe-b"));
     let try_it = || -> io::Result<()> {
         std::fs::write(&a, [1u8; 4096])?;
         let target = File::create(&b)?;
         Ok(rustix::fs::ioctl_ficlone(&target, &File::open(&a)?)?)
     };
-    let works = try_it().is_ok();
+    let tried = try_it();
     // What is left behind would only be overwritten by the next probe.
     let _ = (std::fs::remove_file(&a), std::fs::remove_file(&b));
-    works
+    tried
 }

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::known::write_whole;
+use super::{Selection, known::write_whole};
 use crate::content::InfoHash;
 
 /// The file in the folder of a torrent that says it.
@@ -33,8 +33,30 @@ pub(super) struct About {
     pub(super) file: String,
     /// The link that it is known by, as long as nobody gave its description.
     pub(super) magnet: Option<String>,
+    /// A link with what others have said of it, which its description does not say.
+    pub(super) said: Option<String>,
+    /// Why its description, which came, is none.
+    pub(super) refused: Option<Refusal>,
     /// What of it is kept.
     pub(super) pins: Vec<TorrentPin>,
+}
+
+/// Why a description is none, to the version that said so: a later one may take it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Refusal {
+    why: String,
+    version: String,
+}
+
+impl Refusal {
+    pub(super) fn of(why: String) -> Self {
+        Self { why, version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+
+    /// The reason, unless another version gave it.
+    pub(super) fn now(self) -> Option<String> {
+        (self.version == env!("CARGO_PKG_VERSION")).then_some(self.why)
+    }
 }
 
 /// A file or directory of a torrent that is fetched to its end and kept.
@@ -44,6 +66,9 @@ pub struct TorrentPin {
     pub node: u32,
     /// A name for people.
     pub name: String,
+    /// The files of it that are kept, where not all of them are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<Selection>,
 }
 
 impl About {

@@ -185,33 +185,7 @@ impl Active {
         }
     }
 
-    /// Gives it to others and fetches what is wanted of it.
-    pub(super) async fn go_live(&self) -> Result<(), TorrentError> {
-        let started = self.try_to_go_live().await;
-        let failed = started.as_ref().err();
-        let trouble = failed.filter(|e| !matches!(e, TorrentError::Paused(_))).cloned();
-        self.will().trouble = trouble;
-        started
-    }
-
-    async fn try_to_go_live(&self) -> Result<(), TorrentError> {
-        self.may_go()?;
-        let hash = self.metainfo.hash;
-        if let Some(published) = self.files.published().cloned() {
-            let look = move || published.missing();
-            let missing = self.torrents.tasks().blocking("look at what is seeded", look).await;
-            if let Some(id) = missing.map_err(|_| TorrentError::Closed)? {
-                return Err(TorrentError::Gone { hash, id });
-            }
-        }
-        let fetch = self.fetch().await?;
-        if let Some(published) = self.files.published().filter(|_| !self.pieces.is_complete()) {
-            return Err(TorrentError::Gone { hash, id: published.source.root });
-        }
-        fetch.go_live(self).await
-    }
-
-    async fn fetch(&self) -> Result<&Fetch, TorrentError> {
+    pub(super) async fn fetch(&self) -> Result<&Fetch, TorrentError> {
         if self.will().removed {
             return Err(TorrentError::Removed(self.metainfo.hash));
         }

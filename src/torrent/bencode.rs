@@ -1,14 +1,14 @@
 //! Bencode, as far as torrents need it: a bounded reader that knows the bytes of every value, and a writer.
+//!
+//! A text is checked once, as a whole; its values are slices of it and are looked into one level at a time. So a
+//! description of a million files takes no memory besides its text.
 
-use std::collections::BTreeMap;
-
-/// Deepest nesting: a torrent needs five levels.
-const MAX_DEPTH: usize = 32;
-/// Most values in one text. Each takes some 50 bytes of memory and as little as two of the text; a torrent of 100,000
-/// files has 600,000.
-const MAX_VALUES: usize = 1_000_000;
+/// Deepest nesting, as libtorrent has it: a torrent needs five levels, one of version 2 as many as its directories.
+const MAX_DEPTH: usize = 100;
 /// Digits of the longest length that is believed: no text is longer than a few megabytes.
 const MAX_LEN_DIGITS: usize = 9;
+/// Digits of a number; those that do not fit into 64 bits are taken for absent.
+const MAX_INT_DIGITS: usize = 64;
 
 /// What is wrong with a text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,29 +20,26 @@ pub struct BencodeError {
     pub what: &'static str,
 }
 
-/// A value that points into the text that it was read from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value<'a> {
-    Int(i64),
-    Bytes(&'a [u8]),
-    List(Vec<Value<'a>>),
-    Dict(Dict<'a>),
-}
+/// A value, as it is written in a text that was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Value<'a>(&'a [u8]);
 
-/// A dictionary with the bytes of each of its values.
+/// A dictionary. Keys may be out of order; of one that stands twice the first value counts, as in libtorrent and in the
+/// session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Dict<'a> {
-    entries: BTreeMap<&'a [u8], (Value<'a>, &'a [u8])>,
+    entries: Vec<(&'a [u8], Value<'a>)>,
 }
 
 impl<'a> Dict<'a> {
-    pub(super) fn get(&self, key: &str) -> Option<&Value<'a>> {
-        self.entries.get(key.as_bytes()).map(|(value, _)| value)
+    pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
+        let found = self.entries.iter().find(|(name, _)| *name == key.as_bytes());
+        found.map(|(_, value)| *value)
     }
 
     /// The value as it is written.
     pub(super) fn raw(&self, key: &str) -> Option<&'a [u8]> {
-        self.entries.get(key.as_bytes()).map(|(_, raw)| *raw)
+        self.get(key).map(|value| value.0)
     }
 
     pub(super) fn bytes(&self, key: &str) -> Option<&'a [u8]> {
@@ -50,61 +47,58 @@ impl<'a> Dict<'a> {
     }
 
     pub(super) fn int(&self, key: &str) -> Option<i64> {
-        match self.get(key)? {
-            Value::Int(number) => Some(*number),
-            Value::Bytes(_) | Value::List(_) | Value::Dict(_) => None,
-        }
+        self.get(key)?.as_int()
     }
 
-    pub(super) fn list(&self, key: &str) -> Option<&[Value<'a>]> {
+    pub(super) fn list(&self, key: &str) -> Option<Vec<Value<'a>>> {
         self.get(key)?.as_list()
     }
 
-    pub(super) fn dict(&self, key: &str) -> Option<&Dict<'a>> {
+    pub(super) fn dict(&self, key: &str) -> Option<Dict<'a>> {
         self.get(key)?.as_dict()
     }
 }
 
 impl<'a> Value<'a> {
-    pub(super) fn as_bytes(&self) -> Option<&'a [u8]> {
-        match self {
-            Self::Bytes(bytes) => Some(bytes),
-            Self::Int(_) | Self::List(_) | Self::Dict(_) => None,
-        }
+    pub(super) fn as_int(self) -> Option<i64> {
+        let digits = self.0.strip_prefix(b"i")?.strip_suffix(b"e")?;
+        std::str::from_utf8(digits).ok()?.parse().ok()
     }
 
-    pub(super) fn as_list(&self) -> Option<&[Value<'a>]> {
-        match self {
-            Self::List(list) => Some(list),
-            Self::Int(_) | Self::Bytes(_) | Self::Dict(_) => None,
-        }
+    pub(super) fn as_bytes(self) -> Option<&'a [u8]> {
+        let first = self.0.first().filter(|byte| byte.is_ascii_digit());
+        first.and_then(|_| Reader { text: self.0, at: 0 }.string().ok())
     }
 
-    pub(super) fn as_dict(&self) -> Option<&Dict<'a>> {
-        match self {
-            Self::Dict(dict) => Some(dict),
-            Self::Int(_) | Self::Bytes(_) | Self::List(_) => None,
+    pub(super) fn as_list(self) -> Option<Vec<Value<'a>>> {
+        self.0.first().filter(|byte| **byte == b'l')?;
+        let (mut reader, mut list) = (Reader { text: self.0, at: 1 }, Vec::new());
+        while reader.peek().ok()? != b'e' {
+            list.push(reader.value(0).ok()?);
         }
+        Some(list)
+    }
+
+    pub(super) fn as_dict(self) -> Option<Dict<'a>> {
+        self.0.first().filter(|byte| **byte == b'd')?;
+        let (mut reader, mut entries) = (Reader { text: self.0, at: 1 }, Vec::new());
+        while reader.peek().ok()? != b'e' {
+            entries.push((reader.string().ok()?, reader.value(0).ok()?));
+        }
+        Some(Dict { entries })
     }
 }
 
-/// Reads a text that is one dictionary and nothing else.
+/// Reads the dictionary that a text begins with. What stands behind it is left alone: some programs end a file with a
+/// newline, and all others take it.
 pub(super) fn decode(text: &[u8]) -> Result<Dict<'_>, BencodeError> {
-    let mut reader = Reader { text, at: 0, values: 0 };
-    let value = reader.value(0)?;
-    if reader.at != text.len() {
-        return Err(reader.wrong("there is something behind the end"));
-    }
-    match value {
-        Value::Dict(dict) => Ok(dict),
-        _ => Err(BencodeError { at: 0, what: "not a dictionary" }),
-    }
+    let value = Reader { text, at: 0 }.value(0)?;
+    value.as_dict().ok_or(BencodeError { at: 0, what: "not a dictionary" })
 }
 
 struct Reader<'a> {
     text: &'a [u8],
     at: usize,
-    values: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -113,85 +107,68 @@ impl<'a> Reader<'a> {
     }
 
     fn peek(&self) -> Result<u8, BencodeError> {
-        self.text.get(self.at).copied().ok_or_else(|| self.wrong("it ends in the middle"))
+        self.text.get(self.at).copied().ok_or_else(|| self.wrong("it ends too early"))
     }
 
+    /// Steps over a value and all within it.
     fn value(&mut self, depth: usize) -> Result<Value<'a>, BencodeError> {
         if depth > MAX_DEPTH {
             return Err(self.wrong("it is nested too deep"));
         }
-        self.values += 1;
-        if self.values > MAX_VALUES {
-            return Err(self.wrong("it has too many values"));
-        }
+        let begin = self.at;
         match self.peek()? {
-            b'i' => self.int().map(Value::Int),
-            b'0'..=b'9' => self.string().map(Value::Bytes),
-            b'l' => self.list(depth).map(Value::List),
-            b'd' => self.dict(depth).map(Value::Dict),
-            _ => Err(self.wrong("neither a number, a string, a list nor a dictionary")),
+            b'i' => self.int()?,
+            b'0'..=b'9' => drop(self.string()?),
+            kind @ (b'l' | b'd') => {
+                self.at += 1;
+                while self.peek()? != b'e' {
+                    if kind == b'd' {
+                        self.string()?;
+                    }
+                    self.value(depth + 1)?;
+                }
+                self.at += 1;
+            }
+            _ => return Err(self.wrong("neither a number, a string, a list nor a dictionary")),
         }
+        Ok(Value(&self.text[begin..self.at]))
     }
 
     /// The bytes up to `end`, of which the first `longest` are looked at; steps behind `end`.
-    fn until(&mut self, end: u8, longest: usize) -> Result<&'a str, BencodeError> {
+    fn until(&mut self, end: u8, longest: usize) -> Result<&'a [u8], BencodeError> {
         let rest = self.text.get(self.at..).unwrap_or_default();
         let len = rest
             .iter()
             .take(longest + 1)
             .position(|byte| *byte == end)
             .ok_or_else(|| self.wrong("a number has no end"))?;
-        let digits = std::str::from_utf8(&rest[..len]);
-        let digits = digits.map_err(|_| self.wrong("a number has other characters than digits"))?;
         self.at += len + 1;
-        Ok(digits)
+        Ok(&rest[..len])
     }
 
-    fn int(&mut self) -> Result<i64, BencodeError> {
+    fn int(&mut self) -> Result<(), BencodeError> {
         self.at += 1;
         let begin = self.at;
-        // The longest i64 has 19 digits and a sign.
-        let digits = self.until(b'e', 20)?;
-        let number = (!digits.starts_with('+')).then(|| digits.parse().ok()).flatten();
-        number.ok_or(BencodeError { at: begin, what: "not a number" })
+        let number = self.until(b'e', MAX_INT_DIGITS)?;
+        let digits = number.strip_prefix(b"-").unwrap_or(number);
+        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(BencodeError { at: begin, what: "not a number" });
+        }
+        Ok(())
     }
 
     fn string(&mut self) -> Result<&'a [u8], BencodeError> {
         let begin = self.at;
         let digits = self.until(b':', MAX_LEN_DIGITS)?;
         let wrong = |what| BencodeError { at: begin, what };
-        let len: usize = digits.parse().map_err(|_| wrong("not a length"))?;
+        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(wrong("not a length"));
+        }
+        // At most nine digits.
+        let len = digits.iter().fold(0, |len, digit| len * 10 + usize::from(digit - b'0'));
         let bytes = self.text.get(self.at..).and_then(|rest| rest.get(..len));
         self.at += len;
         bytes.ok_or_else(|| wrong("a string is longer than the rest"))
-    }
-
-    fn list(&mut self, depth: usize) -> Result<Vec<Value<'a>>, BencodeError> {
-        self.at += 1;
-        let mut list = Vec::new();
-        while self.peek()? != b'e' {
-            list.push(self.value(depth + 1)?);
-        }
-        self.at += 1;
-        Ok(list)
-    }
-
-    /// Keys out of order are met in the wild and taken; a key that stands twice is not: two readers could read it
-    /// differently, and what one of them checked would not be what the other one uses.
-    fn dict(&mut self, depth: usize) -> Result<Dict<'a>, BencodeError> {
-        self.at += 1;
-        let mut dict = Dict::default();
-        while self.peek()? != b'e' {
-            let key = self.string()?;
-            let begin = self.at;
-            let value = self.value(depth + 1)?;
-            let raw = &self.text[begin..self.at];
-            if dict.entries.insert(key, (value, raw)).is_some() {
-                return Err(BencodeError { at: begin, what: "a key stands twice" });
-            }
-        }
-        self.at += 1;
-        Ok(dict)
     }
 }
 
@@ -235,15 +212,14 @@ mod tests {
             (b"d", 1),
             (b"d1:a", 4),
             (b"d1:ai1e", 7),
-            (b"d1:ai1ee1:b", 8),
             (b"d1:ai+1ee", 5),
             (b"d1:aiee", 5),
             (b"d1:a5:xe", 4),
             (b"d1:a9999999999:xe", 4),
-            (b"d1:ai1e1:ai2ee", 10),
             (b"di1ei2ee", 1),
             (b"d1:axe", 4),
-            (b"d1:ai99999999999999999999e", 5),
+            (b"d1:ai-e", 5),
+            (b"d-1:ai1ee", 1),
         ] {
             let error = decode(text).unwrap_err();
             assert_eq!(error.at, at, "{}: {error}", text.escape_ascii());
@@ -251,11 +227,27 @@ mod tests {
     }
 
     #[test]
-    fn depth_and_number_of_values_are_bounded() {
+    fn nesting_is_bounded_and_length_is_not() {
         let deep = [&b"d1:a"[..], &b"l".repeat(100_000)].concat();
         assert_eq!(decode(&deep).unwrap_err().what, "it is nested too deep");
-        let many = [&b"d1:al"[..], &b"le".repeat(MAX_VALUES), b"ee"].concat();
-        assert_eq!(decode(&many).unwrap_err().what, "it has too many values");
+        let many = [&b"d1:al"[..], &b"le".repeat(2_000_000), b"ee"].concat();
+        assert_eq!(decode(&many).unwrap().list("a").unwrap().len(), 2_000_000);
+    }
+
+    #[test]
+    fn oddly_written_texts_mean_what_they_mean_elsewhere() {
+        // Something behind the end, keys out of order, a key twice, a number that is too large.
+        for text in [&b"d1:ai1e1:bi2ee\n"[..], b"d1:bi2e1:ai1ee", b"d1:bi2e1:ai1e1:ai3ee"] {
+            let dict = decode(text).unwrap();
+            assert_eq!(
+                (dict.int("a"), dict.int("b")),
+                (Some(1), Some(2)),
+                "{}",
+                text.escape_ascii()
+            );
+        }
+        let large = decode(b"d1:ai99999999999999999999e1:b03:abce").unwrap();
+        assert_eq!((large.int("a"), large.bytes("b")), (None, Some(&b"abc"[..])));
     }
 
     proptest! {

@@ -13,10 +13,7 @@ use std::{
 
 use lru::LruCache;
 
-use super::{
-    Metainfo, MetainfoError, TorrentError, Torrents,
-    metainfo::{around_info, info_of},
-};
+use super::{Metainfo, TorrentError, Torrents};
 use crate::content::InfoHash;
 
 /// Torrents whose fellows are remembered, and how many of each.
@@ -94,10 +91,7 @@ impl Torrents {
 
     /// The info dictionary of a torrent, as others know it by its hash, where it is not longer than that. May read a file.
     pub fn info(&self, hash: InfoHash, longest: usize) -> Option<Vec<u8>> {
-        // Trackers and servers stand beside it: what is far longer is not even read.
-        let fits = self.known().text_len(hash) <= 2 * longest as u64;
-        let text = fits.then(|| self.known().read(hash).ok()).flatten()?;
-        info_of(&text).ok().filter(|info| info.len() <= longest)
+        self.known().info(hash, longest)
     }
 
     /// Where a torrent that is given or fetched now takes part in its swarm.
@@ -118,12 +112,9 @@ impl Torrents {
     /// # Errors
     /// [`MetainfoError::Other`] where it is not; else as [`Torrents::keep`].
     pub fn keep_info(&self, hash: InfoHash, info: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
-        let text = around_info(info, &[]);
-        let found = Metainfo::parse(&text)?;
-        if found.hash != hash {
-            return Err(MetainfoError::Other(found.hash).into());
-        }
-        self.keep(&text)
+        let kept = self.known().keep_info(hash, info)?;
+        self.searches().told(hash);
+        Ok(kept)
     }
 
     /// The files of a torrent that are being read, by their numbers.

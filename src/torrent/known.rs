@@ -16,14 +16,13 @@ use std::{
 use lru::LruCache;
 
 use super::{
-    ListedTorrent, Magnet, Metainfo, MetainfoError, Source, TorrentError,
+    ListedTorrent, Magnet, Metainfo, Source, TorrentError,
     about::{About, Listing},
     made::{Index, Made},
-    metainfo::{MAX_METAINFO, with_link},
 };
 use crate::content::InfoHash;
 
-const METAINFO: &str = "metainfo";
+pub(super) const METAINFO: &str = "metainfo";
 /// What the files of a torrent are read from, where they are not in its folder.
 const SOURCE: &str = "source";
 const SESSION: &str = "session";
@@ -38,18 +37,18 @@ const SAID: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 #[derive(Debug)]
 pub(super) struct Known {
     dir: PathBuf,
-    cached: Mutex<LruCache<InfoHash, Arc<Metainfo>>>,
+    pub(super) cached: Mutex<LruCache<InfoHash, Arc<Metainfo>>>,
     /// What links said of torrents.
     said: Mutex<LruCache<InfoHash, Magnet>>,
     /// All that have a description on disk.
-    all: Mutex<BTreeSet<InfoHash>>,
+    pub(super) all: Mutex<BTreeSet<InfoHash>>,
     /// What is to be done with each, and its names.
-    listing: Mutex<Listing>,
+    pub(super) listing: Mutex<Listing>,
     /// Those that were made from what is published.
     pub(super) made: Mutex<Index>,
     /// Held while a description or a change of the listing is written, so that the last change is the last on disk.
     /// Taken before all others.
-    writing: Mutex<()>,
+    pub(super) writing: Mutex<()>,
 }
 
 impl Known {
@@ -93,13 +92,18 @@ impl Known {
             let described = guard(&self.all).contains(&hash);
             match about {
                 Some(about) if described => {
+                    let said = about.said.as_ref().and_then(|said| said.parse().ok());
+                    if let Some(said) = said {
+                        self.learn(&said);
+                    }
                     guard(&self.listing).put(hash, about, "");
                 }
-                Some(About { magnet: Some(magnet), link, pins, .. }) => {
+                Some(About { magnet: Some(magnet), link, pins, refused, .. }) => {
                     let Ok(said) = magnet.parse::<Magnet>() else { continue };
                     let name = said.name.clone().unwrap_or_default();
                     self.learn(&said);
-                    let about = About { magnet: Some(magnet), link, pins, ..About::default() };
+                    let magnet = Some(magnet);
+                    let about = About { magnet, link, pins, refused, ..About::default() };
                     guard(&self.listing).put(hash, about, &shown(&name));
                 }
                 Some(_) => {}
@@ -170,7 +174,8 @@ impl Known {
         if guard(&self.listing).about(magnet.hash).is_some() {
             return Ok(());
         }
-        let about = About { magnet: Some(magnet.to_string()), ..About::default() };
+        let about =
+            About { magnet: Some(magnet.without_selection().to_string()), ..About::default() };
         let name = shown(magnet.name.as_deref().unwrap_or_default());
         let about = guard(&self.listing).put(magnet.hash, about, &name).clone();
         about.write(&self.folder(magnet.hash)).map_err(|e| TorrentError::disk("write", e))
@@ -197,13 +202,13 @@ impl Known {
         Ok(())
     }
 
-    /// Forgets a torrent, with all of it that is on disk.
+    /// Forgets a torrent, with all of it that is on disk. What links said is remembered: the kernel may know one by its
+    /// name still, and does not ask again what it says.
     pub(super) fn forget(&self, hash: InfoHash) -> Result<(), TorrentError> {
         let _writing = guard(&self.writing);
         guard(&self.listing).remove(hash);
         guard(&self.all).remove(&hash);
         guard(&self.cached).pop(&hash);
-        guard(&self.said).pop(&hash);
         guard(&self.made).remove(hash);
         let told = |e| TorrentError::disk("remove", e);
         remove(&self.bitfield_path(hash)).map_err(told)?;
@@ -250,16 +255,17 @@ impl Known {
 
     /// Keeps what a link says for when the torrent is searched; whether it says anything new.
     pub(super) fn learn(&self, magnet: &Magnet) -> bool {
+        let magnet = magnet.without_selection();
         let mut said = guard(&self.said);
         match said.get_mut(&magnet.hash) {
             Some(known) => {
                 let before = known.clone();
-                known.merge(magnet);
+                known.merge(&magnet);
                 *known != before
             }
-            None if *magnet == Magnet::of(magnet.hash) => false,
+            None if magnet == Magnet::of(magnet.hash) => false,
             None => {
-                said.put(magnet.hash, magnet.clone());
+                said.put(magnet.hash, magnet);
                 true
             }
         }
@@ -268,82 +274,6 @@ impl Known {
     /// What links said of a torrent.
     pub(super) fn said(&self, hash: InfoHash) -> Magnet {
         guard(&self.said).get(&hash).cloned().unwrap_or_else(|| Magnet::of(hash))
-    }
-
-    /// The description, when it is here.
-    pub(super) fn metainfo(&self, hash: InfoHash) -> Option<Result<Arc<Metainfo>, TorrentError>> {
-        if let Some(known) = guard(&self.cached).get(&hash) {
-            return Some(Ok(known.clone()));
-        }
-        if !guard(&self.all).contains(&hash) {
-            return None;
-        }
-        let read = self.read(hash).and_then(|text| {
-            let metainfo = Metainfo::parse(&text)?;
-            if metainfo.hash == hash {
-                Ok(metainfo)
-            } else {
-                Err(MetainfoError::Other(metainfo.hash).into())
-            }
-        });
-        Some(read.map(|metainfo| self.cache(metainfo)))
-    }
-
-    /// The description as it is on disk.
-    pub(super) fn read(&self, hash: InfoHash) -> Result<Vec<u8>, TorrentError> {
-        let path = self.folder(hash).join(METAINFO);
-        let len = fs::metadata(&path).map_err(|e| TorrentError::disk("read", e))?.len();
-        if len > MAX_METAINFO as u64 {
-            return Err(MetainfoError::TooLong.into());
-        }
-        fs::read(path).map_err(|e| TorrentError::disk("read", e))
-    }
-
-    /// Where the description is on disk.
-    pub(super) fn text_path(&self, hash: InfoHash) -> PathBuf {
-        self.folder(hash).join(METAINFO)
-    }
-
-    /// Bytes of the description on disk.
-    pub(super) fn text_len(&self, hash: InfoHash) -> u64 {
-        fs::metadata(self.text_path(hash)).map_or(0, |found| found.len())
-    }
-
-    /// Keeps a description, with the trackers and servers that links named for it. Another one of the same torrent that
-    /// is here already stays.
-    pub(super) fn keep(&self, text: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
-        let mut metainfo = Metainfo::parse(text)?;
-        let hash = metainfo.hash;
-        // The one that is dropped in and the one that a peer gives may come at once.
-        let _writing = guard(&self.writing);
-        if let Some(Ok(known)) = self.metainfo(hash) {
-            self.learn(&metainfo.magnet());
-            return Ok(known);
-        }
-        let mut magnet = metainfo.magnet();
-        magnet.merge(&self.said(hash));
-        let text = with_link(text, &magnet)?;
-        (metainfo.trackers, metainfo.webseeds) = (magnet.trackers, magnet.webseeds);
-        self.write(hash, &text, &metainfo).map_err(|e| TorrentError::disk("write", e))?;
-        guard(&self.all).insert(hash);
-        Ok(self.cache(metainfo))
-    }
-
-    fn cache(&self, metainfo: Metainfo) -> Arc<Metainfo> {
-        let metainfo = Arc::new(metainfo);
-        guard(&self.cached).put(metainfo.hash, metainfo.clone());
-        metainfo
-    }
-
-    /// To be called with `writing` held.
-    fn write(&self, hash: InfoHash, text: &[u8], metainfo: &Metainfo) -> io::Result<()> {
-        let folder = self.folder(hash);
-        fs::create_dir_all(&folder)?;
-        write_whole(&folder, METAINFO, text)?;
-        let about = About { magnet: None, ..self.about(hash).unwrap_or_default() };
-        let name = shown(&metainfo.name.to_string_lossy());
-        let about = guard(&self.listing).put(hash, about, &name).clone();
-        about.write(&folder)
     }
 
     /// Called before anything believes what librqbit wrote down of the pieces that are here. That is true as long as
@@ -400,7 +330,7 @@ impl Known {
 }
 
 /// A name that can be one of a listing.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     match name {
         "." | ".." => String::new(),
         name => name.replace(['/', '\0'], "_"),
@@ -428,6 +358,6 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn guard<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn guard<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }

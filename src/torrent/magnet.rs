@@ -3,7 +3,9 @@
 use std::{fmt, net::SocketAddr, str::FromStr};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use url::Url;
 
+use super::Selection;
 use crate::content::InfoHash;
 
 /// Longest link: the kernel ends names at 1,024 bytes, browsers links at some thousand.
@@ -27,6 +29,8 @@ pub struct Magnet {
     pub peers: Vec<SocketAddr>,
     /// Servers that have its files (`ws`), as they are written.
     pub webseeds: Vec<String>,
+    /// The files that are wanted (`so`); none: all of them.
+    pub selected: Option<Selection>,
 }
 
 /// Why a text is no magnet link.
@@ -56,7 +60,7 @@ impl Magnet {
     /// A torrent of which nothing but its hash is known.
     pub fn of(hash: InfoHash) -> Self {
         let (trackers, peers, webseeds) = Default::default();
-        Self { hash, name: None, trackers, peers, webseeds }
+        Self { hash, name: None, trackers, peers, webseeds, selected: None }
     }
 
     /// Whether a text is to be read as a magnet link, well-formed or not.
@@ -64,7 +68,12 @@ impl Magnet {
         text.get(..7).is_some_and(|head| head.eq_ignore_ascii_case("magnet:"))
     }
 
-    /// Adds what another link says of the same torrent.
+    /// What the link says of the torrent, and not of who has it: without what is wanted.
+    pub(super) fn without_selection(&self) -> Self {
+        Self { selected: None, ..self.clone() }
+    }
+
+    /// Adds what another link says of the same torrent; what is wanted of it is no part of that.
     pub(super) fn merge(&mut self, other: &Self) {
         if self.name.is_none() {
             self.name.clone_from(&other.name);
@@ -119,12 +128,14 @@ impl FromStr for Magnet {
                     let spaced = written.replace('+', " ");
                     said.name = Some(percent_decode_str(&spaced).decode_utf8_lossy().into_owned());
                 }
+                // What is no address came from a link that something cut at a slash, and is not passed on.
                 ("tr", _) if numbered && said.trackers.len() < MAX_NAMED => {
-                    said.trackers.push(value.into_owned());
+                    said.trackers.extend(is_address(&value).then(|| value.into_owned()));
                 }
                 ("ws", _) if numbered && said.webseeds.len() < MAX_NAMED => {
-                    said.webseeds.push(value.into_owned());
+                    said.webseeds.extend(is_address(&value).then(|| value.into_owned()));
                 }
+                ("so", "") => said.selected = value.parse().ok(),
                 // A peer that is named by a host name is left out: looking names up is not for a stranger to order.
                 ("x", "pe") if said.peers.len() < MAX_NAMED => {
                     said.peers.extend(value.parse::<SocketAddr>().ok());
@@ -138,6 +149,15 @@ impl FromStr for Magnet {
             None => Err(MagnetError::NoHash),
         }
     }
+}
+
+/// Whether a text is an address that somebody can be asked at.
+pub(super) fn is_address(text: &str) -> bool {
+    let url = Url::parse(text).ok();
+    let host = |url: &Url| url.host_str().is_some_and(|host| !host.is_empty());
+    url.is_some_and(|url| {
+        matches!(url.scheme(), "udp" | "http" | "https" | "ws" | "wss" | "ftp") && host(&url)
+    })
 }
 
 enum Topic {
@@ -169,7 +189,8 @@ impl fmt::Display for Magnet {
         }
         self.trackers.iter().try_for_each(|tracker| field("tr", tracker))?;
         self.webseeds.iter().try_for_each(|url| field("ws", url))?;
-        self.peers.iter().try_for_each(|peer| field("x.pe", &peer.to_string()))
+        self.peers.iter().try_for_each(|peer| field("x.pe", &peer.to_string()))?;
+        self.selected.iter().try_for_each(|selected| field("so", &selected.to_string()))
     }
 }
 
@@ -186,7 +207,7 @@ mod tests {
     #[test]
     fn everything_in_a_link_is_read_and_written_again() {
         let text = format!(
-            "magnet:?xt=urn:btih:{HASH}&dn=A%20film+b.mkv&tr=udp%3A%2F%2Ftracker.example%3A80%2Fannounce&tr.1=http://b/a&x.pe=127.0.0.1:6881&x.pe=[::1]:7&x.pe=host:1&ws=http://x/&so=1"
+            "magnet:?xt=urn:btih:{HASH}&dn=A%20film+b.mkv&tr=udp%3A%2F%2Ftracker.example%3A80%2Fannounce&tr.1=http://b/a&x.pe=127.0.0.1:6881&x.pe=[::1]:7&x.pe=host:1&ws=http://x/&so=3,0-1"
         );
         let magnet: Magnet = text.parse().unwrap();
         assert_eq!(magnet.hash.to_string(), HASH);
@@ -194,6 +215,7 @@ mod tests {
         assert_eq!(magnet.trackers, ["udp://tracker.example:80/announce", "http://b/a"]);
         assert_eq!(magnet.peers, ["127.0.0.1:6881", "[::1]:7"].map(|peer| peer.parse().unwrap()));
         assert_eq!(magnet.webseeds, ["http://x/"]);
+        assert_eq!(magnet.selected, Some("0-1,3".parse().unwrap()));
         let written = magnet.to_string();
         assert!(!written.contains('/'), "{written} would be split by the kernel");
         assert_eq!(written.parse::<Magnet>().unwrap(), magnet);
@@ -211,6 +233,28 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Magnet>().unwrap().hash.to_string(), HASH, "{text}");
         }
+    }
+
+    #[test]
+    fn addresses_that_are_none_are_not_passed_on() {
+        // A path ends at the first slash of a tracker that is not escaped.
+        for cut in
+            ["tr=udp:", "tr=http", "tr=http:", "tr=", "tr=javascript:x", "ws=http:", "ws=x", "so=x"]
+        {
+            let link: Magnet = format!("magnet:?xt=urn:btih:{HASH}&{cut}").parse().unwrap();
+            assert_eq!(link, Magnet::of(link.hash), "{cut}");
+        }
+        let odd: Magnet =
+            format!("magnet:?xt=urn:btih:{HASH}&tr=http://t/a?k=1#x&&=&tr=udp://[::1]:1&x")
+                .parse()
+                .unwrap();
+        assert_eq!(odd.trackers, ["http://t/a?k=1#x", "udp://[::1]:1"]);
+        let written = odd.to_string();
+        assert!(
+            written
+                .ends_with("&tr=http%3A%2F%2Ft%2Fa%3Fk%3D1%23x&tr=udp%3A%2F%2F%5B%3A%3A1%5D%3A1"),
+            "{written}"
+        );
     }
 
     #[test]
@@ -241,12 +285,13 @@ mod tests {
         fn what_is_written_is_read_back(
             hash: [u8; 20],
             name in prop::option::of(".{1,20}"),
-            trackers in prop::collection::vec(".{0,20}", 0..4),
+            trackers in prop::collection::vec("(udp|http)://[a-z]{1,9}/.{0,20}", 0..4),
             peers in prop::collection::vec(any::<SocketAddr>(), 0..4),
-            webseeds in prop::collection::vec(".{0,20}", 0..4),
+            webseeds in prop::collection::vec("https?://[a-z]{1,9}/.{0,20}", 0..4),
+            selected in prop::option::of((0_u32..9).prop_map(|n| n.to_string().parse().unwrap())),
         ) {
             let peers = peers.into_iter().map(|peer| SocketAddr::new(peer.ip(), peer.port())).collect();
-            let magnet = Magnet { hash: InfoHash(hash), name, trackers, peers, webseeds };
+            let magnet = Magnet { hash: InfoHash(hash), name, trackers, peers, webseeds, selected };
             prop_assert_eq!(magnet.to_string().parse::<Magnet>().unwrap(), magnet);
         }
     }

@@ -259,6 +259,36 @@ impl Limits {
 }
 
 impl Active {
+    /// Gives it to others and fetches what is wanted of it.
+    pub(super) async fn go_live(&self) -> Result<(), TorrentError> {
+        let started = self.try_to_go_live().await;
+        let failed = started.as_ref().err();
+        let trouble = failed.filter(|e| !matches!(e, TorrentError::Paused(_))).cloned();
+        self.will().trouble = trouble;
+        started
+    }
+
+    async fn try_to_go_live(&self) -> Result<(), TorrentError> {
+        self.may_go()?;
+        if self.metainfo().len == 0 {
+            // There is nothing to be asked for; the session takes no torrent without bytes.
+            return Ok(());
+        }
+        let hash = self.metainfo().hash;
+        if let Some(published) = self.files().published().cloned() {
+            let look = move || published.missing();
+            let missing = self.torrents().tasks().blocking("look at what is seeded", look).await;
+            if let Some(id) = missing.map_err(|_| TorrentError::Closed)? {
+                return Err(TorrentError::Gone { hash, id });
+            }
+        }
+        let fetch = self.fetch().await?;
+        if let Some(published) = self.files().published().filter(|_| !self.pieces().is_complete()) {
+            return Err(TorrentError::Gone { hash, id: published.source.root });
+        }
+        fetch.go_live(self).await
+    }
+
     /// Takes it out of the session for good; whoever has it open hears that it was removed.
     pub(super) async fn retire(&self) {
         self.set_removed();

@@ -1,15 +1,24 @@
 //! What a torrent consists of: the description that a `.torrent` file or a peer gives, checked.
 
+mod names;
+mod text;
 mod tree;
 
-use std::{collections::BTreeMap, ffi::OsString, os::unix::ffi::OsStringExt};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    sync::Arc,
+};
 
 use sha1::{Digest, Sha1};
 
+pub(super) use self::text::{around_info, info_of, with_link, with_trackers};
+use self::tree::Tree;
 pub use self::tree::{TreeKind, TreeNode};
 use super::{
     bencode::{self, BencodeError, Dict, Value},
-    magnet::Magnet,
+    magnet::{Magnet, is_address},
 };
 use crate::content::{ByteRange, InfoHash};
 
@@ -19,10 +28,8 @@ pub(super) const MAX_METAINFO: usize = 32 << 20;
 const MAX_PIECE: i64 = 256 << 20;
 /// Most pieces: as many as fit into the longest description.
 const MAX_PIECES: u64 = (MAX_METAINFO / HASH_LEN) as u64;
-/// Most names above one another.
-const MAX_LEVELS: usize = 64;
-/// Longest name of a file, as everywhere on Linux.
-const MAX_NAME: usize = 255;
+/// Most files: each takes some 100 bytes of memory and as little as 20 of the description.
+const MAX_FILES: usize = 1 << 20;
 /// Trackers that are kept of one description, and servers.
 const MAX_TRACKERS: usize = 64;
 /// Bytes of the SHA-1 of a piece.
@@ -43,22 +50,9 @@ pub enum MetainfoError {
     /// Only readers of version 2 can read it.
     #[error("it is a torrent of version 2 only, which this version cannot open")]
     Version2,
-    /// A name leads out of the torrent, or nowhere.
-    #[error(
-        "file {file} has the name `{name}`, which not every system takes for the name of a file"
-    )]
-    Name {
-        /// Which one, counted from 0.
-        file: usize,
-        /// The name.
-        name: String,
-    },
-    /// Two files have the same name.
-    #[error("file {file} has the same name as another one")]
-    Duplicate {
-        /// Which one, counted from 0.
-        file: usize,
-    },
+    /// It is well-formed, and librqbit does not take it.
+    #[error("its names or lengths are none that librqbit can fetch: {0}")]
+    Unfetchable(Arc<str>),
     /// It describes another torrent than the one that was asked for.
     #[error("it is the torrent {0}")]
     Other(InfoHash),
@@ -92,7 +86,7 @@ pub struct FileEntry {
 pub struct Metainfo {
     /// SHA-1 of the `info` dictionary as it is written.
     pub hash: InfoHash,
-    /// What it is called; a name of a file.
+    /// What it is called; a harmless name of a file.
     pub name: OsString,
     /// Bytes of a piece, but for the last.
     pub piece_len: u32,
@@ -108,8 +102,15 @@ pub struct Metainfo {
     pub trackers: Vec<String>,
     /// Servers that have its files (`url-list`, BEP 19), as they are written.
     pub webseeds: Vec<String>,
+    /// Links, by where they would stand; they are not shown.
+    pub links: Vec<Vec<OsString>>,
     tree: Vec<TreeNode>,
+    /// Names as they are written, where they are not those that are shown: of the whole, and of files by their numbers.
+    written: (Option<Vec<u8>>, BTreeMap<u32, Vec<Vec<u8>>>),
 }
+
+/// The names of a path, as they are written.
+type Written<'a> = Vec<&'a [u8]>;
 
 impl Metainfo {
     /// Reads a `.torrent` file.
@@ -124,7 +125,7 @@ impl Metainfo {
         let (Some(info), Some(raw)) = (top.dict("info"), top.raw("info")) else {
             return Err(MetainfoError::Field("info"));
         };
-        let mut metainfo = Self::of_info(info, InfoHash(Sha1::digest(raw).into()))?;
+        let mut metainfo = Self::of_info(&info, InfoHash(Sha1::digest(raw).into()))?;
         metainfo.trackers = trackers(&top);
         metainfo.webseeds = webseeds(&top);
         Ok(metainfo)
@@ -144,26 +145,42 @@ impl Metainfo {
             .filter(|len| (1..=MAX_PIECE).contains(len))
             .and_then(|len| u32::try_from(len).ok())
             .ok_or(MetainfoError::Field("piece length"))?;
-        let name = name_of(info, hash);
-        let mut tree = Tree::default();
-        let single = info.list("files").is_none();
-        let files = match (info.int("length"), info.list("files")) {
-            (Some(len), None) => {
+        let listed = info.list("files");
+        let single = listed.is_none();
+        let written = info.bytes("name.utf-8").or_else(|| info.bytes("name")).unwrap_or_default();
+        let name = names::harmless_name(written).filter(|_| !written.is_empty());
+        let name = name.map_or_else(|| hash.to_string().into(), OsString::from_vec);
+        let (files, paths) = match listed {
+            Some(list) => files_of(&list)?,
+            None => {
+                let len = info.int("length").ok_or(MetainfoError::Field("files"))?;
                 let file = FileEntry { range: range(0, len)?, kind: kind_of(info) };
-                tree.add(vec![name.clone()], 0, file.kind)?;
-                vec![file]
+                (vec![file], vec![vec![name.as_bytes()]])
             }
-            (None, Some(list)) => files_of(list, &mut tree)?,
-            _ => return Err(MetainfoError::Field("files")),
         };
         let len = files.last().map_or(0, |file| file.range.end);
         let count = len.div_ceil(u64::from(piece_len));
         if count > MAX_PIECES || pieces.len() as u64 != count * HASH_LEN as u64 {
             return Err(MetainfoError::Field("pieces"));
         }
-        let private = info.int("private") == Some(1);
-        let (trackers, webseeds, tree) = (Vec::new(), Vec::new(), tree.nodes);
-        Ok(Self { hash, name, piece_len, len, private, files, single, trackers, webseeds, tree })
+        let private = info.int("private").is_some_and(|private| private != 0);
+        let links = links_of(&files, &paths);
+        let (tree, others) = shown(&files, paths)?;
+        let whole = (written != name.as_bytes()).then(|| written.to_vec());
+        Ok(Self {
+            hash,
+            name,
+            piece_len,
+            len,
+            private,
+            files,
+            single,
+            trackers: Vec::new(),
+            webseeds: Vec::new(),
+            links,
+            tree,
+            written: (whole, others),
+        })
     }
 
     /// How many pieces it has.
@@ -202,79 +219,22 @@ impl Metainfo {
     /// A link that leads to it.
     pub fn magnet(&self) -> Magnet {
         let name = Some(self.name.to_string_lossy().into_owned());
-        let (trackers, webseeds) = (self.trackers.clone(), self.webseeds.clone());
+        let addresses =
+            |all: &[String]| all.iter().filter(|url| is_address(url)).cloned().collect();
+        let (trackers, webseeds) = (addresses(&self.trackers), addresses(&self.webseeds));
         Magnet { name, trackers, webseeds, ..Magnet::of(self.hash) }
     }
 }
 
-/// The same description with other trackers. Servers are kept, and nothing else of what stands beside `info`.
-///
-/// # Errors
-/// When `text` is no description.
-pub(super) fn with_trackers(text: &[u8], trackers: &[String]) -> Result<Vec<u8>, MetainfoError> {
-    let top = bencode::decode(text)?;
-    Ok(around(top.raw("info").ok_or(MetainfoError::Field("info"))?, trackers, &webseeds(&top)))
-}
-
-/// The same description with the trackers and servers of a link.
-///
-/// # Errors
-/// When `text` is no description.
-pub(super) fn with_link(text: &[u8], link: &Magnet) -> Result<Vec<u8>, MetainfoError> {
-    let top = bencode::decode(text)?;
-    let info = top.raw("info").ok_or(MetainfoError::Field("info"))?;
-    Ok(around(info, &link.trackers, &link.webseeds))
-}
-
-/// The `info` dictionary of a description, as it is written.
-///
-/// # Errors
-/// When `text` is no description.
-pub(super) fn info_of(text: &[u8]) -> Result<Vec<u8>, MetainfoError> {
-    let top = bencode::decode(text)?;
-    Ok(top.raw("info").ok_or(MetainfoError::Field("info"))?.to_vec())
-}
-
-/// A description around an `info` dictionary.
-pub(super) fn around_info(info: &[u8], trackers: &[String]) -> Vec<u8> {
-    around(info, trackers, &[])
-}
-
-fn around(info: &[u8], trackers: &[String], webseeds: &[String]) -> Vec<u8> {
-    let mut to = b"d".to_vec();
-    if let Some(first) = trackers.first() {
-        bencode::write_bytes(&mut to, b"announce");
-        bencode::write_bytes(&mut to, first.as_bytes());
-        bencode::write_bytes(&mut to, b"announce-list");
-        to.push(b'l');
-        for tracker in trackers {
-            to.push(b'l');
-            bencode::write_bytes(&mut to, tracker.as_bytes());
-            to.push(b'e');
-        }
-        to.push(b'e');
-    }
-    bencode::write_bytes(&mut to, b"info");
-    to.extend_from_slice(info);
-    if !webseeds.is_empty() {
-        bencode::write_bytes(&mut to, b"url-list");
-        to.push(b'l');
-        webseeds.iter().for_each(|url| bencode::write_bytes(&mut to, url.as_bytes()));
-        to.push(b'e');
-    }
-    to.push(b'e');
-    to
-}
-
 /// Servers: a list, or one by itself.
 fn webseeds(top: &Dict<'_>) -> Vec<String> {
-    let listed = top.list("url-list").unwrap_or_default().iter().filter_map(Value::as_bytes);
-    texts(listed.chain(top.bytes("url-list")))
+    let listed = top.list("url-list").unwrap_or_default();
+    texts(listed.into_iter().filter_map(Value::as_bytes).chain(top.bytes("url-list")))
 }
 
 fn trackers(top: &Dict<'_>) -> Vec<String> {
     let tiers = top.list("announce-list").unwrap_or_default();
-    let listed = tiers.iter().flat_map(|tier| tier.as_list().unwrap_or_default());
+    let listed = tiers.into_iter().flat_map(|tier| tier.as_list().unwrap_or_default());
     texts(listed.filter_map(Value::as_bytes).chain(top.bytes("announce")))
 }
 
@@ -290,10 +250,33 @@ fn texts<'a>(all: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
     found
 }
 
-/// The name of the whole; one that is no name of a file is replaced by the hash, since nothing depends on it.
-fn name_of(info: &Dict<'_>, hash: InfoHash) -> OsString {
-    let name = info.bytes("name.utf-8").or_else(|| info.bytes("name"));
-    name.and_then(|name| component(name).ok()).unwrap_or_else(|| hash.to_string().into())
+/// The tree of what is shown, and the paths that are written otherwise than they are shown.
+fn shown(
+    files: &[FileEntry],
+    paths: Vec<Written<'_>>,
+) -> Result<(Vec<TreeNode>, BTreeMap<u32, Vec<Vec<u8>>>), MetainfoError> {
+    let regular = |file: &FileEntry| matches!(file.kind, FileKind::Regular { .. });
+    let written: Vec<_> =
+        files.iter().zip(paths).map(|(file, path)| regular(file).then_some(path)).collect();
+    let (mut tree, mut others) = (Tree::default(), BTreeMap::new());
+    for (number, (path, written)) in (0..).zip(names::harmless(&written).into_iter().zip(&written))
+    {
+        let (Some(path), Some(written)) = (path, written) else { continue };
+        if !path.iter().map(|name| &**name).eq(written.iter().copied()) {
+            others.insert(number, written.iter().map(|name| name.to_vec()).collect());
+        }
+        let path = path.into_iter().map(|name| OsString::from_vec(name.into_owned()));
+        tree.add(path.collect(), number)?;
+    }
+    Ok((tree.nodes, others))
+}
+
+fn links_of(files: &[FileEntry], paths: &[Written<'_>]) -> Vec<Vec<OsString>> {
+    let links = files.iter().zip(paths).filter(|(file, _)| file.kind == FileKind::Symlink);
+    let paths: Vec<_> = links.map(|(_, path)| Some(path.clone())).collect();
+    let shown = names::harmless(&paths).into_iter().flatten();
+    let owned = |name: std::borrow::Cow<'_, [u8]>| OsString::from_vec(name.into_owned());
+    shown.map(|path| path.into_iter().map(owned).collect()).collect()
 }
 
 fn range(start: u64, len: i64) -> Result<ByteRange, MetainfoError> {
@@ -314,136 +297,46 @@ fn kind_of(file: &Dict<'_>) -> FileKind {
     }
 }
 
-fn files_of(list: &[Value<'_>], tree: &mut Tree) -> Result<Vec<FileEntry>, MetainfoError> {
-    let mut files = Vec::with_capacity(list.len());
+/// The files of a list, each with its path as it is written; those that only fill up have none.
+fn files_of<'a>(list: &[Value<'a>]) -> Result<(Vec<FileEntry>, Vec<Written<'a>>), MetainfoError> {
+    let (mut files, mut paths) = (Vec::with_capacity(list.len()), Vec::with_capacity(list.len()));
     let mut start = 0;
-    for (number, file) in list.iter().enumerate() {
+    for file in list {
         let file = file.as_dict().ok_or(MetainfoError::Field("files"))?;
-        let len = file.int("length").ok_or(MetainfoError::Field("length"))?;
-        let entry = FileEntry { range: range(start, len)?, kind: kind_of(file) };
-        start = entry.range.end;
-        // The name in UTF-8, which some programs write beside one in another encoding.
-        let path = file.list("path.utf-8").or_else(|| file.list("path"));
-        let path = path.filter(|path| !path.is_empty() && path.len() <= MAX_LEVELS);
-        let path = path.ok_or(MetainfoError::Field("path"))?;
-        let mut names = Vec::with_capacity(path.len());
-        for name in path {
-            let bytes = name.as_bytes().ok_or(MetainfoError::Field("path"))?;
-            let wrong = |()| MetainfoError::Name { file: number, name: shown(bytes) };
-            names.push(component(bytes).map_err(wrong)?);
+        let path = path_of(&file);
+        let mut kind = kind_of(&file);
+        if path.last().is_some_and(|name| is_bitcomet_padding(name)) {
+            kind = FileKind::Padding;
         }
-        let place = u32::try_from(number).map_err(|_| MetainfoError::Field("files"))?;
-        tree.add(names, place, entry.kind)?;
+        let len = match (file.int("length"), kind) {
+            // A link takes no bytes and need not say so.
+            (None, FileKind::Symlink) => 0,
+            (len, _) => len.ok_or(MetainfoError::Field("length"))?,
+        };
+        let entry = FileEntry { range: range(start, len)?, kind };
+        start = entry.range.end;
         files.push(entry);
+        paths.push(path);
     }
-    if files.is_empty() {
+    if files.is_empty() || files.len() > MAX_FILES {
         return Err(MetainfoError::Field("files"));
     }
-    Ok(files)
+    Ok((files, paths))
 }
 
-fn shown(name: &[u8]) -> String {
-    name.iter().take(64).copied().collect::<Vec<_>>().escape_ascii().to_string()
-}
-
-/// One name of a path. Nothing is ever written under it; it is refused where a program that copies the tree would be
-/// led elsewhere, and made a name where it merely is none.
-fn component(name: &[u8]) -> Result<OsString, ()> {
-    // A backslash is a separator elsewhere, and librqbit takes no torrent with one.
-    if name == b".." || name.iter().any(|byte| matches!(byte, b'/' | b'\\' | 0)) {
-        return Err(());
-    }
-    let mut name = match name {
-        b"" | b"." => b"_".to_vec(),
-        name => name.to_vec(),
+/// The names of a path as they are written, those in UTF-8 before others: some programs write both.
+fn path_of<'a>(file: &Dict<'a>) -> Written<'a> {
+    let listed = |key| {
+        let names = file.list(key)?;
+        Some(names.into_iter().filter_map(Value::as_bytes).collect::<Vec<_>>())
     };
-    if name.len() > MAX_NAME {
-        // The ending says what it is, so it is kept; the cut is not made amid a character.
-        let ending = name.iter().rposition(|byte| *byte == b'.').map_or(name.len(), |at| at);
-        let ending = if name.len() - ending <= 16 { name.split_off(ending) } else { Vec::new() };
-        let mut cut = (MAX_NAME - ending.len()).min(name.len());
-        while cut > 0 && name.get(cut).is_some_and(|byte| byte & 0xc0 == 0x80) {
-            cut -= 1;
-        }
-        name.truncate(cut);
-        name.extend(ending);
-    }
-    Ok(OsString::from_vec(name))
+    let path = listed("path.utf-8").filter(|path| !path.is_empty()).or_else(|| listed("path"));
+    path.unwrap_or_default()
 }
 
-/// A tree under construction.
-#[derive(Debug)]
-struct Tree {
-    nodes: Vec<TreeNode>,
-}
-
-impl Default for Tree {
-    fn default() -> Self {
-        let root = TreeNode { parent: 0, what: TreeKind::Directory(BTreeMap::new()) };
-        Self { nodes: vec![root] }
-    }
-}
-
-impl Tree {
-    fn add(&mut self, path: Vec<OsString>, file: u32, kind: FileKind) -> Result<(), MetainfoError> {
-        if !matches!(kind, FileKind::Regular { .. }) {
-            return Ok(());
-        }
-        let mut names = path.into_iter();
-        let Some(last) = names.next_back() else { return Err(MetainfoError::Field("path")) };
-        let mut at = 0;
-        for name in names {
-            at = self.directory(at, name)?;
-        }
-        let what = TreeKind::File(file);
-        match self.child(at, &last) {
-            None => self.insert(at, last, what).map(drop),
-            // A directory has the name already: both are shown, the file under a name beside it.
-            Some(child) if matches!(self.nodes[child as usize].what, TreeKind::Directory(_)) => {
-                let free = self.free(at, last);
-                self.insert(at, free, what).map(drop)
-            }
-            Some(_) => Err(MetainfoError::Duplicate { file: file as usize }),
-        }
-    }
-
-    fn child(&self, dir: u32, name: &OsString) -> Option<u32> {
-        match &self.nodes[dir as usize].what {
-            TreeKind::Directory(names) => names.get(name).copied(),
-            TreeKind::File(_) => None,
-        }
-    }
-
-    /// The directory of a name; a new one beside a file that has the name.
-    fn directory(&mut self, parent: u32, name: OsString) -> Result<u32, MetainfoError> {
-        let is_file =
-            |tree: &Self, child: u32| matches!(tree.nodes[child as usize].what, TreeKind::File(_));
-        let mut name = name;
-        loop {
-            match self.child(parent, &name) {
-                None => break,
-                Some(child) if is_file(self, child) => name.push("_"),
-                Some(child) => return Ok(child),
-            }
-        }
-        self.insert(parent, name, TreeKind::Directory(BTreeMap::new()))
-    }
-
-    fn free(&self, dir: u32, mut name: OsString) -> OsString {
-        while self.child(dir, &name).is_some() {
-            name.push("_");
-        }
-        name
-    }
-
-    fn insert(&mut self, dir: u32, name: OsString, what: TreeKind) -> Result<u32, MetainfoError> {
-        let number = u32::try_from(self.nodes.len()).map_err(|_| MetainfoError::Field("files"))?;
-        self.nodes.push(TreeNode { parent: dir, what });
-        if let TreeKind::Directory(names) = &mut self.nodes[dir as usize].what {
-            names.insert(name, number);
-        }
-        Ok(number)
-    }
+/// BitComet marks what fills up a piece by its name alone.
+fn is_bitcomet_padding(name: &[u8]) -> bool {
+    name.starts_with(b"_____padding_file_")
 }
 
 #[cfg(test)]

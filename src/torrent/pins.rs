@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    Metainfo, TorrentError, TorrentFile, TorrentPin, Torrents, about::About, active::Active,
+    Magnet, Metainfo, TorrentError, TorrentFile, TorrentPin, Torrents, about::About, active::Active,
 };
 use crate::content::{ByteRange, InfoHash};
 
@@ -66,8 +66,38 @@ impl Torrents {
     /// The files of a torrent that are kept.
     pub(super) fn pinned_files(&self, metainfo: &Metainfo) -> HashSet<usize> {
         let about = self.known().about(metainfo.hash).unwrap_or_default();
-        let files = about.pins.iter().flat_map(|pin| metainfo.files_below(pin.node));
+        let files = about.pins.iter().flat_map(|pin| pin.files(metainfo));
         files.map(|file| file as usize).collect()
+    }
+
+    /// The files at and below a node that are fetched: those that are kept, where it is kept, else all of them.
+    fn files_to_fetch(&self, metainfo: &Metainfo, node: u32) -> Vec<u32> {
+        let about = self.known().about(metainfo.hash).unwrap_or_default();
+        match about.pins.iter().find(|pin| pin.node == node) {
+            Some(pin) => pin.files(metainfo),
+            None => metainfo.files_below(node),
+        }
+    }
+
+    /// Whether all that a pin keeps is here. May look at the disk.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn is_pin_complete(&self, hash: InfoHash, pin: &TorrentPin) -> Result<bool, TorrentError> {
+        let Some(metainfo) = self.metainfo_now(hash).transpose()? else { return Ok(false) };
+        let active = self.active(&metainfo)?;
+        let here = |file: &u32| {
+            let entry = metainfo.files.get(*file as usize);
+            entry.is_some_and(|entry| active.pieces().has(entry.range))
+        };
+        Ok(pin.files(&metainfo).iter().all(here))
+    }
+
+    /// Whether a link wants something at or below a node; none where it does not say what it wants.
+    pub fn wants(&self, magnet: &Magnet, node: u32) -> Option<bool> {
+        let selected = magnet.selected.as_ref()?;
+        let metainfo = self.metainfo_now(magnet.hash)?.ok()?;
+        Some(metainfo.files_below(node).into_iter().any(|file| selected.contains(file)))
     }
 
     /// Returns when all of a file or directory is here. `reader` is nobody else's number.
@@ -79,7 +109,7 @@ impl Torrents {
         let active = self.active(&metainfo)?;
         active.select_pins().await?;
         let window = Window { active: &active, reader };
-        for number in metainfo.files_below(node) {
+        for number in self.files_to_fetch(&metainfo, node) {
             let (entry, file) = (active.entry(number)?, TorrentFile::new(active.clone(), number));
             // The first byte that is missing is waited for as by one who reads: that wakes peers, dials again and starts
             // over where it has to, while the session fetches all that is kept in its own order.
@@ -90,6 +120,17 @@ impl Torrents {
             }
         }
         Ok(())
+    }
+}
+
+impl TorrentPin {
+    /// The numbers of the files that are kept.
+    fn files(&self, metainfo: &Metainfo) -> Vec<u32> {
+        let mut files = metainfo.files_below(self.node);
+        if let Some(only) = &self.only {
+            files.retain(|file| only.contains(*file));
+        }
+        files
     }
 }
 

@@ -71,7 +71,8 @@ impl Torrents {
         let (free, capacity) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
         let limit = options.cache_limit.unwrap_or(capacity / 10);
         let taken: u64 = all.iter().map(|candidate| candidate.bytes).sum();
-        let over = taken.saturating_sub(limit).max(options.min_free.saturating_sub(free));
+        let min_free = options.min_free.unwrap_or_else(|| crate::store::default_min_free(capacity));
+        let over = taken.saturating_sub(limit).max(min_free.saturating_sub(free));
         Ok((all.into_iter().filter(|candidate| candidate.bytes > 0).collect(), over))
     }
 

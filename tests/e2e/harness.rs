@@ -61,6 +61,20 @@ pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// A file that grows, read as `tail -f` does: it ends with an error, when whoever writes it is gone.
+pub(crate) struct Followed(fs::File);
+
+impl Read for Followed {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match self.0.read(into)? {
+                0 => thread::sleep(Duration::from_millis(10)),
+                len => return Ok(len),
+            }
+        }
+    }
+}
+
 /// Runs a command to its end, killing it after [`PATIENCE`].
 pub(crate) fn run(command: &mut Command) -> Output {
     let mut child =
@@ -191,6 +205,11 @@ impl Daemon {
     /// The mountpoint, or a path below it.
     pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.scratch.path().join("mnt").join(below)
+    }
+
+    /// Its events from now on.
+    pub(crate) fn events(&self) -> Followed {
+        Followed(fs::File::open(self.path(".chiral/events")).unwrap())
     }
 
     /// A scratch folder beside data and mount.

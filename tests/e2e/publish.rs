@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write, os::unix::fs::FileExt, path::Path};
 
-use crate::harness::{Daemon, Setup, noise, sh};
+use crate::harness::{Daemon, Setup, eventually, noise, sh};
 
 #[test]
 fn a_file_that_is_copied_in_gets_the_id_of_ipfs_add() {
@@ -114,9 +114,33 @@ fn programs_work_on_the_upload_directory() {
 fn what_cannot_be_published_is_refused() {
     let daemon = Daemon::start(&Setup::default());
     let errors = sh(
-        "echo x > mnt/upload/x; (ln mnt/upload/x mnt/upload/y; mkfifo mnt/upload/pipe) 2>&1 || true",
+        "(mkdir mnt/upload/d; ln -d mnt/upload/d mnt/upload/y; mkfifo mnt/upload/pipe) 2>&1 || true",
         daemon.scratch(),
     );
-    assert_eq!(errors.matches("Operation not permitted").count(), 2, "{errors}");
-    assert!(!Path::new(&daemon.path("upload/y")).exists());
+    assert_eq!(errors.matches("not permitted").count(), 2, "{errors}");
+    for name in ["y", "pipe"] {
+        assert!(!Path::new(&daemon.path("upload").join(name)).exists());
+    }
+}
+
+#[test]
+fn ids_that_the_command_line_opens_are_listed_in_the_root() {
+    let daemon = Daemon::start(&Setup::default());
+    sh("mkdir -p mnt/upload/tree/below; echo one > mnt/upload/tree/below/file", daemon.scratch());
+    let listed =
+        |id: &str| fs::symlink_metadata(daemon.path(id)).is_ok() && names(&daemon).contains(id);
+    let top = daemon.cid("upload/tree");
+    for (command, path) in [("ls", "below"), ("cat", "below/file")] {
+        let id = daemon.cid(&format!("upload/tree/{path}"));
+        assert!(!listed(&id), "a part of a tree is none of its own: {id}");
+        daemon.chiral(&[command, &id]);
+        eventually("the listing", || listed(&id).then_some(()));
+    }
+    assert!(listed(&top));
+    assert_eq!(names(&daemon).len(), 4 + 3);
+}
+
+fn names(daemon: &Daemon) -> std::collections::BTreeSet<String> {
+    let entries = fs::read_dir(daemon.path("")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }

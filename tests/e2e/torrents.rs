@@ -205,7 +205,7 @@ fn a_torrent_that_is_fetched_is_told_and_its_rate_changes_while_it_is() {
     let (link, hash) = (seeder.magnet().to_string(), seeder.metainfo.hash.to_string());
     let daemon = Daemon::start(&setup());
     // What happens from now on, line by line.
-    let events = std::io::BufReader::new(fs::File::open(daemon.path(".chiral/events")).unwrap());
+    let events = std::io::BufReader::new(daemon.events());
     let (said, told) = std::sync::mpsc::channel();
     let listening = std::thread::spawn(move || {
         for line in std::io::BufRead::lines(events).map_while(Result::ok) {
@@ -290,7 +290,7 @@ fn a_bare_info_hash_leads_to_a_daemon_that_only_the_dht_names_which_then_tells_w
     owed.config.push_str("[accounting]\ncredit = \"1 MiB\"\n");
     let seeder = Daemon::start_beside(&hub, &owed);
     let (told, lines) = std::sync::mpsc::channel();
-    let events = fs::File::open(seeder.path(".chiral/events")).unwrap();
+    let events = seeder.events();
     let listening = std::thread::spawn(move || {
         use std::io::BufRead;
         for line in std::io::BufReader::new(events).lines().map_while(Result::ok) {

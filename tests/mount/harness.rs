@@ -156,11 +156,6 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
     bytes::noise(len, 0)
 }
 
-/// Why what is read-only cannot be written: without root it already fails at the mode, which allows nobody.
-pub(crate) fn read_only() -> i32 {
-    if nix::unistd::geteuid().is_root() { libc::EROFS } else { libc::EACCES }
-}
-
 pub(crate) fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> i32 {
     result.unwrap_err().raw_os_error().unwrap()
 }

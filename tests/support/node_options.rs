@@ -11,7 +11,7 @@ use super::{
 /// A node of its own network, with everything in `dir`. What nobody has it waits for until the test's patience ends.
 pub(crate) fn options(dir: &Path, peers: Vec<Multiaddr>, offline: bool) -> NodeOptions {
     NodeOptions {
-        store: StoreOptions { dir: dir.to_owned(), cache_limit: Some(1 << 30), min_free: 0 },
+        store: StoreOptions { dir: dir.to_owned(), cache_limit: Some(1 << 30), min_free: Some(0) },
         net: NetOptions {
             key_file: dir.join("key"),
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],

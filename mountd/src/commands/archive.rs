@@ -18,6 +18,7 @@ use crate::{
     output::{self, bytes},
     piped::pieces_of,
     progress::Bar,
+    stderr,
 };
 
 pub(crate) async fn import(
@@ -38,7 +39,7 @@ pub(crate) async fn import(
         for root in &report.roots {
             output::line(format_args!("{}  {}", root.cid, state(root)))?;
         }
-        eprintln!("{} blocks, {}", report.blocks, bytes(report.bytes));
+        stderr::line(format_args!("{} blocks, {}", report.blocks, bytes(report.bytes)));
     }
     if missing > 0 {
         let what = if pin { "; what is pinned is fetched when somebody has it" } else { "" };

@@ -20,6 +20,7 @@ use crate::{
     hash::Hashing,
     output,
     piped::{Source, pieces_of},
+    printable::printable_name,
     progress::Bar,
     settings,
 };
@@ -99,7 +100,7 @@ fn is_same(one: &Source, other: &Source) -> bool {
 }
 
 pub(crate) fn only_hash(global: &Global, args: &AddArgs) -> anyhow::Result<()> {
-    let settings = settings::load(global)?.upload;
+    let settings = settings::load_without_data_dir(global)?.upload;
     let mut printer = Printer { json: global.json, quieter: args.quieter, last: None };
     let mut failed = None;
     for (path, source) in sources(args)? {
@@ -214,7 +215,15 @@ pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Resul
         let size = entry.size.map_or_else(|| "-".to_owned(), |size| size.to_string());
         let slash = if entry.kind == Some(Kind::Directory) { "/" } else { "" };
         let id = entry.cid.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        output::line(format_args!("{id}  {size:>12}  {}{slash}", entry.name.display()))?;
+        let mark = match (&entry.omitted, entry.selected) {
+            (Some(why), _) => format!("  (left out: {why})"),
+            (None, Some(false)) => "  (not selected)".to_owned(),
+            (None, _) => String::new(),
+        };
+        output::line(format_args!(
+            "{id}  {size:>12}  {}{slash}{mark}",
+            printable_name(&entry.name)
+        ))?;
     }
     Ok(())
 }

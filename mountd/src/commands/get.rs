@@ -17,15 +17,21 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use chiral::control::{Client, Kind, Listed, Reference, Stat};
+use chiral::control::{Client, ClientError, Kind, Listed, Reference, Stat};
 use futures::StreamExt;
+use nix::errno::Errno;
+use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use crate::{
+    exit::with_causes,
     output::{self, bytes},
     progress::Bar,
+    stderr,
 };
 
+/// Entries that are listed where they cannot be fetched; more are counted.
+const MAX_LISTED: usize = 1000;
 /// Deepest directory that is written: paths may have 4,096 bytes, so that nothing deeper could be opened by its path.
 const MAX_DEPTH: usize = 2048;
 
@@ -35,8 +41,12 @@ pub(crate) async fn get(
     id: &str,
     to: Option<PathBuf>,
 ) -> anyhow::Result<()> {
-    let reference: Reference = id.parse()?;
+    let mut reference: Reference = id.parse()?;
     let stat: Stat = client.get(&Client::target("stat", id)).await?;
+    if !reference.path.is_empty() {
+        // Who names a file or directory wants that one, whatever else the link selects.
+        reference.root = reference.root.whole();
+    }
     let to = match to {
         // As cp(1) does it: what is no directory itself is put into one that is there.
         Some(folder) if stat.kind != Kind::Directory && folder.is_dir() => {
@@ -45,76 +55,164 @@ pub(crate) async fn get(
         Some(to) => to,
         None => PathBuf::from(reference.name()),
     };
-    let written = fetch(client, &reference, &stat, &to, 0).await?;
+    let mut fetcher = Fetcher { client, left: Left::default() };
+    let written = fetcher.fetch(&reference, &stat, &to, 0).await?;
+    let left = fetcher.left;
     if json {
-        let path = to.to_string_lossy();
-        return output::json(
-            &serde_json::json!({ "cid": stat.cid, "path": path, "bytes": written }),
-        );
+        let mut told = serde_json::json!({
+            "cid": stat.cid, "path": to.to_string_lossy(), "bytes": written,
+        });
+        if left.count > 0 {
+            told["left_out"] = serde_json::to_value(&left.listed)?;
+        }
+        output::json(&told)?;
+    } else {
+        let id =
+            stat.cid.map_or_else(|| reference.name().display().to_string(), |id| id.to_string());
+        output::line(format_args!("{id}  {}  {}", bytes(written), to.display()))?;
     }
-    let id = stat.cid.map_or_else(|| reference.name().display().to_string(), |id| id.to_string());
-    Ok(output::line(format_args!("{id}  {}  {}", bytes(written), to.display()))?)
+    left.told(json)
 }
 
-/// Writes content to `to`, with all below it; gives the bytes of all files.
-async fn fetch(
-    client: &Client,
-    reference: &Reference,
-    stat: &Stat,
-    to: &Path,
-    depth: usize,
-) -> anyhow::Result<u64> {
-    match stat.kind {
-        Kind::File => fetch_file(client, reference, stat.size, to).await,
-        Kind::Symlink => {
-            let target = stat.target.as_ref().map(|target| target.0.as_os_str());
-            symlink(target.unwrap_or_default(), to).with_context(|| to.display().to_string())?;
-            Ok(0)
+/// Something that is not written, and why.
+#[derive(Debug, Serialize)]
+struct LeftOut {
+    path: String,
+    why: String,
+}
+
+/// All that is not written.
+#[derive(Debug, Default)]
+struct Left {
+    listed: Vec<LeftOut>,
+    count: usize,
+}
+
+impl Left {
+    fn add(&mut self, path: &Path, why: impl std::fmt::Display) {
+        self.count += 1;
+        if self.listed.len() < MAX_LISTED {
+            let (path, why) = (path.display().to_string(), why.to_string());
+            self.listed.push(LeftOut { path, why });
         }
-        Kind::Directory => fetch_directory(client, reference, to, depth).await,
+    }
+
+    /// Lists it, unless a program has read it already; an error where there is any.
+    fn told(self, json: bool) -> anyhow::Result<()> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        if !json {
+            for LeftOut { path, why } in &self.listed {
+                stderr::line(format_args!("chiral: {path}: {why}"));
+            }
+        }
+        bail!("{} entries were not fetched; all others were", self.count)
     }
 }
 
-async fn fetch_directory(
-    client: &Client,
-    reference: &Reference,
-    to: &Path,
-    depth: usize,
-) -> anyhow::Result<u64> {
-    if depth == MAX_DEPTH {
-        bail!("{reference}: more than {MAX_DEPTH} directories lie in one another");
-    }
-    match fs::create_dir(to) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_real_dir(to) => {}
-        made => made.with_context(|| to.display().to_string())?,
-    }
-    let target = Client::target_of("ls", reference);
-    let entries: Vec<Listed> = client.get(&target).await?;
-    check_names(entries.iter().map(|entry| entry.name.as_os_str()))
-        .with_context(|| format!("{reference} is not written"))?;
-    let mut written = 0;
-    for entry in entries {
-        let path = Path::new(&reference.path).join(&entry.name).into_os_string();
-        let below = Reference { root: reference.root.clone(), path };
-        let stat: Stat = client.get(&Client::target_of("stat", &below)).await?;
-        written += Box::pin(fetch(client, &below, &stat, &to.join(&entry.name), depth + 1)).await?;
-    }
-    Ok(written)
+/// Whether nothing else could be written either.
+fn ends_all(error: &anyhow::Error) -> bool {
+    let full = |error: &io::Error| {
+        matches!(
+            error.raw_os_error().map(Errno::from_raw),
+            Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS | Errno::EIO)
+        )
+    };
+    matches!(error.downcast_ref(), Some(ClientError::NotRunning(_) | ClientError::Socket { .. }))
+        || error.chain().any(|cause| cause.downcast_ref().is_some_and(full))
 }
 
-/// Whether each name of a directory is one name, and no other's.
-fn check_names<'a>(names: impl Iterator<Item = &'a OsStr>) -> anyhow::Result<()> {
-    let mut seen = HashSet::new();
-    for name in names {
-        let bytes = name.as_bytes();
-        if matches!(bytes, b"" | b"." | b"..") || bytes.iter().any(|b| matches!(b, b'/' | 0)) {
-            bail!("`{}` is not the name of a file", bytes.escape_ascii());
-        }
-        if !seen.insert(name) {
-            bail!("there are two entries of the name `{}`", bytes.escape_ascii());
+struct Fetcher<'a> {
+    client: &'a Client,
+    left: Left,
+}
+
+impl Fetcher<'_> {
+    /// Writes content to `to`, with all below it; gives the bytes of all files.
+    async fn fetch(
+        &mut self,
+        reference: &Reference,
+        stat: &Stat,
+        to: &Path,
+        depth: usize,
+    ) -> anyhow::Result<u64> {
+        match stat.kind {
+            Kind::File => fetch_file(self.client, reference, stat.size, to).await,
+            Kind::Symlink => {
+                let target = stat.target.as_ref().map(|target| target.0.as_os_str());
+                symlink(target.unwrap_or_default(), to)
+                    .with_context(|| to.display().to_string())?;
+                Ok(0)
+            }
+            Kind::Directory => self.fetch_directory(reference, to, depth).await,
         }
     }
-    Ok(())
+
+    /// What of a directory cannot be written is left out, and costs nothing else of it.
+    async fn fetch_directory(
+        &mut self,
+        reference: &Reference,
+        to: &Path,
+        depth: usize,
+    ) -> anyhow::Result<u64> {
+        if depth == MAX_DEPTH {
+            bail!("more than {MAX_DEPTH} directories lie in one another");
+        }
+        match fs::create_dir(to) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_real_dir(to) => {}
+            made => made.with_context(|| to.display().to_string())?,
+        }
+        let entries: Vec<Listed> = self.client.get(&Client::target_of("ls", reference)).await?;
+        if depth == 0 && !entries.is_empty() && entries.iter().all(|e| e.selected == Some(false)) {
+            bail!("the link selects no file of the torrent");
+        }
+        let (mut written, mut seen) = (0, HashSet::new());
+        for entry in entries.iter().filter(|entry| entry.selected != Some(false)) {
+            let to = to.join(shown(&entry.name));
+            if let Some(why) = &entry.omitted {
+                self.left.add(&to, why);
+            } else if let Some(why) = unusable(&entry.name) {
+                self.left.add(&to, why);
+            } else if !seen.insert(&entry.name) {
+                self.left.add(&to, "another entry has its name");
+            } else {
+                match Box::pin(self.fetch_entry(reference, &entry.name, &to, depth)).await {
+                    Ok(bytes) => written += bytes,
+                    Err(error) if ends_all(&error) => return Err(error),
+                    Err(error) => self.left.add(&to, with_causes(&error)),
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    async fn fetch_entry(
+        &mut self,
+        dir: &Reference,
+        name: &OsStr,
+        to: &Path,
+        depth: usize,
+    ) -> anyhow::Result<u64> {
+        let path = Path::new(&dir.path).join(name).into_os_string();
+        let below = Reference { root: dir.root.clone(), path };
+        let stat: Stat = self.client.get(&Client::target_of("stat", &below)).await?;
+        self.fetch(&below, &stat, to, depth + 1).await
+    }
+}
+
+/// A name as a part of a path that is only shown.
+fn shown(name: &OsStr) -> PathBuf {
+    // An absolute one would take the place of all before it.
+    let relative = name.as_bytes().iter().position(|byte| *byte != b'/').unwrap_or(0);
+    PathBuf::from(OsStr::from_bytes(&name.as_bytes()[relative..]))
+}
+
+/// Why a name is none of a file.
+fn unusable(name: &OsStr) -> Option<&'static str> {
+    let bytes = name.as_bytes();
+    let none = matches!(bytes, b"" | b"." | b"..") || bytes.iter().any(|b| matches!(b, b'/' | 0));
+    none.then_some("it is not the name of a file")
 }
 
 /// A symlink does not count: what a stranger published must not be written to where it points.
@@ -177,13 +275,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_lead_elsewhere_or_stand_twice_are_refused() {
-        check_names(["a", ".a.part", "..a", "a b", "ä"].map(OsStr::new).into_iter()).unwrap();
-        check_names([OsStr::from_bytes(b"\xff"), OsStr::from_bytes(b"\xfe")].into_iter()).unwrap();
-        for bad in ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b"] {
-            assert!(check_names(["ok", bad].map(OsStr::new).into_iter()).is_err(), "{bad:?}");
+    fn names_that_lead_elsewhere_are_not_written() {
+        for good in ["a", ".a.part", "..a", "a b", "ä"] {
+            assert_eq!(unusable(OsStr::new(good)), None);
         }
-        assert!(check_names(["a", "b", "a"].map(OsStr::new).into_iter()).is_err());
+        assert_eq!(unusable(OsStr::from_bytes(b"\xff")), None);
+        for bad in ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b"] {
+            assert!(unusable(OsStr::new(bad)).is_some(), "{bad:?}");
+        }
+        assert_eq!(Path::new("to").join(shown(OsStr::new("/etc/x"))), Path::new("to/etc/x"));
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted_and_an_error() {
+        let mut left = Left::default();
+        for n in 0..=MAX_LISTED {
+            left.add(&Path::new("dir").join(n.to_string()), "gone");
+        }
+        assert_eq!((left.count, left.listed.len()), (MAX_LISTED + 1, MAX_LISTED));
+        assert!(left.told(true).unwrap_err().to_string().starts_with("1001 entries"));
+        Left::default().told(true).unwrap();
+        let full = anyhow::Error::from(io::Error::from_raw_os_error(28)).context("x");
+        let odd = anyhow::Error::from(io::Error::from_raw_os_error(22)).context("x");
+        assert_eq!((ends_all(&full), ends_all(&odd)), (true, false));
     }
 
     #[test]

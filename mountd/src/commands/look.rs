@@ -11,6 +11,7 @@ use futures::StreamExt;
 use crate::{
     exit::Usage,
     output::{self, bytes},
+    printable::printable_name,
 };
 
 pub(crate) async fn id(client: &Client, json: bool) -> anyhow::Result<()> {
@@ -41,8 +42,10 @@ pub(crate) async fn status(client: &Client, json: bool, watch: bool) -> anyhow::
             output::json(&status)?;
         } else {
             // A terminal is redrawn from its top; a file gets one status below the other.
-            let clear = if watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-            output::line(format_args!("{clear}{}", described(&status)))?;
+            if watch && std::io::stdout().is_terminal() {
+                output::clear()?;
+            }
+            described(&status).iter().try_for_each(output::line)?;
         }
         if !watch {
             return Ok(());
@@ -51,32 +54,36 @@ pub(crate) async fn status(client: &Client, json: bool, watch: bool) -> anyhow::
     }
 }
 
-fn described(status: &Status) -> String {
-    let mountpoint = status.mountpoint.as_ref().map(|path| path.display().to_string());
-    let mut text = format!(
-        "version     {}\npeer id     {}\nmountpoint  {}\ngateway     {}\nstore       {} in {} files, {} blocks; {} can be written\npeers       {}\ndownloads   {}\npublished   {}\ntorrents    {} known, {} downloading at {}/s, {} seeding at {}/s",
-        status.version,
-        status.peer_id,
-        mountpoint.as_deref().unwrap_or("-"),
-        status.gateway.as_deref().unwrap_or("-"),
-        bytes(status.store.bytes),
-        status.store.objects,
-        status.store.blocks,
-        bytes(status.store.available),
-        status.peers,
-        status.downloads,
-        status.uploads,
-        status.torrents.known,
-        status.torrents.downloading,
-        bytes(status.torrents.download_rate),
-        status.torrents.seeding,
-        bytes(status.torrents.upload_rate),
-    );
-    for address in &status.addresses {
-        text.push_str("\nlistens on  ");
-        text.push_str(address);
-    }
-    text
+/// A line for each thing that is to be known.
+fn described(status: &Status) -> Vec<String> {
+    let mountpoint = status.mountpoint.as_ref().map(|path| printable_name(path.as_os_str()));
+    let (store, torrents) = (&status.store, &status.torrents);
+    let mut lines = vec![
+        format!("version     {}", status.version),
+        format!("peer id     {}", status.peer_id),
+        format!("mountpoint  {}", mountpoint.as_deref().unwrap_or("-")),
+        format!("gateway     {}", status.gateway.as_deref().unwrap_or("-")),
+        format!(
+            "store       {} in {} files, {} blocks; {} can be written",
+            bytes(store.bytes),
+            store.objects,
+            store.blocks,
+            bytes(store.available)
+        ),
+        format!("peers       {}", status.peers),
+        format!("downloads   {}", status.downloads),
+        format!("published   {}", status.uploads),
+        format!(
+            "torrents    {} known, {} downloading at {}/s, {} seeding at {}/s",
+            torrents.known,
+            torrents.downloading,
+            bytes(torrents.download_rate),
+            torrents.seeding,
+            bytes(torrents.upload_rate)
+        ),
+    ];
+    lines.extend(status.addresses.iter().map(|address| format!("listens on  {address}")));
+    lines
 }
 
 pub(crate) async fn transfers(client: &Client, json: bool) -> anyhow::Result<()> {

@@ -15,7 +15,8 @@ pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> any
             if json {
                 output::json(&pin)
             } else {
-                Ok(output::line(format_args!("pinned {}", pin.id))?)
+                let only = pin.only.map(|files| format!(", files {files}")).unwrap_or_default();
+                Ok(output::line(format_args!("pinned {}{only}", pin.id))?)
             }
         }
         PinCommand::Rm { id } => {
@@ -37,7 +38,8 @@ pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> any
             }
             for pin in pins {
                 let state = if pin.complete { "complete  " } else { "incomplete" };
-                let line = format!("{}  {state}  {}", pin.id, pin.name);
+                let only = pin.only.map(|files| format!("files {files}  ")).unwrap_or_default();
+                let line = format!("{}  {state}  {only}{}", pin.id, pin.name);
                 output::line(line.trim_end())?;
             }
             Ok(())

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use chiral::control::{
     AddOptions, Client, ClientError, Reference, SeedLine, SeedRequest, Seeded, TorrentAddRequest,
-    TorrentLimits, TorrentRequest, TorrentState, TorrentStatus,
+    TorrentAdded, TorrentLimits, TorrentRequest, TorrentState, TorrentStatus,
 };
 use futures::StreamExt;
 
@@ -94,7 +94,11 @@ pub(crate) async fn run(
                 Some(path) => TorrentAddRequest { path: Some(path), link: None },
                 None => TorrentAddRequest { path: None, link: Some(link(&torrent)?) },
             };
-            told(json, client.post("/v1/torrents", &request).await?)
+            let added: TorrentAdded = client.post("/v1/torrents", &request).await?;
+            if json {
+                return output::json(&added);
+            }
+            std::iter::once(added.first).chain(added.others).try_for_each(|one| told(false, one))
         }
         TorrentCommand::List => list(client, json).await,
         TorrentCommand::Pause { torrent } => {
@@ -146,7 +150,10 @@ fn told(json: bool, status: TorrentStatus) -> anyhow::Result<()> {
         return output::json(&status);
     }
     let name = if status.name.is_empty() { "-" } else { &status.name };
-    Ok(output::line(format_args!("{}  {}  {name}", status.infohash, state(status.state)))?)
+    let why = status.error.map(|error| format!(": {error}")).unwrap_or_default();
+    let shown =
+        format_args!("{}  {}{why}  {name}", status.infohash, state(status.state)).to_string();
+    Ok(output::line(shown)?)
 }
 
 async fn list(client: &Client, json: bool) -> anyhow::Result<()> {

@@ -9,6 +9,8 @@ use chiral::{
 };
 use tokio::time::timeout;
 
+use crate::stderr;
+
 /// A daemon ends within ten seconds; after that the mount is taken away from it.
 const WAIT: Duration = Duration::from_secs(12);
 
@@ -24,13 +26,13 @@ pub(crate) async fn umount(client: &Client, mountpoint: &Path) -> anyhow::Result
         Ok(Told::Ends(process)) => {
             let ended = timeout(WAIT, ended(client, process)).await.is_ok();
             if !ended {
-                eprintln!("chiral: the daemon does not end; taking the mount away from it");
+                stderr::line("chiral: the daemon does not end; taking the mount away from it");
             }
             ended
         }
         Ok(Told::NotIts) => false,
         Err(_) => {
-            eprintln!("chiral: the daemon does not answer; taking the mount away from it");
+            stderr::line("chiral: the daemon does not answer; taking the mount away from it");
             false
         }
     };

@@ -135,6 +135,35 @@ fn names_that_no_filesystem_shows_are_left_out_and_the_first_of_two_is_shown() {
     assert_eq!(listed(&reader), [("ok".into(), child(2)), (no_text.to_owned(), child(1))]);
     assert!(matches!(reader.lookup(no_text), Lookup::Found(entry) if entry.cid == child(1)));
     assert!(bad.iter().all(|name| reader.lookup(name) == Lookup::Absent));
+    let told: Vec<_> = reader.omitted().listed().iter().map(|omitted| &*omitted.name).collect();
+    assert_eq!(told[..7], bad.map(OsStr::new));
+    let last = reader.omitted().listed().last().unwrap();
+    assert_eq!(
+        (&*last.name, last.cid, last.why),
+        ("ok".as_ref(), child(3), "another entry has its name")
+    );
+    assert_eq!(reader.omitted().count(), 8);
+}
+
+#[test]
+fn a_directory_tells_of_so_many_omissions_and_counts_all() {
+    let all: Vec<_> = (0..2000).map(|n| ("a/b", child(n))).collect();
+    let block = Block::dag_pb(dag_pb::encode(&links(&all), &unixfs::directory(PLAIN)).into());
+    let reader = DirectoryReader::new(&block).unwrap();
+    assert_eq!((reader.omitted().listed().len(), reader.omitted().count()), (1000, 2000));
+}
+
+#[test]
+fn codecs_and_hash_functions_that_are_no_files_are_told() {
+    assert_eq!(child(0).unreadable(), None);
+    let of = |text: &str| text.parse::<ContentId>().unwrap().unreadable();
+    let cbor = of("bafyreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy");
+    assert_eq!(cbor.as_deref(), Some("no file: its codec is dag-cbor"));
+    // A raw block by a function that is none.
+    let unknown = ContentId::raw(Multihash::wrap(0x4242, &[1; 32]).unwrap());
+    assert!(unknown.unreadable().unwrap().contains("0x4242"));
+    let short = ContentId::raw(Multihash::wrap(0x12, &[1; 8]).unwrap());
+    assert!(short.unreadable().is_some());
 }
 
 fn shard(names: &[(&str, ContentId)], fanout: u32) -> Block {

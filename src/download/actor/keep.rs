@@ -8,7 +8,7 @@ use super::{Actor, Lookup, User};
 use crate::{
     content::{Block, ByteRange, Codec, ContentId, Need, Placement},
     download::{
-        DownloadError, Event,
+        DownloadError, Event, engine,
         file::OpenFile,
         scheduler::{Demand, Urgency},
     },
@@ -254,6 +254,9 @@ impl Actor {
         if written.file.is_none()
             && let Some(wait) = self.nodes.remove(&written.id)
         {
+            if written.result.is_ok() {
+                engine::lock(&self.link.waits).found(&written.id);
+            }
             for answer in wait.answers {
                 let block = written.block.clone().ok_or(DownloadError::NotFound(written.id));
                 let result = written.result.clone().map_err(DownloadError::Store);

@@ -38,6 +38,9 @@ impl Scheduler {
         let Some(sent) = peer.in_flight.remove(id) else { return };
         peer.stats.lost(sent.len);
         peer.heard = now;
+        if !matches!(error, SourceError::Transient(Transient::Timeout)) {
+            peer.spoke = now;
+        }
         if matches!(error, SourceError::Permanent(Permanent::NotFound)) {
             peer.lacked = (peer.lacked + 1).min(MOST_LACKED);
         }

@@ -14,10 +14,10 @@ async fn what_nobody_has_ends_after_the_lookup_timeout_and_is_found_when_somebod
     assert_eq!(began.elapsed().as_secs(), 30);
     assert_eq!(*world.sources.asked_again.lock().unwrap(), 0);
     assert!(world.engine.file(&root, &root).await.is_err());
-    assert_eq!(*world.sources.asked_again.lock().unwrap(), 1, "another call searches once more");
     // The search goes on: the node that comes now is kept without a new call.
     world.source("late", SOON, &blocks);
     tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(*world.sources.asked_again.lock().unwrap(), 1, "another call searches once more");
     assert!(world.store.block(&root).unwrap().is_some());
     let handle = world.engine.file(&root, &root).await.unwrap();
     assert_eq!(handle.read(READER, all(&data)).await.unwrap(), data);
@@ -130,4 +130,119 @@ async fn a_root_whose_sources_are_silent_does_not_keep_another_from_its_readers(
     let handle = world.engine.file(&root, &root).await.unwrap();
     let read = tokio::time::timeout(Duration::from_secs(5), handle.read(READER, all(&data))).await;
     assert_eq!(read.unwrap().unwrap(), data);
+}
+
+/// Waits for a node that is missing; how long that took.
+async fn in_vain(world: &World, root: &ContentId, id: &ContentId) -> Duration {
+    let began = tokio::time::Instant::now();
+    let error = world.engine.node(root, id).await.unwrap_err();
+    assert!(matches!(error, DownloadError::NotFound(missing) if missing == *id), "{error}");
+    began.elapsed()
+}
+
+fn ids(count: u64) -> Vec<ContentId> {
+    (0..count).map(|n| *Block::raw(n.to_le_bytes().to_vec().into()).cid()).collect()
+}
+
+/// What passes between two looks of an actor at its clock.
+const TICK: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+#[tokio::test(start_paused = true)]
+async fn all_nodes_of_a_walk_cost_one_timeout() {
+    for count in [1, 14, 1000] {
+        let world = World::new();
+        let children = ids(count);
+        let (root, began) = (children[0], tokio::time::Instant::now());
+        let waits = async {
+            for child in &children {
+                in_vain(&world, &root, child).await;
+            }
+        };
+        let seeks = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            world.engine.seek(&root, &children[1..], Duration::from_millis(200));
+        };
+        tokio::join!(waits, seeks);
+        assert!(began.elapsed() < TIMEOUT + TICK, "{count}: {:?}", began.elapsed());
+        let again = tokio::time::Instant::now();
+        for child in &children {
+            assert_eq!(in_vain(&world, &root, child).await, Duration::ZERO);
+        }
+        assert!(again.elapsed() < Duration::from_millis(500));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn roots_that_are_sought_together_cost_one_timeout() {
+    let world = World::new();
+    let roots = ids(50);
+    let began = tokio::time::Instant::now();
+    roots.iter().for_each(|root| world.engine.seek(root, &[*root], Duration::ZERO));
+    for root in &roots {
+        in_vain(&world, root, root).await;
+    }
+    assert!(began.elapsed() < TIMEOUT + TICK, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_waited_for_in_vain_gets_one_more_wait_later() {
+    let world = World::new();
+    let root = ids(1)[0];
+    assert_eq!(in_vain(&world, &root, &root).await.as_secs(), 30);
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert_eq!(in_vain(&world, &root, &root).await, Duration::ZERO);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let both = tokio::join!(in_vain(&world, &root, &root), in_vain(&world, &root, &root));
+    assert_eq!((both.0.as_secs(), both.1.as_secs()), (30, 30));
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(in_vain(&world, &root, &root).await, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_a_source_left_ends_at_once_after_a_wait_in_vain() {
+    let world = World::new();
+    let (children, root) = (ids(20), ids(1)[0]);
+    // It answers, and has nothing.
+    world.source("poor", Script::Gives(Duration::from_millis(20)), &Blocks::new());
+    assert_eq!(in_vain(&world, &root, &children[1]).await.as_secs(), 30);
+    for child in &children[2..] {
+        let took = in_vain(&world, &root, child).await;
+        assert!(took < TICK * 2, "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_source_is_waited_for_also_after_a_wait_in_vain() {
+    let world = World::new();
+    let (root, data, blocks) = file(60_000, 4);
+    let missing = ids(1)[0];
+    world.source("slow", Script::Gives(Duration::from_secs(4)), &blocks);
+    let handle = world.engine.file(&root, &root).await.unwrap();
+    in_vain(&world, &root, &missing).await;
+    let read = handle.read(READER, all(&data)).await;
+    assert_eq!(read.unwrap(), data);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_without_a_source_left_does_not_wait_again() {
+    let world = World::new();
+    let (root, data, blocks) = file(600_000, 4);
+    let source = world.source(
+        "poor",
+        Script::Gives(Duration::from_millis(5)),
+        &Blocks::from([(root, blocks[&root].clone())]),
+    );
+    let handle = world.engine.file(&root, &root).await.unwrap();
+    let began = tokio::time::Instant::now();
+    assert!(handle.read(READER, ByteRange::at(0, 4096)).await.is_err());
+    assert!(began.elapsed() >= TIMEOUT);
+    // Another part of it, as a program that goes on to the next file.
+    let began = tokio::time::Instant::now();
+    assert!(handle.read(READER, ByteRange::at(400_000, 4096)).await.is_err());
+    assert!(began.elapsed() < TICK * 3, "{:?}", began.elapsed());
+    drop(source);
+    world.source("late", SOON, &blocks);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(handle.read(READER, all(&data)).await.unwrap(), data);
 }

@@ -37,7 +37,8 @@ fn hidden(options: &mut NetOptions, relays: &[&Node]) {
 async fn with_blocks(change: impl FnOnce(&mut NetOptions)) -> (Node, Store) {
     let dir = tempfile::tempdir().unwrap();
     let tasks = Tasks::new();
-    let store = StoreOptions { dir: dir.path().join("store"), cache_limit: None, min_free: 0 };
+    let store =
+        StoreOptions { dir: dir.path().join("store"), cache_limit: None, min_free: Some(0) };
     let store = Store::open(store, &tasks).unwrap();
     let mut options = options(dir.path(), &[TCP]);
     change(&mut options);

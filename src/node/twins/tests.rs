@@ -157,8 +157,11 @@ async fn a_torrent_whose_content_is_known_is_read_from_peers_when_the_swarm_is_g
 async fn the_map_is_read_as_it_was_written() {
     let tasks = Tasks::new();
     let dir = tempfile::tempdir().unwrap();
-    let options =
-        crate::store::StoreOptions { dir: dir.path().to_owned(), cache_limit: None, min_free: 0 };
+    let options = crate::store::StoreOptions {
+        dir: dir.path().to_owned(),
+        cache_limit: None,
+        min_free: Some(0),
+    };
     let store = Store::open(options, &tasks).unwrap();
     let id: ContentId =
         "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e".parse().unwrap();
@@ -195,8 +198,11 @@ async fn the_map_is_read_as_it_was_written() {
 async fn what_was_said_is_forgotten_by_what_speaks_against_it_and_what_was_found_here_never() {
     let tasks = Tasks::new();
     let dir = tempfile::tempdir().unwrap();
-    let options =
-        crate::store::StoreOptions { dir: dir.path().to_owned(), cache_limit: None, min_free: 0 };
+    let options = crate::store::StoreOptions {
+        dir: dir.path().to_owned(),
+        cache_limit: None,
+        min_free: Some(0),
+    };
     let store = Store::open(options, &tasks).unwrap();
     let twins = Arc::new(Twins::open(&store).unwrap());
     let id = |text: &str| ContentId::raw(crate::content::sha2_256(text.as_bytes()));

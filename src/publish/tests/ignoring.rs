@@ -298,3 +298,31 @@ async fn what_is_named_is_published_whatever_hides_it() {
     assert_eq!(bench.state(hook), UploadState::Published);
     assert_eq!(bench.state(bench.find("git/.secret")), UploadState::Ignored);
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_name_of_a_file_is_published_or_not() {
+    let bench = Bench::new();
+    let (d, e) = (bench.mkdir(UploadIno::ROOT, "d"), bench.mkdir(UploadIno::ROOT, "e"));
+    let ino = bench.put_in(d, "a", b"text");
+    bench.uploads.link(ino, e, OsStr::new("b")).unwrap();
+    bench.uploads.link(ino, e, OsStr::new(".hidden")).unwrap();
+    let (with, without) = (directory(&[entry("b", b"text")]), directory(&[]));
+    assert_eq!(bench.uploads.cid(d).await.unwrap(), directory(&[entry("a", b"text")]));
+    assert_eq!(bench.uploads.cid(e).await.unwrap(), with);
+    // Rules over one of the names, and then over all; the rule file has two names itself.
+    let rules = bench.put_in(d, ".chiralignore", b"a");
+    assert_eq!(bench.uploads.cid(d).await.unwrap(), without);
+    assert_eq!(bench.uploads.cid(e).await.unwrap(), with);
+    bench.uploads.link(rules, e, OsStr::new(".chiralignore")).unwrap();
+    bench.replace(rules, b"[ab]");
+    assert_eq!(bench.uploads.cid(e).await.unwrap(), without);
+    assert_eq!(bench.state(ino), UploadState::Ignored);
+    sleep(REST).await;
+    assert!(!bench.is_served(b"text"));
+    let bench = bench.restart().await;
+    assert_eq!(bench.uploads.cid(e).await.unwrap(), without);
+    bench.uploads.unlink(e, OsStr::new(".chiralignore")).unwrap();
+    assert_eq!(bench.uploads.cid(e).await.unwrap(), with);
+    assert_eq!(bench.uploads.cid(d).await.unwrap(), without);
+    assert_eq!(bench.read(ino), b"text");
+}

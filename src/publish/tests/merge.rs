@@ -258,7 +258,8 @@ async fn kill_amid_a_merge(published: bool) {
     }
     // The new version is being written into the one below, and the leaf that was written is torn in it.
     let tasks = Tasks::new();
-    let options = StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: 0 };
+    let options =
+        StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: Some(0) };
     let store = Store::open(options, &tasks).unwrap();
     let written = [ByteRange::new(40 * LEAF as u64, u64::MAX)].into_iter().collect();
     assert_eq!(store.prepare_merge(object, &written).unwrap(), Mergeable::Now);

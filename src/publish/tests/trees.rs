@@ -110,7 +110,8 @@ async fn nothing_is_changed_in_a_tree_that_is_read_only() {
     bench.uploads.cid(ino).await.unwrap();
     let dir = bench.kill().await;
     let tasks = Tasks::new();
-    let options = StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: 0 };
+    let options =
+        StoreOptions { dir: dir.path().join("data"), cache_limit: None, min_free: Some(0) };
     let store = Store::open(options, &tasks).unwrap();
     let options = PublishOptions {
         import: ImportParams::DEFAULT,

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use super::{PERMISSIONS, PublishError, Result, S_ISGID, Tree, UploadIno, UploadKind};
+use crate::publish::acl::{self, Acl};
 
 /// Bytes of user attributes that one inode may carry; one attribute of the largest size that Linux allows, and as much again.
 const MAX_XATTRS: usize = 128 << 10;
@@ -18,11 +19,42 @@ impl Tree {
         mode: u32,
         now: SystemTime,
     ) -> Result<()> {
-        let attr = &mut self.get_mut(ino)?.attr;
-        attr.mode = mode & PERMISSIONS;
-        attr.ctime = now;
+        let inode = self.get_mut(ino)?;
+        inode.attr.mode = mode & PERMISSIONS;
+        inode.attr.ctime = now;
+        if let Some(list) = inode.xattrs.get_mut(acl::ACCESS) {
+            let mut changed = Acl::decode(list)?;
+            changed.chmod(mode);
+            // The group's bits of the mode are the mask of the list, which may give its group less.
+            inode.attr.mode = mode & PERMISSIONS & !0o070 | changed.mode() & 0o070;
+            *list = changed.encode();
+        }
         self.mark(ino);
         Ok(())
+    }
+
+    /// Sets an access list. The one that says who may do what also sets the mode, and is kept where it says more.
+    pub(in crate::publish) fn set_acl(
+        &mut self,
+        ino: UploadIno,
+        name: &str,
+        value: &[u8],
+        now: SystemTime,
+    ) -> Result<()> {
+        let list = Acl::decode(value)?;
+        if name == acl::ACCESS {
+            let inode = self.get_mut(ino)?;
+            inode.attr.mode = inode.attr.mode & !0o777 | list.mode();
+            inode.attr.ctime = now;
+            if !list.is_extended() {
+                inode.xattrs.remove(name);
+                self.mark(ino);
+                return Ok(());
+            }
+        } else {
+            self.get(ino)?.directory()?;
+        }
+        self.setxattr(ino, name, value, (false, false), now)
     }
 
     /// chown(2): of anything but a directory it takes the set-user-id and set-group-id bits away.

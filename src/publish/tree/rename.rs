@@ -7,7 +7,7 @@ use super::{
 };
 
 impl Tree {
-    /// Moves a name. Gives the inode that was replaced and is an orphan now.
+    /// Moves a name. Gives the inode that was replaced, if it is an orphan now.
     ///
     /// The order of the checks is that of Linux, so that the first error is the same.
     pub(in crate::publish) fn rename(
@@ -37,7 +37,7 @@ impl Tree {
                 if self.is_within(parent, other) {
                     return Err(PublishError::Cycle);
                 }
-                self.exchange(ino, other, now)?;
+                self.exchange((ino, parent, name), (other, to_parent, to_name), now)?;
                 return Ok(None);
             }
             Some(other) => self.may_replace(ino, other)?,
@@ -46,14 +46,14 @@ impl Tree {
         // What was asked for is a name: an editor that writes a new file over it does not take that back.
         let request = target.map_or(Request::None, |other| self.request(other));
         if let Some(other) = target {
-            self.detach(other, now)?;
+            self.detach(other, to_parent, to_name, now)?;
         }
         self.set_request(ino, request);
-        self.detach(ino, now)?;
+        self.detach(ino, parent, name, now)?;
         self.attach(ino, Place { parent: to_parent, name: to_name.to_owned() })?;
         self.touched(parent, now);
         self.touched(to_parent, now);
-        Ok(target)
+        Ok(target.filter(|other| self.is_orphan(*other)))
     }
 
     /// Whether `ino` is `dir` or lies below it.
@@ -73,18 +73,21 @@ impl Tree {
         }
     }
 
-    fn exchange(&mut self, one: UploadIno, other: UploadIno, now: SystemTime) -> Result<()> {
-        let place = |tree: &Self, ino| tree.get(ino)?.place.clone().ok_or(PublishError::NotFound);
-        let (first, second) = (place(self, one)?, place(self, other)?);
+    fn exchange(
+        &mut self,
+        (one, parent, name): (UploadIno, UploadIno, &OsStr),
+        (other, to_parent, to_name): (UploadIno, UploadIno, &OsStr),
+        now: SystemTime,
+    ) -> Result<()> {
         let requests = (self.request(one), self.request(other));
         self.set_request(one, requests.1);
         self.set_request(other, requests.0);
-        self.detach(one, now)?;
-        self.detach(other, now)?;
-        self.touched(first.parent, now);
-        self.touched(second.parent, now);
-        self.attach(one, second)?;
-        self.attach(other, first)
+        self.detach(one, parent, name, now)?;
+        self.detach(other, to_parent, to_name, now)?;
+        self.touched(parent, now);
+        self.touched(to_parent, now);
+        self.attach(one, Place { parent: to_parent, name: to_name.to_owned() })?;
+        self.attach(other, Place { parent, name: name.to_owned() })
     }
 
     fn attach(&mut self, ino: UploadIno, place: Place) -> Result<()> {
@@ -92,7 +95,11 @@ impl Tree {
         let dir = self.dir_mut(place.parent)?;
         dir.children.insert(place.name.clone(), ino);
         dir.subdirs += u32::from(is_dir);
-        self.get_mut(ino)?.place = Some(place);
+        let inode = self.get_mut(ino)?;
+        match inode.place {
+            Some(_) => inode.also.push(place),
+            None => inode.place = Some(place),
+        }
         self.mark(ino);
         Ok(())
     }

@@ -4,10 +4,13 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     os::unix::ffi::{OsStrExt, OsStringExt},
-    time::SystemTime,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use super::{Inode, MAX_NAME, Owner, Place, Tree, UploadIno};
+
+/// Numbers of inodes stay below this at the start, whatever the clock says; above it there is room for all to come.
+const MAX_START: u64 = 1 << 56;
 
 /// A tree that was put together.
 #[derive(Debug)]
@@ -61,6 +64,10 @@ impl Tree {
         rows: Vec<(UploadIno, Inode)>,
     ) -> Restored {
         let mut tree = Self::new(owner, now);
+        // A number that was taken by an inode which is gone names no other one, however long a file handle is kept:
+        // fewer inodes are made in a microsecond than one.
+        let started = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        tree.next = tree.next.max(u64::try_from(started).unwrap_or(0).min(MAX_START));
         let mut waiting = Waiting::default();
         for (ino, inode) in rows {
             tree.next = tree.next.max(ino.0 + 1);
@@ -80,6 +87,13 @@ impl Tree {
         for ino in waiting.stranded() {
             // Some hang below others that were rescued before.
             let Some(mut inode) = waiting.inodes.remove(&ino) else { continue };
+            // Under one of its further names it is where it belongs.
+            if let Some(at) = inode.also.iter().position(|place| tree.is_free(place)) {
+                inode.place = Some(inode.also.swap_remove(at));
+                tree.hang(ino, inode);
+                tree.dirty.insert(ino);
+                continue;
+            }
             let name = inode.place.take().map(|place| place.name).unwrap_or_default();
             let name = tree.free_name(&name, ino);
             inode.place = Some(Place { parent: UploadIno::ROOT, name });
@@ -88,6 +102,7 @@ impl Tree {
             rescued.push(ino);
             waiting.hang_below(&mut tree, ino);
         }
+        tree.hang_links();
         let mut orphans: Vec<_> = waiting.inodes.into_keys().collect();
         orphans.sort_unstable();
         tree.removed.extend(&orphans);

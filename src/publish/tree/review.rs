@@ -1,6 +1,10 @@
 //! Which inodes are published, and which are ignored: by the rules that hold where they are, and by what was asked for.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ffi::OsStr,
+    sync::Arc,
+};
 
 use super::{Body, Directory, Inode, Place, Request, Tree, UploadIno};
 use crate::publish::{
@@ -32,8 +36,7 @@ struct Above {
 }
 
 impl Above {
-    fn ignores(&self, inode: &Inode) -> bool {
-        let Some(place) = &inode.place else { return false };
+    fn ignores(&self, inode: &Inode, place: &Place) -> bool {
         let is_dir = matches!(inode.body, Body::Directory(_));
         let by_rules = |scope: IgnoreScope| scope.ignores(&place.name, is_dir).is_some();
         match (inode.request, &self.scope) {
@@ -100,8 +103,9 @@ impl Tree {
     /// Whether asking for hidden files would not publish it.
     pub(in crate::publish) fn is_ignored_by_rules(&self, ino: UploadIno) -> bool {
         let hidden = |inode: &Inode| {
-            let above = self.above(inode.place.as_ref()?.parent);
-            Some(above.ignores(&Inode { request: Request::Hidden, ..inode.clone() }))
+            let place = inode.place.as_ref()?;
+            let hidden = Inode { request: Request::Hidden, ..inode.clone() };
+            Some(self.above(place.parent).ignores(&hidden, place))
         };
         self.inodes.get(&ino).and_then(hidden).unwrap_or(false)
     }
@@ -110,13 +114,41 @@ impl Tree {
         Above { ignored: self.is_ignored(dir), scope: self.scope(dir) }
     }
 
-    /// Whether an inode that is being made or moved is ignored at its place.
+    /// Whether an inode is ignored under every name that it has.
     pub(super) fn decide(&self, inode: &Inode) -> bool {
-        let Some(place) = &inode.place else { return false };
+        inode.place.is_some() && inode.places().all(|place| self.is_ignored_at(inode, place))
+    }
+
+    fn is_ignored_at(&self, inode: &Inode, place: &Place) -> bool {
         if self.is_ignored(place.parent) && inode.request != Request::Named {
             return true;
         }
-        self.above(place.parent).ignores(inode)
+        self.above(place.parent).ignores(inode, place)
+    }
+
+    /// Whether an entry of a published directory is left out of it. A file with several names can be published under
+    /// one of them and ignored under another.
+    pub(in crate::publish) fn is_entry_ignored(
+        &self,
+        dir: UploadIno,
+        name: &OsStr,
+        inode: &Inode,
+    ) -> bool {
+        let is_linked = !inode.also.is_empty();
+        inode.ignored
+            || is_linked && self.is_ignored_at(inode, &Place { parent: dir, name: name.to_owned() })
+    }
+
+    /// Looks anew at a file that got or lost one of several names.
+    pub(in crate::publish) fn review_linked(&mut self, ino: UploadIno) -> Vec<Reviewed> {
+        let Some(inode) = self.inodes.get(&ino) else { return Vec::new() };
+        let ignored = self.decide(inode);
+        if inode.place.is_none() || ignored == inode.ignored {
+            return Vec::new();
+        }
+        let changed = vec![Reviewed { ino, ignored }];
+        self.apply(&changed);
+        changed
     }
 
     /// What of an inode was asked for beyond the rules.
@@ -163,10 +195,14 @@ impl Tree {
             _ => Above { ignored: false, scope: Some(IgnoreScope::top(&self.rules.patterns)) },
         };
         let mut left = vec![(top, above)];
-        let mut changed = Vec::new();
+        let (mut changed, mut linked) = (Vec::new(), BTreeSet::new());
         while let Some((ino, above)) = left.pop() {
             let Some(inode) = self.inodes.get(&ino) else { continue };
-            let ignored = above.ignores(inode);
+            if !inode.also.is_empty() {
+                linked.insert(ino);
+                continue;
+            }
+            let ignored = inode.place.as_ref().is_some_and(|place| above.ignores(inode, place));
             if ignored != inode.ignored {
                 changed.push(Reviewed { ino, ignored });
             }
@@ -181,6 +217,12 @@ impl Tree {
             left.extend(directory.children.values().map(|child| (*child, inner.clone())));
         }
         self.apply(&changed);
+        // Their other names may lie in directories that were looked at just now.
+        for ino in linked {
+            changed.extend(self.review_linked(ino));
+            // A directory may leave one of the names out from now on, although the file stays published.
+            self.outdate_above(ino);
+        }
         changed
     }
 
@@ -198,10 +240,15 @@ impl Tree {
         for Reviewed { ino, .. } in changed {
             // A directory that is published from now on is out of date itself, and all directories above.
             self.outdate(*ino);
-            if let Ok(parent) = self.parent(*ino) {
-                self.outdate(parent);
-            }
+            self.outdate_above(*ino);
         }
+    }
+
+    /// The ids of all directories that have a name of an inode are out of date.
+    fn outdate_above(&mut self, ino: UploadIno) {
+        let Some(inode) = self.inodes.get(&ino) else { return };
+        let parents: Vec<_> = inode.places().map(|place| place.parent).collect();
+        parents.into_iter().for_each(|parent| self.outdate(parent));
     }
 
     /// An inode and all below it, in the order of the names, directories before what is in them.

@@ -48,6 +48,7 @@ enum Op {
     Unlink(Path),
     Rmdir(Path),
     Rename(Path, Path, u8),
+    Link(Path, Path),
     Reopen,
 }
 
@@ -63,6 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => path().prop_map(Op::Unlink),
         2 => path().prop_map(Op::Rmdir),
         6 => (path(), path(), 0u8..3).prop_map(|(from, to, mode)| Op::Rename(from, to, mode)),
+        3 => (path(), path()).prop_map(|(from, to)| Op::Link(from, to)),
         1 => Just(Op::Reopen),
     ]
 }
@@ -115,7 +117,8 @@ impl Model {
         if !self.has_parent(to) || !fits || (from != to && to.starts_with(from)) {
             return false;
         }
-        if from != to {
+        // Two names of one file stay.
+        if from != to && target != Some(source) {
             let moved = self.take(from);
             let other = self.take(to);
             self.put(to, moved);
@@ -183,6 +186,18 @@ fn apply(tree: &mut Tree, model: &mut Model, op: &Op, now: SystemTime) -> (bool,
             }
             (done.is_ok(), model.rename(from, to, mode))
         }
+        Op::Link(from, to) => {
+            let done = resolve(tree, from).and_then(|ino| {
+                let (parent, name) = split(tree, to)?;
+                tree.link(ino, parent, &name, now)
+            });
+            let file = model.0.get(from).copied().filter(|kind| !kind.is_dir());
+            let allowed = file.is_some() && model.has_parent(to) && !model.0.contains_key(to);
+            if allowed {
+                model.0.extend(file.map(|file| (to.clone(), file)));
+            }
+            (done.is_ok(), allowed)
+        }
         Op::Reopen => (true, true),
     }
 }
@@ -209,13 +224,15 @@ impl Disk {
 }
 
 fn check(tree: &Tree, model: &Model) {
-    assert_eq!(tree.iter().count(), model.0.len() + 1);
+    let inodes: std::collections::HashSet<_> = model.0.values().map(|kind| kind.ino()).collect();
+    assert_eq!(tree.iter().count(), inodes.len() + 1);
     for (path, kind) in &model.0 {
         assert_eq!(resolve(tree, path).unwrap(), kind.ino());
         let below = |other: &&Path| other.len() == path.len() + 1 && other.starts_with(path);
         let subdirs = model.0.keys().filter(below).filter(|p| model.is_dir(p)).count();
-        let nlink = if kind.is_dir() { 2 + u32::try_from(subdirs).unwrap() } else { 1 };
-        assert_eq!(tree.nlink(kind.ino()).unwrap(), nlink);
+        let names = model.0.values().filter(|other| *other == kind).count();
+        let nlink = if kind.is_dir() { 2 + subdirs } else { names };
+        assert_eq!(tree.nlink(kind.ino()).unwrap() as usize, nlink);
     }
     for ino in tree.stale() {
         assert!(tree.ancestors(*ino).all(|up| tree.stale().contains(&up)));
@@ -359,4 +376,100 @@ fn what_hangs_nowhere_is_found_under_the_root_with_all_below_it() {
     let restored = Tree::restore(OWNER, at(0), rows);
     assert_eq!(restored.rescued, [UploadIno(7)]);
     assert_eq!(restored.tree.lookup(UploadIno(7), os("loop")).unwrap(), UploadIno(8));
+}
+
+#[test]
+fn links_fail_with_the_error_of_linux() {
+    use PublishError as E;
+    let mut tree = tree_with(&[("d", true), ("file", false), ("gone", false)]);
+    let root = UploadIno::ROOT;
+    let d = tree.lookup(root, os("d")).unwrap();
+    let file = tree.lookup(root, os("file")).unwrap();
+    let gone = tree.unlink(root, os("gone"), at(1)).unwrap();
+    let mut link = |ino, parent, name| tree.link(ino, parent, os(name), at(2)).unwrap_err();
+    assert!(matches!(link(d, root, "x"), E::NotPermitted(_)));
+    assert!(matches!(link(gone, root, "x"), E::NotFound), "it is open, and has no name");
+    assert!(matches!(link(file, root, "d"), E::Exists));
+    assert!(matches!(link(file, root, "file"), E::Exists));
+    assert!(matches!(link(file, file, "x"), E::NotADirectory));
+    assert!(matches!(link(file, root, &"x".repeat(256)), E::NameTooLong));
+}
+
+#[test]
+fn a_change_of_a_file_outdates_all_its_directories() {
+    let mut tree = tree_with(&[("a", true), ("b", true), ("a/f", false)]);
+    let (a, b) = (
+        tree.lookup(UploadIno::ROOT, os("a")).unwrap(),
+        tree.lookup(UploadIno::ROOT, os("b")).unwrap(),
+    );
+    let file = tree.lookup(a, os("f")).unwrap();
+    tree.link(file, b, os("g"), at(1)).unwrap();
+    for dir in [a, b, UploadIno::ROOT] {
+        tree.begin_root(dir);
+    }
+    let root = crate::content::ContentId::raw(crate::content::sha2_256(b""));
+    let object = crate::store::ObjectId(1);
+    tree.set_sealed(file, Sealed { object, root, size: 0, tsize: 0, below: None });
+    assert_eq!(tree.stale().iter().copied().collect::<Vec<_>>(), [UploadIno::ROOT, a, b]);
+}
+
+#[test]
+fn a_link_without_its_directory_is_dropped_at_the_start() {
+    let mut tree = tree_with(&[("a", true), ("b", true), ("a/f", false)]);
+    let lookup = |tree: &Tree, name| tree.lookup(UploadIno::ROOT, os(name)).unwrap();
+    let (a, b) = (lookup(&tree, "a"), lookup(&tree, "b"));
+    let file = tree.lookup(a, os("f")).unwrap();
+    tree.link(file, b, os("g"), at(1)).unwrap();
+    let rows = |without: UploadIno| {
+        let all = tree.iter().filter(|(ino, _)| *ino != without);
+        all.map(|(ino, inode)| (ino, inode.for_row())).collect::<Vec<_>>()
+    };
+    for (without, stays, name) in [(a, b, "g"), (b, a, "f")] {
+        let restored = Tree::restore(OWNER, at(0), rows(without));
+        assert_eq!((restored.orphans, restored.rescued), (vec![], vec![]));
+        assert_eq!(restored.tree.lookup(stays, os(name)).unwrap(), file);
+        assert_eq!(restored.tree.nlink(file).unwrap(), 1);
+        assert!(restored.tree.dirty.contains(&file), "its row names a directory that is gone");
+    }
+}
+
+#[test]
+fn numbers_of_inodes_are_not_used_again_after_a_restart() {
+    let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let restored = Tree::restore(OWNER, now, Vec::new());
+    let mut tree = restored.tree;
+    let first = tree.add(UploadIno::ROOT, os("f"), OWNER, Body::File(None), now).unwrap();
+    let mut later = Tree::restore(OWNER, now + Duration::from_micros(1), Vec::new()).tree;
+    let next = later.add(UploadIno::ROOT, os("f"), OWNER, Body::File(None), now).unwrap();
+    assert!(next > first && next.0 < 1 << 61, "{first:?} {next:?}");
+}
+
+#[test]
+fn an_access_list_sets_the_mode_and_follows_it() {
+    let mut tree = tree_with(&[("f", false), ("d", true)]);
+    let file = tree.lookup(UploadIno::ROOT, os("f")).unwrap();
+    let dir = tree.lookup(UploadIno::ROOT, os("d")).unwrap();
+    let list = |entries: &[(u16, u16)]| {
+        let entry = |(tag, mode): &(u16, u16)| {
+            [&tag.to_le_bytes()[..], &mode.to_le_bytes(), &1u32.to_le_bytes()].concat()
+        };
+        [2u32.to_le_bytes().to_vec(), entries.iter().flat_map(entry).collect()].concat()
+    };
+    let extended = list(&[(1, 6), (2, 4), (4, 0), (0x10, 4), (0x20, 0)]);
+    let access = "system.posix_acl_access";
+    tree.set_acl(file, access, &extended, at(1)).unwrap();
+    assert_eq!(tree.get(file).unwrap().attr.mode, 0o600);
+    assert_eq!(tree.get(file).unwrap().xattrs[access], extended);
+    tree.chmod(file, 0o4754, at(2)).unwrap();
+    assert_eq!(tree.get(file).unwrap().attr.mode, 0o4704, "the list gives the group nothing");
+    let changed = list(&[(1, 7), (2, 4), (4, 0), (0x10, 5), (0x20, 4)]);
+    assert_eq!(tree.get(file).unwrap().xattrs[access], changed);
+    tree.set_acl(file, access, &list(&[(1, 6), (4, 4), (0x20, 4)]), at(3)).unwrap();
+    assert_eq!(tree.get(file).unwrap().attr.mode, 0o4644);
+    assert!(tree.get(file).unwrap().xattrs.is_empty(), "it says what the mode says");
+    let default = "system.posix_acl_default";
+    assert!(tree.set_acl(file, default, &extended, at(4)).is_err());
+    tree.set_acl(dir, default, &extended, at(4)).unwrap();
+    assert_eq!(tree.get(dir).unwrap().attr.mode, 0o755);
+    assert!(tree.set_acl(dir, default, b"list", at(4)).is_err());
 }

@@ -3,9 +3,7 @@
 //! Each is a feed of the torrent's bridge. Whether its bytes are right is found out there, by the hash of the piece.
 
 use std::{
-    ffi::OsStr,
     net::IpAddr,
-    os::unix::ffi::OsStrExt,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -208,17 +206,17 @@ fn length(range: ByteRange) -> usize {
 /// What stands behind the URL of a server for each file. A single file is at the URL itself, unless that is a directory;
 /// those of a directory are below the torrent's name.
 fn paths(torrent: &Metainfo, base: &str) -> Vec<Option<String>> {
-    let escaped = |name: &OsStr| percent_encode(name.as_bytes(), ESCAPED).to_string();
-    let name = escaped(&torrent.name);
+    let escaped = |name: &[u8]| percent_encode(name, ESCAPED).to_string();
+    let name = escaped(torrent.written_name());
     if torrent.single {
         return vec![Some(if base.ends_with('/') { name } else { String::new() })];
     }
     let slash = if base.ends_with('/') { "" } else { "/" };
-    let below = |path: Vec<&OsStr>| {
+    let below = |path: Vec<&[u8]>| {
         let path: Vec<_> = path.into_iter().map(escaped).collect();
         format!("{slash}{name}/{}", path.join("/"))
     };
-    torrent.paths().into_iter().map(|path| path.map(below)).collect()
+    torrent.written_paths().into_iter().map(|path| path.map(below)).collect()
 }
 
 /// The first byte of the part that an answer has.

@@ -21,7 +21,9 @@ use super::{
         disk::{Disk, RealDisk},
         evict, recover,
     },
-    content, leaves, options, publish, root_of, scratch, whole,
+    content,
+    full::SmallDisk,
+    leaves, options, publish, root_of, scratch, whole,
 };
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -181,13 +183,16 @@ fn a_leaf_of_the_same_object_is_read_while_somebody_waits_to_punch() {
 fn a_disk_that_gets_full_is_looked_at_with_each_tick() {
     let dir = scratch();
     let mut options = options(dir.path());
-    options.min_free = u64::MAX / 2;
-    let store = recover::open_idle(&options, Arc::new(RealDisk)).unwrap();
+    options.min_free = Some(1 << 20);
+    let disk = SmallDisk::new(64 << 20);
+    let store = recover::open_idle(&options, disk.clone()).unwrap();
     let bytes = content(4, 1);
     let object = store.create_object(root_of(&bytes).cid(), bytes.len() as u64).unwrap();
     let (block, _) = leaves(&bytes)[0].clone();
     object.place(&block, &whole(&block, 0)).unwrap();
     drop((object, store.flush().unwrap()));
+    disk.fill();
+    store.inner.gauge.forget();
     evict::maintain(&Arc::downgrade(&store.inner), false, false);
     assert!(store.object(root_of(&bytes).cid()).unwrap().is_none());
 }

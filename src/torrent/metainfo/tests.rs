@@ -43,10 +43,6 @@ fn paths(metainfo: &Metainfo) -> Vec<(String, u32)> {
     found
 }
 
-fn shown(files: &[(&[&[u8]], &str)]) -> Vec<(String, u32)> {
-    paths(&Metainfo::parse(&described(files)).unwrap())
-}
-
 #[test]
 fn a_tree_is_shown_by_its_names_without_what_only_fills_up() {
     let files: &[(&[&[u8]], &str)] = &[
@@ -70,34 +66,104 @@ fn a_tree_is_shown_by_its_names_without_what_only_fills_up() {
 }
 
 #[test]
-fn names_that_lead_out_are_refused() {
-    for name in [&b".."[..], b"a/b", b"/etc/passwd", b"a\0b", b"a\\b"] {
-        let error = Metainfo::parse(&described(&[(&[b"ok"], ""), (&[b"a", name], "")]));
-        let Err(MetainfoError::Name { file: 1, .. }) = error else { panic!("{error:?}") };
+fn odd_names_are_shown_tamed_and_kept_as_written() {
+    let files: &[(&[&[u8]], &str)] = &[
+        (&[b"..", b"AC/DC.mp3"], ""),
+        (&[b"a\\b"], ""),
+        (&[b"same"], ""),
+        (&[b"same"], ""),
+        (&[b"..", b"link"], "l"),
+        (&[], ""),
+        (&[b"_____padding_file_0_if you see this"], ""),
+    ];
+    let metainfo = Metainfo::parse(&described(files)).unwrap();
+    let expected = [("/AC_DC.mp3", 0), ("/_", 5), ("/a_b", 1), ("/same", 2), ("/same.1", 3)];
+    assert_eq!(paths(&metainfo), expected.map(|(path, number)| (path.to_owned(), number)));
+    assert_eq!(metainfo.files[6].kind, FileKind::Padding);
+    assert_eq!(metainfo.links, [vec![OsString::from("link")]]);
+    let written = metainfo.written_paths();
+    assert_eq!(written[0], Some(vec![&b".."[..], b"AC/DC.mp3"]));
+    assert_eq!(written[3], Some(vec![&b"same"[..]]));
+    assert_eq!((&written[4], &written[5], &written[6]), (&None, &Some(vec![]), &None));
+}
+
+#[test]
+fn names_in_utf8_are_shown_before_others() {
+    let piece = text(&"x".repeat(20));
+    let file = "d6:lengthi1e4:pathl3:olde10:path.utf-8l3:newee";
+    let info =
+        format!("d5:filesl{file}e4:name3:one10:name.utf-83:two12:piece lengthi16e6:pieces{piece}e");
+    let metainfo = Metainfo::parse(&around_info(info.as_bytes(), &[])).unwrap();
+    assert_eq!((metainfo.name.to_str(), paths(&metainfo)), (Some("two"), vec![("/new".into(), 0)]));
+}
+
+#[test]
+fn oddly_written_descriptions_are_those_of_other_programs() {
+    let plain = described(&[(&[b"a"], "")]);
+    let metainfo = Metainfo::parse(&plain).unwrap();
+    let info = info_of(&plain).unwrap();
+    let other = around_info(b"de", &[]);
+    // A newline behind the end, and a second description of another torrent.
+    let newline = [&plain[..], b"\n"].concat();
+    let twice = [&plain[..plain.len() - 1], &other[1..]].concat();
+    for text in [&newline, &twice] {
+        assert_eq!(Metainfo::parse(text).as_ref(), Ok(&metainfo), "{}", text.escape_ascii());
+        assert_eq!(info_of(text).unwrap(), info);
     }
-    let twice = Metainfo::parse(&described(&[(&[b"a", b"b"], ""), (&[b"a", b"b"], "")]));
-    assert_eq!(twice, Err(MetainfoError::Duplicate { file: 1 }));
+    // Of a key that stands twice the first counts; the hash is that of what is written.
+    let odd = [&info[..info.len() - 1], b"4:name5:other6:lengthi3ee"].concat();
+    let odd = Metainfo::parse(&around_info(&odd, &[])).unwrap();
+    assert_eq!((odd.name.to_str(), paths(&odd)), (Some("tree"), paths(&metainfo)));
+    assert!(odd.hash != metainfo.hash);
 }
 
 #[test]
-fn names_that_are_none_become_some_and_clashes_stand_side_by_side() {
-    let expect = |files: &[(&[&[u8]], &str)], expected: &[(&str, u32)]| {
-        let expected: Vec<_> = expected.iter().map(|(p, n)| ((*p).to_owned(), *n)).collect();
-        assert_eq!(shown(files), expected);
-    };
-    expect(&[(&[b"", b"."], "")], &[("/_/_", 0)]);
-    // A file and a directory of one name, in both orders.
-    expect(&[(&[b"a"], ""), (&[b"a", b"b"], "")], &[("/a", 0), ("/a_/b", 1)]);
-    expect(&[(&[b"a", b"b"], ""), (&[b"a"], "")], &[("/a/b", 0), ("/a_", 1)]);
+fn the_session_reads_what_is_read_here() {
+    let long = [b'x'; 300];
+    let piece = text(&"x".repeat(20));
+    let twice =
+        format!("d6:lengthi1e6:lengthi2e4:name3:../12:piece lengthi7e6:pieces{piece}4:name1:be");
+    let empty = "d6:lengthi0e4:name1:a12:piece lengthi7e6:pieces0:e";
+    let odd: &[(&[&[u8]], &str)] = &[
+        (&[b"..", b"a/b"], ""),
+        (&[b"a\\b"], ""),
+        (&[b"same"], ""),
+        (&[b"same"], ""),
+        (&[&long], ""),
+        (&[], ""),
+        (&[b"\xff\0"], "x"),
+        (&[b"link"], "l"),
+    ];
+    for text in
+        [described(odd), around_info(twice.as_bytes(), &[]), around_info(empty.as_bytes(), &[])]
+    {
+        let ours = Metainfo::parse(&text).unwrap();
+        let theirs = librqbit::torrent_from_bytes(&text).unwrap();
+        assert_eq!(theirs.info_hash.0, ours.hash.0);
+        let theirs = theirs.info.data.validate().unwrap();
+        assert_eq!(theirs.lengths().total_length(), ours.len);
+        assert_eq!(theirs.lengths().default_piece_length(), ours.piece_len);
+        let lens: Vec<_> = ours.files.iter().map(|file| file.range.len()).collect();
+        assert_eq!(theirs.iter_file_lengths().collect::<Vec<_>>(), lens);
+    }
+    for broken in
+        ["12:piece lengthi0e6:lengthi1e", "12:piece lengthi7e", "6:lengthi1e12:piece lengthi1e"]
+    {
+        let text = around_info(format!("d{broken}6:pieces0:e").as_bytes(), &[]);
+        assert!(Metainfo::parse(&text).is_err(), "{broken}");
+        let theirs = librqbit::torrent_from_bytes(&text).unwrap();
+        assert!(theirs.info.data.validate().is_err(), "{broken}");
+    }
 }
 
 #[test]
-fn a_long_name_is_cut_before_its_ending_and_not_amid_a_character() {
-    let long = format!("{}.mkv", "ä".repeat(200));
-    let names = shown(&[(&[long.as_bytes()], "")]);
-    let expected = format!("{}.mkv", "ä".repeat(125));
-    assert_eq!(expected.len(), 254);
-    assert_eq!(names[0].0, format!("/{}", expected.as_bytes().escape_ascii()));
+fn a_description_of_170_000_files_is_read() {
+    let names: Vec<String> = (0..170_000).map(|n| format!("{n:07}.jpg")).collect();
+    let files: Vec<[&[u8]; 3]> =
+        names.iter().map(|name| [&b"a"[..], b"b", name.as_bytes()]).collect();
+    let files: Vec<(&[&[u8]], &str)> = files.iter().map(|path| (&path[..], "")).collect();
+    let metainfo = Metainfo::parse(&described(&files)).unwrap();
+    assert_eq!((metainfo.files.len(), metainfo.files_below(0).len()), (170_000, 170_000));
 }
 
 #[test]
@@ -112,7 +178,7 @@ fn what_is_wrong_with_a_description_is_named() {
         (format!("d6:lengthi17e12:piece lengthi16e6:pieces{piece}e"), "pieces"),
         (format!("d6:lengthi-1e12:piece lengthi16e6:pieces{piece}e"), "length"),
         (format!("d5:filesle12:piece lengthi16e6:pieces{piece}e"), "files"),
-        (format!("d5:filesld6:lengthi1e4:pathleee12:piece lengthi16e6:pieces{piece}e"), "path"),
+        (format!("d5:filesld4:pathl1:aeee12:piece lengthi16e6:pieces{piece}e"), "length"),
     ] {
         assert_eq!(wrong(&info), MetainfoError::Field(field), "{info}");
     }
@@ -124,10 +190,17 @@ fn what_is_wrong_with_a_description_is_named() {
 #[test]
 fn the_name_of_the_whole_cannot_lead_out_either() {
     let piece = text(&"x".repeat(20));
-    for name in ["../../etc", ".."] {
+    for (name, shown) in
+        [("../../etc", ".._.._etc"), ("..", ""), ("", ""), ("R1/beta.iso", "R1_beta.iso")]
+    {
         let info = format!("d6:lengthi1e4:name{}12:piece lengthi16e6:pieces{piece}e", text(name));
         let metainfo = Metainfo::parse(&around_info(info.as_bytes(), &[])).unwrap();
-        assert_eq!(metainfo.name.to_string_lossy(), metainfo.hash.to_string());
+        let shown = if shown.is_empty() { metainfo.hash.to_string() } else { shown.to_owned() };
+        assert_eq!(paths(&metainfo), [(format!("/{shown}"), 0)]);
+        assert_eq!(
+            (metainfo.name.to_str(), metainfo.written_name()),
+            (Some(&*shown), name.as_bytes())
+        );
     }
 }
 
@@ -183,7 +256,8 @@ proptest! {
         let owned: Vec<Vec<&[u8]>> =
             paths.iter().map(|path| path.iter().map(String::as_bytes).collect()).collect();
         let files: Vec<(&[&[u8]], &str)> = owned.iter().map(|path| (path.as_slice(), "")).collect();
-        if let Ok(metainfo) = Metainfo::parse(&described(&files)) {
+        {
+            let metainfo = Metainfo::parse(&described(&files)).unwrap();
             let mut numbers: Vec<u32> =
                 super::tests::paths(&metainfo).into_iter().map(|(_, number)| number).collect();
             numbers.sort_unstable();

@@ -12,7 +12,7 @@ fn node_of(metainfo: &Metainfo, path: &str) -> u32 {
 }
 
 fn pin(node: u32) -> TorrentPin {
-    TorrentPin { node, name: "mine".to_owned() }
+    TorrentPin { node, name: "mine".to_owned(), only: None }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -25,14 +25,14 @@ async fn torrents_over_the_limit_go_whole_but_for_what_is_open_pinned_or_seeded(
         seeders.push(Seeder::start(&there, &[("film.mkv", &film), ("x", b"1")], PIECE).await);
         films.push(film);
     }
-    let limited = TorrentOptions { cache_limit: Some(0), min_free: 0, ..options() };
+    let limited = TorrentOptions { cache_limit: Some(0), min_free: Some(0), ..options() };
     let peer = Peer::open(limited, &dir.path().join("here"));
     for (seeder, film) in seeders.iter().zip(&films) {
         assert!(watch(&peer, seeder).await == *film);
     }
     let [idle, open, pinned, seeded] = [0, 1, 2, 3].map(|n| seeders[n].metainfo.hash);
     let held = peer.file(open, "film.mkv").await;
-    peer.torrents.pin(pinned, TorrentPin { node: 0, name: String::new() }).unwrap();
+    peer.torrents.pin(pinned, TorrentPin { node: 0, name: String::new(), only: None }).unwrap();
     peer.torrents.seed(seeded).await.unwrap();
 
     // Whoever has closed a file is let go of in the background.
@@ -64,7 +64,7 @@ async fn what_was_read_longest_ago_goes_first_and_no_more_than_has_to() {
     let first = Seeder::start(&dir.path().join("1"), &[("film.mkv", &films[0])], PIECE).await;
     let other = Seeder::start(&dir.path().join("2"), &[("film.mkv", &films[1])], PIECE).await;
     let limit = Some(BIG as u64 * 3 / 2);
-    let limited = TorrentOptions { cache_limit: limit, min_free: 0, ..options() };
+    let limited = TorrentOptions { cache_limit: limit, min_free: Some(0), ..options() };
     let peer = Peer::open(limited, &dir.path().join("here"));
     watch(&peer, &first).await;
     watch(&peer, &other).await;
@@ -72,7 +72,8 @@ async fn what_was_read_longest_ago_goes_first_and_no_more_than_has_to() {
     watch(&peer, &first).await;
     peer.stop().await;
 
-    let limited = TorrentOptions { cache_limit: limit, min_free: 0, online: false, ..options() };
+    let limited =
+        TorrentOptions { cache_limit: limit, min_free: Some(0), online: false, ..options() };
     let peer = Peer::open(limited, &dir.path().join("here"));
     assert_eq!(peer.torrents.make_room().await.unwrap(), [other.metainfo.hash]);
     assert_eq!(peer.torrents.make_room().await.unwrap(), []);
