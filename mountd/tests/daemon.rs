@@ -256,6 +256,102 @@ fn names_that_are_no_text_are_taken_and_shown_harmless() {
     assert!(!json.contains('\x1b') && json.trim_end().lines().count() == 1, "{json:?}");
 }
 
+/// Runs a script in a folder beside the data; `$C` is the program.
+fn bash(lab: &Lab, script: &str) -> Output {
+    Command::new("timeout")
+        .args(["60", "bash", "-c", script])
+        .env("C", env!("CARGO_BIN_EXE_chiral"))
+        .env("HOME", lab.dir.path())
+        .env("CHIRAL_DATA_DIR", lab.dir.path().join("data"))
+        .current_dir(lab.dir.path())
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn said(output: &Output, code: i32, words: &[&str]) -> String {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{error}");
+    for word in words {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn names_that_are_taken_are_never_replaced_unasked() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    said(&bash(&lab, "mkdir -p a b; echo a > a/README; echo b > b/README"), 0, &[]);
+    // Two arguments with one name: neither is published.
+    let words = ["a/README and b/README", "`README`", "--name"];
+    assert_eq!(said(&bash(&lab, "$C add a/README b/README"), 2, &words), "");
+    assert_eq!(said(&bash(&lab, "ls -A mnt/upload"), 0, &[]), "");
+    said(&bash(&lab, "$C add --name x a/README b/README"), 2, &["--name"]);
+    let first = said(&bash(&lab, "$C add -Q a/README a/../a/README"), 0, &[]);
+    assert_eq!(said(&bash(&lab, "$C add -Q a/README"), 0, &[]), first);
+    let words = ["`README` is in upload/ already", "--replace", "--name NAME"];
+    for command in ["add", "seed"] {
+        assert_eq!(said(&bash(&lab, &format!("$C {command} b/README")), 1, &words), "");
+        assert_eq!(said(&bash(&lab, "cat mnt/upload/README"), 0, &[]), "a\n");
+    }
+    let second = said(&bash(&lab, "$C add -Q --name other b/README"), 0, &[]);
+    assert_ne!(second, first);
+    said(&bash(&lab, "$C seed --name third b/README"), 0, &[]);
+    assert_eq!(said(&bash(&lab, "cat mnt/upload/README mnt/upload/other"), 0, &[]), "a\nb\n");
+    assert_eq!(said(&bash(&lab, "$C add -Q --replace b/README"), 0, &[]), second);
+    let listed = said(&bash(&lab, "cat mnt/upload/README; ls -A mnt/upload"), 0, &[]);
+    assert_eq!(listed, "b\nREADME\nother\nthird\n");
+    said(&bash(&lab, "$C add --name x mnt/upload/README"), 1, &["lies in the mount already"]);
+    said(&bash(&lab, "$C seed --name x bafkqaaa"), 2, &["--name"]);
+}
+
+#[test]
+fn what_is_piped_in_is_published() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    let text = "bafkreifz42hbx2r6lmm4u2zptc3tuvfxhwvpvisqjbeqfyezqlqhuexhgm";
+    let named = |name: &str| format!("{text}  {name}\n");
+    let add = |script: &str| said(&bash(&lab, script), 0, &[]);
+    assert_eq!(add("echo text | $C add -"), named(text));
+    assert_eq!(add("echo text | $C add /dev/stdin"), named(text));
+    assert_eq!(add("$C add <(echo text)"), named(text));
+    assert_eq!(add("echo text | $C add --name note.txt -"), named("note.txt"));
+    assert_eq!(add("mkfifo pipe; echo text > pipe & $C add pipe"), named("pipe"));
+    assert_eq!(
+        add("head -c 20M /dev/zero | $C add -Q --name zeros -").trim_end(),
+        add("head -c 20M /dev/zero > z; $C add -Q --only-hash z").trim_end()
+    );
+    assert_eq!(add("ls -A mnt/upload").lines().count(), 4);
+    assert_eq!(add("cat mnt/upload/note.txt"), "text\n");
+    let refused = bash(&lab, "echo other | $C add --name note.txt -");
+    assert_eq!(said(&refused, 1, &["`note.txt` is in upload/ already"]), "");
+    add("echo other | $C add --replace --name note.txt -");
+    assert_eq!(add("cat mnt/upload/note.txt"), "other\n");
+}
+
+#[test]
+fn hidden_files_are_published_when_they_are_asked_for() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    let add = |script: &str| said(&bash(&lab, script), 0, &[]).trim_end().to_owned();
+    add(
+        "mkdir -p t/.hid t/sub; cd t; echo a > a; echo h > .env; echo g > .hid/x; echo s > sub/.s; echo s2 > sub/n; ln -s a l",
+    );
+    let without = "bafybeifvuak4jl7glkaoymhjcpda5pnw3axoeuajkw7wkfzht3dstyv53a";
+    let with = "bafybeie3eolivhvd45idzdcym5yqrwsohqqesdhppbjn34xxh25me3o4ou";
+    let words = ["skipped 3 hidden files (-H publishes them): t/.env, t/.hid, t/sub/.s"];
+    assert_eq!(said(&bash(&lab, "$C add -rQ t"), 0, &words).trim_end(), without);
+    assert_eq!(add("$C add -rQH --name all t"), with);
+    assert_eq!(add("cp -r t mnt/upload/copied; $C add -Q mnt/upload/copied 2>/dev/null"), without);
+    // What is named is published, in upload/ and from elsewhere.
+    let env = "bafkreier5zpj6qv2hu2oifcehm3ke63zpjlki6vnnoy6jqlwtzu4o7hazi";
+    assert_eq!(add("$C add -Q mnt/upload/copied/sub/../.env"), env);
+    assert_eq!(add("$C add -Q t/.env; ls -A mnt/upload"), format!("{env}\n.env\nall\ncopied\nt"));
+    assert_eq!(add("$C add -QH mnt/upload/copied"), with);
+    assert_eq!(add("$C seed -H --name torrent t | wc -l"), "2");
+}
+
 #[test]
 fn files_that_the_mount_hides_are_told_of_and_are_there_again_after_it() {
     let lab = Lab::new();

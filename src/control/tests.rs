@@ -167,6 +167,38 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
     daemon.node.stop(PATIENCE).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_of_many_files_is_told_line_by_line() {
+    let daemon = Daemon::start().await;
+    let tree = daemon.dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    // In one line they would be longer than a line may be.
+    let mut names: Vec<_> = (0..5000).map(|n| format!("{n:04}{}", "x".repeat(220))).collect();
+    names.iter().for_each(|name| fs::write(tree.join(name), name).unwrap());
+    fs::write(tree.join(".env"), "KEY=1").unwrap();
+    let request = AddRequest { path: tree, progress: true, options: AddOptions::default() };
+    let mut lines = daemon.client.post_lines("/v1/add", &request).await.unwrap();
+    let (mut told, mut skipped) = (Vec::new(), None);
+    let root = loop {
+        match lines.next().await.unwrap().unwrap() {
+            AddLine::Stage(_) => {}
+            AddLine::Entry(AddedEntry { name, .. }) => {
+                told.push(name.strip_prefix("tree/").unwrap().to_owned());
+            }
+            AddLine::Skipped(names) => skipped = Some(names),
+            AddLine::Added(root) => break root,
+            AddLine::Failed(failure) => unreachable!("{failure:?}"),
+        }
+    };
+    assert!(lines.next().await.is_none());
+    told.sort();
+    names.sort();
+    assert!(told == names && root.name == "tree");
+    let first = vec!["tree/.env".to_owned()];
+    assert_eq!(skipped, Some(SkippedNames { count: 1, by_rules: 0, first }));
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
 #[test]
 fn a_line_of_progress_is_one_object_with_the_name_of_its_stage() {
     let text = r#"{"copying":{"done":1,"total":2}}"#;

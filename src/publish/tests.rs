@@ -20,6 +20,7 @@ mod ignoring;
 mod merge;
 mod naming;
 mod restart;
+mod rules;
 mod storm;
 mod trees;
 

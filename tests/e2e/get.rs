@@ -39,7 +39,11 @@ fn a_symlink_where_a_file_might_be_made_is_not_written_through() {
     }
     symlink(daemon.scratch(), daemon.path("upload/tree/dir")).unwrap();
     fs::write(daemon.path("upload/tree/a"), "evil").unwrap();
-    let cid = daemon.cid("upload/tree");
+    // Others publish hidden names, too.
+    let tree = daemon.path("upload/tree");
+    let added = daemon.chiral(&["add", "-QH", tree.to_str().unwrap()]);
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    let cid = String::from_utf8(added.stdout).unwrap().trim().to_owned();
     let to = daemon.scratch().join("got");
     let got = daemon.chiral(&["get", &cid, "-o", to.to_str().unwrap()]);
     assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
