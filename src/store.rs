@@ -236,6 +236,8 @@ struct Inner {
     suspected: Arc<tokio::sync::Notify>,
     /// The daemon ends: long work stops.
     stopping: AtomicBool,
+    /// Pins came or went since it was found out last how much of the cache they keep.
+    pins_moved: AtomicBool,
     /// Objects went, or the upload tree let go of something, since nodes were swept last.
     evicted: AtomicBool,
     /// What was found to be retained last.

@@ -13,7 +13,7 @@ use super::fellows::Changes;
 use crate::{
     content::{ByteRange, ContentId},
     download::{Engine, Event},
-    store::{Object, Store, StoreError, Trouble},
+    store::{Object, Store, Trouble},
     torrent::{Host, TorrentEvent, TorrentState, TorrentStatus},
 };
 
@@ -83,10 +83,7 @@ impl Host for TorrentHost {
     }
 
     fn admit(&self, bytes: u64) -> io::Result<()> {
-        self.store.admit(bytes).map_err(|error| match error {
-            StoreError::Io { source, .. } => source,
-            other => io::Error::other(other),
-        })
+        Ok(self.store.admit(bytes)?)
     }
 
     fn is_full(&self) -> bool {

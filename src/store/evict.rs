@@ -94,6 +94,12 @@ pub(super) fn maintain(store: &Weak<Inner>, due: bool, sweep: bool) {
     if let Err(error) = inner.state.flush_written() {
         tracing::debug!(%error, "the working state was not written; it is tried again");
     }
+    if inner.pins_moved.swap(false, Ordering::Relaxed)
+        && let Err(error) = inner.candidates()
+    {
+        inner.pins_moved.store(true, Ordering::Relaxed);
+        tracing::debug!(%error, "what pins keep of the cache is not known yet");
+    }
     let over = Figures::get(&inner.figures.cache) > inner.cache_allowance();
     if (due || over || inner.is_short())
         && let Err(error) = inner.evict()
@@ -208,6 +214,9 @@ impl Inner {
     /// Something may be evicted now that could not be before.
     pub(super) fn has_candidates(&self) {
         *guard(&self.fruitless) = None;
+        if self.health.trouble() == Some(Trouble::Full) {
+            self.wake.notify_one();
+        }
     }
 
     /// Refuses to take in more where `min_free` would not hold or the index could not follow, after eviction.

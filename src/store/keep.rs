@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -127,10 +127,13 @@ impl Inner {
 
     pub(super) fn pin(&self, pin: &Pin) -> Result<(), StoreError> {
         let row = codec::encode_named(&pin.root, &pin.name);
+        self.pins_moved.store(true, Ordering::Relaxed);
         self.index.write(|rows| rows.put(PINS, &codec::content_key(&pin.root), &row))
     }
 
     pub(super) fn unpin(&self, root: &ContentId) -> Result<bool, StoreError> {
+        self.pins_moved.store(true, Ordering::Relaxed);
+        self.has_candidates();
         self.index.write(|rows| rows.remove(PINS, &codec::content_key(root)))
     }
 

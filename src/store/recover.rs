@@ -97,6 +97,7 @@ fn open_inner(options: &StoreOptions, disk: Arc<dyn Disk>) -> Result<Inner, Stor
         suspects: Mutex::default(),
         suspected: Arc::default(),
         stopping: AtomicBool::new(false),
+        pins_moved: AtomicBool::new(true),
         evicted: AtomicBool::new(false),
         retained: Mutex::default(),
         fruitless: Mutex::default(),

@@ -52,6 +52,16 @@ impl StoreError {
     }
 }
 
+impl From<StoreError> for io::Error {
+    /// Keeps the errno, which is what a program is told.
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Io { source, .. } => source,
+            other => Self::other(other),
+        }
+    }
+}
+
 /// The trouble that was told last and has not ended.
 #[derive(Debug, Default)]
 pub(super) struct Health {

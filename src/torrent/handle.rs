@@ -362,6 +362,7 @@ impl Torrents {
         let mut limits = self.inner.limits.subscribe();
         let (mut round, mut looked_at, mut received) = (0_u32, 0, 0);
         let (mut ease, mut eased) = (Ease::default(), None);
+        let mut is_noted = true;
         loop {
             let most = limits.borrow_and_update().with_upload(eased);
             session::limit(running.session(), most);
@@ -385,9 +386,15 @@ impl Torrents {
             }
             let torrents = self.clone();
             let noting = self.tasks().blocking("note pieces", move || torrents.note_pieces());
-            if let Ok(Err(error)) = noting.await {
-                tracing::warn!(%error, "what is here of torrents could not be noted");
+            let Ok(noted) = noting.await else { continue };
+            // A disk that takes nothing refuses each of them.
+            match &noted {
+                Err(error) if is_noted => {
+                    tracing::warn!(%error, "what is here of torrents could not be noted; it is tried again");
+                }
+                _ => {}
             }
+            is_noted = noted.is_ok();
         }
     }
 

@@ -71,6 +71,7 @@ impl Spool {
 }
 
 fn write_at(file: &File, bytes: &[u8], at: u64, store: &Store) -> io::Result<()> {
+    store.admit(bytes.len() as u64).map_err(io::Error::from)?;
     match file.write_all_at(bytes, at) {
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
             // The first error tells more than why there is no room.

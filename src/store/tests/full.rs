@@ -14,7 +14,7 @@ use super::{
     super::{
         Batch, ObjectId, Store, StoreError, StoreOptions, Trouble,
         disk::{Disk, RealDisk},
-        index, recover,
+        evict, index, recover,
         reserve::RESERVE_FILE,
         space::{Room as Wanted, Space},
     },
@@ -348,4 +348,28 @@ fn full_inode_table_evicts_and_then_refuses() {
     assert_readable(&store, &kept);
     assert!((40..60).all(|seed| is_here(&store, &content(seed, 1))));
     store.admit_row().unwrap();
+}
+
+#[test]
+fn available_bytes_do_not_count_what_pins_keep() {
+    let dir = scratch();
+    let disk = SmallDisk::new(64 << 20);
+    let store = open(dir.path(), &disk);
+    let cached = content(1, 3000);
+    fetch(&store, &cached).unwrap();
+    let maintained = || {
+        evict::maintain(&Arc::downgrade(&store.inner), false, false);
+        store.inner.gauge.forget();
+        let stats = store.stats().unwrap();
+        (stats.available, disk.space(dir.path()).unwrap().free)
+    };
+    let (available, free) = maintained();
+    assert!(available >= free + cached.len() as u64);
+    let root = *root_of(&cached).cid();
+    store.pin(super::super::Pin { root, name: String::new() }).unwrap();
+    let (available, free) = maintained();
+    assert_eq!(available, free);
+    store.unpin(&root).unwrap();
+    let (available, free) = maintained();
+    assert!(available >= free + cached.len() as u64);
 }
