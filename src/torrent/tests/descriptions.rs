@@ -4,7 +4,7 @@ use sha1::{Digest, Sha1};
 
 use super::{
     bencode::write_bytes,
-    metainfo::{around_info, info_of, with_trackers},
+    metainfo::{info_of, with_trackers},
     *,
 };
 
