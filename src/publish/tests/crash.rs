@@ -11,8 +11,11 @@
 //! - Names and attributes are those of some moment since the last fsync, and no inode has two names.
 //! - What is read after the restart is what is published later, under the id of these bytes.
 
+mod model;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::model::{File, Model, Slot, id_of_pages, pages, parse};
 use super::*;
 use crate::store::faulty::{Dice, Fault, FaultyDisk, Image, files_of};
 
@@ -29,166 +32,6 @@ const NOTE: &str = "user.note";
 const SEEDS: u64 = 30;
 /// Operations of one life.
 const OPERATIONS: u64 = 40;
-
-/// A page that is told from all others by its number; 0 is a page of zeros.
-fn page(number: u64) -> Vec<u8> {
-    if number == 0 {
-        return vec![0; PAGE];
-    }
-    let words = (0..PAGE / 16).flat_map(|at| [number, number ^ at as u64]);
-    words.flat_map(u64::to_le_bytes).collect()
-}
-
-fn pages(numbers: &[u64]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| page(*number)).collect()
-}
-
-/// The numbers of pages; none where one was never written like that.
-fn parse(bytes: &[u8]) -> Option<Vec<u64>> {
-    let parsed = bytes.chunks(PAGE).map(|bytes| {
-        let number = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
-        (page(number) == bytes).then_some(number)
-    });
-    parsed.collect()
-}
-
-fn id_of_pages(numbers: &[u64]) -> ContentId {
-    let mut builder = FileBuilder::new(IMPORT);
-    for leaf in pages(numbers).chunks(LEAF) {
-        builder.push(ContentId::raw(sha2_256(leaf)), leaf.len() as u64);
-    }
-    builder.finish(Metadata::default()).root
-}
-
-/// What was said of a file, and what may be true.
-#[derive(Clone, Debug, Default)]
-struct File {
-    pages: Vec<u64>,
-    /// Values of pages since the acknowledgement, where there were others.
-    values: BTreeMap<usize, BTreeSet<u64>>,
-    /// As `values`, after a kill.
-    killed: BTreeMap<usize, BTreeSet<u64>>,
-    sizes: (usize, usize),
-    /// The version that was acknowledged, and those that were closed since.
-    closed: Vec<Vec<u64>>,
-    note: u64,
-    notes: BTreeSet<u64>,
-    /// What happened to it, for the story of a failure.
-    life: Vec<String>,
-}
-
-impl File {
-    fn page(&self, at: usize) -> u64 {
-        self.pages.get(at).copied().unwrap_or_default()
-    }
-
-    fn set(&mut self, at: usize, number: u64) {
-        let old = self.page(at);
-        for values in [&mut self.values, &mut self.killed] {
-            values.entry(at).or_insert_with(|| [old].into()).insert(number);
-        }
-        if let Some(page) = self.pages.get_mut(at) {
-            *page = number;
-        }
-    }
-
-    fn resize(&mut self, len: usize) {
-        for at in len..self.pages.len() {
-            self.set(at, 0);
-        }
-        self.pages.resize(len, 0);
-        self.sizes = (self.sizes.0.min(len), self.sizes.1.max(len));
-    }
-
-    /// A truncate has come to its end.
-    fn cut(&mut self, len: usize) {
-        self.killed.split_off(&len);
-        (len..self.sizes.1).for_each(|at| drop(self.killed.insert(at, [self.page(at)].into())));
-    }
-
-    fn write(&mut self, at: usize, numbers: &[u64]) {
-        if self.pages.len() < at + numbers.len() {
-            self.resize(at + numbers.len());
-        }
-        (at..).zip(numbers).for_each(|(at, number)| self.set(at, *number));
-    }
-
-    fn acknowledge(&mut self) {
-        self.life.push("acknowledged".into());
-        self.values.clear();
-        self.killed.clear();
-        self.sizes = (self.pages.len(), self.pages.len());
-        self.closed = vec![self.pages.clone()];
-    }
-
-    /// Why these pages cannot be what a crash has left.
-    fn fault(&self, found: &[u64], killed: bool) -> Option<String> {
-        let (least, most) = self.sizes;
-        if !(least..=most).contains(&found.len()) {
-            return Some(format!("{} pages, not {least} to {most}", found.len()));
-        }
-        if killed && self.closed.iter().any(|closed| closed == found) {
-            return None;
-        }
-        let allowed = if killed { &self.killed } else { &self.values };
-        let wrong = found.iter().enumerate().find(|(at, number)| {
-            !allowed.get(at).map_or(**number == self.page(*at), |values| values.contains(number))
-        });
-        wrong.map(|(at, number)| {
-            format!("page {at} is {number}, not {} of {:?}", self.page(at), allowed.get(&at))
-        })
-    }
-}
-
-type Slot = (UploadIno, &'static str);
-
-/// What was said of the tree.
-#[derive(Debug, Default)]
-struct Model {
-    files: BTreeMap<UploadIno, File>,
-    names: BTreeMap<Slot, UploadIno>,
-    /// What each name may mean since the last fsync, where it meant several.
-    may: BTreeMap<Slot, BTreeSet<Option<UploadIno>>>,
-    directories: Vec<UploadIno>,
-    next: u64,
-}
-
-impl Model {
-    fn name(&mut self, slot: Slot, ino: Option<UploadIno>) {
-        let old = self.names.get(&slot).copied();
-        self.may.entry(slot).or_insert_with(|| [old].into()).insert(ino);
-        match ino {
-            Some(ino) => drop(self.names.insert(slot, ino)),
-            None => drop(self.names.remove(&slot)),
-        }
-    }
-
-    /// The id of a file was given out: it keeps the name that it has.
-    fn named(&mut self, ino: UploadIno) {
-        for (slot, may) in &mut self.may {
-            match self.names.get(slot) {
-                Some(named) if *named == ino => *may = [Some(ino)].into(),
-                _ => drop(may.remove(&Some(ino))),
-            }
-        }
-    }
-
-    fn numbers(&mut self, count: u64) -> Vec<u64> {
-        self.next += count;
-        (self.next - count + 1..=self.next).collect()
-    }
-
-    /// An fsync has come to its end: all that had happened is on the disk but for the bytes of other files.
-    fn synced(&mut self, ino: Option<UploadIno>) {
-        self.may.clear();
-        for file in self.files.values_mut() {
-            file.notes = [file.note].into();
-        }
-        if let Some(file) = ino.and_then(|ino| self.files.get_mut(&ino)) {
-            file.acknowledge();
-        }
-    }
-}
 
 /// A daemon from its start to its end.
 struct Life {
