@@ -164,13 +164,13 @@ mod tests {
             for op in ops {
                 match op {
                     Op::Write(at, bytes) => {
-                        let at = at as usize;
+                        let at = usize::try_from(at).unwrap();
                         model.resize(model.len().max(at + bytes.len()), 0);
                         model[at..at + bytes.len()].copy_from_slice(&bytes);
                         shadow.write(at as u64, &bytes).unwrap();
                     }
                     Op::Length(len) => {
-                        model.resize(len as usize, 0);
+                        model.resize(usize::try_from(len).unwrap(), 0);
                         shadow.set_len(len).unwrap();
                     }
                 }

@@ -144,7 +144,7 @@ impl State {
         match open(&self.path) {
             Ok(open) => *backend = Backend::Sled(open),
             Err(error) => {
-                tracing::warn!(%error, "the working state does not open; it is kept in memory")
+                tracing::warn!(%error, "the working state does not open; it is kept in memory");
             }
         }
     }
@@ -285,7 +285,7 @@ impl StateTree {
         };
         let rows = self.state.with(
             self.name,
-            |tree| Ok(Listing::Sled(tree.iter())),
+            |tree| Ok(Listing::Sled(Box::new(tree.iter()))),
             |rows| Listing::Memory(in_memory(rows)),
         );
         let (listing, failed) = match rows {
@@ -307,7 +307,7 @@ impl StateTree {
 
 /// The rows of a tree.
 enum Listing {
-    Sled(sled::Iter),
+    Sled(Box<sled::Iter>),
     Memory(Vec<(Vec<u8>, Vec<u8>)>),
 }
 

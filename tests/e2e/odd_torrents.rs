@@ -14,7 +14,10 @@ fn patient() -> Setup {
     Setup { args: Vec::new(), config: config.to_owned() }
 }
 
-fn odd() -> Vec<(RawTorrent, Vec<(&'static str, Vec<u8>)>)> {
+/// A torrent, and its files by the names that are shown.
+type Shown = (RawTorrent, Vec<(&'static str, Vec<u8>)>);
+
+fn odd() -> Vec<Shown> {
     let long = |last: &str| format!("{}{last}.flac", "Л".repeat(140)).into_bytes();
     let (one, two) = (noise(40_000, 1), noise(300, 2));
     let cut = ["Л".repeat(125), "Л".repeat(119)];
@@ -76,8 +79,7 @@ fn torrents_with_odd_names_are_read_by_link_and_file() {
         assert_eq!(fs::read(by_file.path(&format!("torrents/{number}.torrent"))).unwrap(), text);
         check(&by_file, &seeder.link(torrent), files);
     }
-    // They are there without anybody after a restart.
-    drop(seeder);
+    // They are there offline after a restart.
     let scratch = by_link.stop();
     let offline = Setup { args: vec!["--offline".into()], ..patient() };
     let by_link = Daemon::start_in(scratch, &offline);
@@ -137,20 +139,18 @@ fn a_refused_description_tells_its_reason_at_once() {
     let seeder = RawSeeder::start(std::slice::from_ref(&large));
     let mut daemon = Daemon::start(&patient());
     for restarted in [false, true] {
-        for torrent in [&large] {
-            let link = seeder.link(torrent);
-            let told = daemon.chiral(&["ls", &link]);
-            let told = (told.status.code(), String::from_utf8(told.stderr).unwrap());
-            assert_eq!(told.0, Some(1), "{told:?}");
-            assert!(told.1.contains("piece length"), "{told:?}");
-            let error = fs::read_dir(daemon.path(&link)).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(nix::libc::EINVAL), "{error}");
-            let listed = daemon.json(&["torrent", "list"]);
-            let mut listed = listed.as_array().unwrap().iter();
-            let found = listed.find(|row| row["infohash"] == torrent.hash().as_str()).unwrap();
-            assert_eq!(found["state"], "error");
-            assert!(found["error"].as_str().unwrap().contains("piece length"), "{found}");
-        }
+        let link = seeder.link(&large);
+        let told = daemon.chiral(&["ls", &link]);
+        let told = (told.status.code(), String::from_utf8(told.stderr).unwrap());
+        assert_eq!(told.0, Some(1), "{told:?}");
+        assert!(told.1.contains("piece length"), "{told:?}");
+        let error = fs::read_dir(daemon.path(&link)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::libc::EINVAL), "{error}");
+        let listed = daemon.json(&["torrent", "list"]);
+        let mut listed = listed.as_array().unwrap().iter();
+        let found = listed.find(|row| row["infohash"] == large.hash().as_str()).unwrap();
+        assert_eq!(found["state"], "error");
+        assert!(found["error"].as_str().unwrap().contains("piece length"), "{found}");
         if !restarted {
             daemon = Daemon::start_in(daemon.stop(), &patient());
         }

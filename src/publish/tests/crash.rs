@@ -99,7 +99,7 @@ impl Life {
                 };
                 // After an error of the index nothing can be read before a restart.
                 let read = self.read(ino).ok().filter(|_| !self.disk.is_off())?;
-                let found = parse(&read).expect("pages of a file whose write failed");
+                let found = parse(&read).unwrap();
                 let file = model.files.get_mut(&ino).unwrap();
                 file.life.push(format!("{error}"));
                 let fault = file.fault(&found, false);
@@ -113,7 +113,7 @@ impl Life {
 
     fn read(&self, ino: UploadIno) -> Result<Vec<u8>> {
         let handle = self.uploads.open_file(ino, READ)?;
-        let read = self.uploads.read(handle, 0, 2 * PAGE * LARGE as usize);
+        let read = self.uploads.read(handle, 0, 2 * PAGE * usize::try_from(LARGE).unwrap());
         self.uploads.release(handle);
         Ok(read?.into())
     }

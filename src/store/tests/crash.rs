@@ -181,7 +181,7 @@ impl Script {
         let working = self.store.working_file().ok()?;
         Self::write_own(&working, new, own).ok()?;
         let seal = seal_of(&working, new, Some(bytes_of(own)));
-        let row = new[LEAF as usize..][..8].to_vec();
+        let row = new[usize::try_from(LEAF).unwrap()..][..8].to_vec();
         let files = vec![described(new, "layer")];
         let tree_put = vec![(key, row.clone())];
         let result =
@@ -213,7 +213,7 @@ impl Script {
         written.map_err(|e| StoreError::io("merge into", into.path(), e))?;
         let seal = vec![seal_of(&into, new, None)];
         let (release, files) = (vec![layer], vec![described(new, "merged")]);
-        let row = new[LEAF as usize..][..8].to_vec();
+        let row = new[usize::try_from(LEAF).unwrap()..][..8].to_vec();
         let tree_put = vec![(key, row)];
         // The old version may go from here on.
         self.forget(old);
