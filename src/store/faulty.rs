@@ -1,6 +1,8 @@
 //! A disk for tests on which single steps fail, or one of them is the last before the process or the machine stops.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dice;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File, OpenOptions},
@@ -15,6 +17,7 @@ use std::{
 
 use rustix::fs::FallocateFlags;
 
+pub(crate) use self::dice::Dice;
 use super::disk::{Disk, RealDisk};
 use crate::content::ByteRange;
 
@@ -43,32 +46,6 @@ pub(crate) enum Image {
     Torn(u64),
     /// All that was written: the process was killed, the machine went on.
     Everything,
-}
-
-/// Numbers that look random, the same for the same seed.
-#[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    /// A number below `sides`.
-    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % sides
-    }
-
-    pub(crate) fn coin(&mut self) -> bool {
-        self.roll(2) == 0
-    }
-
-    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.roll(from.len() as u64)).unwrap()]
-    }
 }
 
 /// One change of a file that is not synced.
