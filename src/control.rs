@@ -34,6 +34,7 @@ mod tests;
 mod told;
 mod torrents;
 mod upkeep;
+mod uri;
 mod wire;
 
 pub use self::{

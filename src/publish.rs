@@ -465,6 +465,14 @@ impl Uploads {
     pub fn lseek(&self, handle: UploadHandle, offset: i64, whence: i32) -> Result<i64> {
         self.inner.lseek(handle, offset, whence)
     }
+    /// Whether a file holds the rules of its directory.
+    pub fn holds_rules(&self, ino: UploadIno) -> bool {
+        !self.inner.rules_of(ino).is_empty()
+    }
+    /// What was written into such a file holds from now on. Else it does when its last writer has released it.
+    pub fn reread_rules(&self, ino: UploadIno) {
+        self.inner.content_changed(ino);
+    }
     /// Data and names on disk when it returns; never waits for hashing.
     pub fn fsync(&self, ino: UploadIno) -> Result<()> {
         self.inner.fsync(ino)

@@ -20,6 +20,8 @@ mod codec;
 mod commit;
 mod disk;
 mod evict;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod gc;
 mod heal;
 mod index;
@@ -324,6 +326,15 @@ impl Store {
         full: Arc<std::sync::atomic::AtomicBool>,
     ) -> Result<Self, StoreError> {
         recover::open(options, tasks, Arc::new(disk::FillingDisk(full)))
+    }
+    /// As [`Store::open`] on a disk that fails or stops.
+    #[cfg(test)]
+    pub(crate) fn open_on_faulty_disk(
+        options: &StoreOptions,
+        tasks: &Tasks,
+        disk: Arc<faulty::FaultyDisk>,
+    ) -> Result<Self, StoreError> {
+        recover::open(options, tasks, disk)
     }
     /// How many transactions were committed.
     #[cfg(test)]

@@ -4,11 +4,13 @@ use std::{
     collections::BTreeMap,
     fmt,
     num::NonZeroUsize,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
+use futures::FutureExt;
 use tokio::{
     runtime::{Builder, Handle},
     task::{JoinError, JoinHandle},
@@ -21,6 +23,10 @@ use tracing::Instrument;
 
 /// Longest wait for blocking work of a runtime that ends.
 const LAST_WORK: Duration = Duration::from_secs(1);
+
+/// Pause before a task that panicked begins anew. A fault that comes with each start must not keep a processor busy.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Starts tasks and waits for them at the end. Clones share one set of tasks.
 ///
@@ -103,6 +109,32 @@ impl Tasks {
             future.await
         };
         self.tracker.spawn_on(future.instrument(tracing::debug_span!("task", name)), &self.runtime)
+    }
+
+    /// Runs the future that `make` gives for as long as the process lives. One that panics is made anew, after a pause
+    /// that grows: what it works on is behind locks and in queues, and a fault in one item must not end the work on all
+    /// that come after it.
+    pub fn lasting<F>(
+        &self,
+        name: &'static str,
+        mut make: impl FnMut() -> F + Send + 'static,
+    ) -> JoinHandle<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let cancelled = self.cancelled();
+        self.spawn(name, async move {
+            tokio::pin!(cancelled);
+            let mut pause = FIRST_PAUSE;
+            while AssertUnwindSafe(make()).catch_unwind().await.is_err() {
+                tracing::error!(task = name, "a task panicked; it begins anew");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = &mut cancelled => return,
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        })
     }
 
     /// Runs `work` where it may block on files or the processor.
@@ -223,7 +255,37 @@ impl fmt::Debug for Tasks {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lasting_task_that_panics_begins_anew() {
+        let tasks = Tasks::new();
+        let begun = Arc::new(AtomicU32::new(0));
+        let count = begun.clone();
+        let task = tasks.lasting("shaky", move || {
+            let round = count.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(round == 3, "one that is meant") }
+        });
+        task.await.unwrap();
+        assert_eq!(begun.load(Ordering::Relaxed), 4);
+
+        let _hopeless = tasks.lasting("hopeless", || async { panic!("one that is meant") });
+        assert!(tasks.shutdown(Duration::from_secs(1)).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_task_or_thread_ends_that_one_only() {
+        let tasks = Tasks::new();
+        assert!(tasks.spawn("task", async { panic!("one that is meant") }).await.is_err());
+        assert!(tasks.blocking("work", || panic!("one that is meant")).await.is_err());
+        tasks.thread("thread", || panic!("one that is meant")).unwrap().join().unwrap_err();
+        assert_eq!(tasks.spawn("other", async { 7 }).await.unwrap(), 7);
+        assert!(tasks.shutdown(Duration::from_secs(1)).await.is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn shutdown_waits_for_those_that_listen_and_names_those_that_do_not() {

@@ -61,7 +61,7 @@ pub(crate) enum Command {
     /// Fetch content into a file or directory
     Get {
         /// CID, with or without a path behind it
-        id: String,
+        id: OsString,
         /// Where to put it [default: the last name of the path, else the id]
         #[arg(short, long, value_name = "PATH")]
         output: Option<PathBuf>,
@@ -69,7 +69,7 @@ pub(crate) enum Command {
     /// Print a file
     Cat {
         /// CID, with or without a path behind it
-        id: String,
+        id: OsString,
         /// Skip as many bytes
         #[arg(long, default_value_t = 0, value_name = "BYTES")]
         offset: u64,
@@ -80,7 +80,7 @@ pub(crate) enum Command {
     /// List a directory
     Ls {
         /// CID, with or without a path behind it
-        id: String,
+        id: OsString,
     },
     /// Keep content here
     #[command(subcommand)]
@@ -88,7 +88,7 @@ pub(crate) enum Command {
     /// Announce content that is here now
     Provide {
         /// CID, with or without a path behind it
-        id: String,
+        id: OsString,
     },
     /// Give files to others as a torrent, also after a restart; prints the magnet link and where the .torrent file is
     Seed(SeedArgs),
@@ -255,7 +255,7 @@ pub(crate) enum PinCommand {
     /// Fetch content, or a torrent or a part of it, and keep it
     Add {
         /// CID, magnet link or info hash, with or without a path behind it
-        id: String,
+        id: OsString,
         /// A name for people
         #[arg(long, default_value = "")]
         name: String,
@@ -263,7 +263,7 @@ pub(crate) enum PinCommand {
     /// Stop keeping content; it stays as cache
     Rm {
         /// CID, magnet link or info hash, with or without a path behind it
-        id: String,
+        id: OsString,
     },
     /// List what is kept: id, whether all of it is here, and name. What is incomplete is being fetched
     Ls,
@@ -287,7 +287,7 @@ pub(crate) enum StoreCommand {
     /// Write all below an id as an archive (CAR version 1)
     Export {
         /// CID, with or without a path behind it
-        id: String,
+        id: OsString,
         /// Where to write it [default: stdout]
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,

@@ -164,7 +164,9 @@ async fn ready(
         node.set_gateway(Some(gateway.url()));
         gateway.start();
     }
-    server.map(Server::start);
+    if let Some(server) = server {
+        server.start();
+    }
     system::notify("READY=1");
     // The daemon serves also where its output is a full disk or closed.
     if let Err(error) = output::line(format_args!("mounted {}", mountpoint.display())) {

@@ -1,6 +1,7 @@
 //! What a command ends with.
 
 use std::{
+    borrow::Cow,
     io,
     path::{Path, PathBuf},
     process::{ExitCode, ExitStatus},
@@ -11,7 +12,7 @@ use chiral::{
     control::{ClientError, ErrorCode, ReferenceError},
 };
 
-use crate::stderr;
+use crate::{printable::printable, stderr};
 
 /// A mistake in what the command was told.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,19 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const NOT_FOUND_IN_TIME: u8 = 3;
 const NO_DAEMON: u8 = 4;
+
+/// Prints what the command line is answered with by itself: help, the version, or what is wrong with it, which may quote
+/// names of files that a pattern of the shell has put there.
+pub(crate) fn of_usage(told: &clap::Error) -> ExitCode {
+    let text = told.render().to_string();
+    if told.use_stderr() && text.lines().any(|line| matches!(printable(line), Cow::Owned(_))) {
+        stderr::lines(&text);
+    } else {
+        // What takes no output takes no error either.
+        let _ = told.print();
+    }
+    ExitCode::from(u8::try_from(told.exit_code()).unwrap_or(USAGE))
+}
 
 /// Tells of an error on stderr and gives the exit code for it.
 pub(crate) fn report(done: anyhow::Result<()>) -> ExitCode {

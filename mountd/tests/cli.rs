@@ -198,6 +198,85 @@ fn only_hash_gives_the_ids_of_ipfs_add_without_a_daemon() {
     assert_eq!(json.trim_end(), format!(r#"{{"cid":"{root}","name":"tree"}}"#));
 }
 
+/// A tree with hidden files; its ids are those that Kubo 0.44 gives.
+fn hidden_tree(dir: &Path) -> std::path::PathBuf {
+    let tree = dir.join("t");
+    fs::create_dir_all(tree.join(".hid")).unwrap();
+    fs::create_dir(tree.join("sub")).unwrap();
+    for (name, text) in
+        [("a", "a\n"), (".env", "h\n"), (".hid/x", "g\n"), ("sub/.s", "s\n"), ("sub/n", "s2\n")]
+    {
+        fs::write(tree.join(name), text).unwrap();
+    }
+    symlink("a", tree.join("l")).unwrap();
+    tree
+}
+
+const WITHOUT_HIDDEN: &str = "bafybeifvuak4jl7glkaoymhjcpda5pnw3axoeuajkw7wkfzht3dstyv53a";
+const WITH_HIDDEN: &str = "bafybeie3eolivhvd45idzdcym5yqrwsohqqesdhppbjn34xxh25me3o4ou";
+
+#[test]
+fn only_hash_leaves_out_hidden_files_as_ipfs_does() {
+    let home = tempfile::tempdir().unwrap();
+    let tree = hidden_tree(home.path());
+    let hash = |args: &[&str]| {
+        let path = tree.to_str().unwrap();
+        chiral(home.path(), &[&["add", "--only-hash", "-Q"], args, &[path]].concat())
+    };
+    let plain = hash(&["-r"]);
+    assert_eq!(out(&plain).trim_end(), WITHOUT_HIDDEN);
+    let said = err(&plain);
+    assert!(
+        said.contains("skipped 3 hidden files (-H publishes them): t/.env, t/.hid, t/sub/.s"),
+        "{said}"
+    );
+    let hidden = hash(&["-r", "-H"]);
+    assert_eq!((out(&hidden).trim_end(), err(&hidden).as_str()), (WITH_HIDDEN, ""));
+    // What is named itself is asked for.
+    let named = tree.join(".hid");
+    let named = named.to_str().unwrap();
+    let id = out(&chiral(home.path(), &["add", "--only-hash", "-Q", named]));
+    assert_eq!(id.trim_end(), "bafybeibvcafrkfx4qhqhxoevpgybtof7lq6e76kg2tyust2so5rgqbub6i");
+    // The rules of the configuration and of the tree itself.
+    let folder = home.path().join(".config/chiral");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("chiral.toml"), "[upload]\nignore = []\n").unwrap();
+    assert_eq!(out(&hash(&[])).trim_end(), WITH_HIDDEN);
+    fs::write(tree.join(".chiralignore"), ".*\n!.well-known\n").unwrap();
+    let plain = hash(&["-H"]);
+    assert_eq!(out(&plain).trim_end(), WITHOUT_HIDDEN);
+    assert!(err(&plain).contains("skipped 4 files that .chiralignore names"), "{}", err(&plain));
+    fs::write(folder.join("chiral.toml"), "[upload]\nignore = [\".*\", \"{a\"]\n").unwrap();
+    fails_with(&hash(&[]), 2, &["chiral.toml:2:", "`{a` is not a pattern of .gitignore"]);
+}
+
+#[test]
+fn bytes_from_pipes_are_hashed_and_links_to_them_never() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |script: &str| {
+        let mut command = Command::new("bash");
+        command.env_clear().env("HOME", home.path()).env("PATH", std::env::var_os("PATH").unwrap());
+        command.env("C", env!("CARGO_BIN_EXE_chiral")).args(["-c", script]);
+        let output = command.current_dir(home.path()).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", err(&output));
+        out(&output).trim_end().to_owned()
+    };
+    let text = "bafkreifz42hbx2r6lmm4u2zptc3tuvfxhwvpvisqjbeqfyezqlqhuexhgm";
+    let named = |name: &str| format!("{text}  {name}");
+    assert_eq!(run("echo text | $C add --only-hash -"), named(text));
+    assert_eq!(run("echo text | $C add --only-hash /dev/stdin"), named(text));
+    assert_eq!(run("echo text > f; $C add --only-hash /dev/stdin < f"), named(text));
+    assert_eq!(run("$C add --only-hash <(echo text)"), named(text));
+    assert_eq!(run("echo text | $C add --only-hash --name n -"), named("n"));
+    assert_eq!(run("mkfifo p; echo text > p & $C add --only-hash p"), named("p"));
+    assert_eq!(run("ln -s p q; echo text > p & $C add --only-hash q"), named("q"));
+    // A link to a file is a link, as for `ipfs add`, unless what it leads to is wanted.
+    run("ln -s f l; $C add --only-hash l 2>said; grep -q dereference-args said");
+    assert!(!run("$C add --only-hash l 2>/dev/null").contains(text));
+    assert_eq!(run("$C add --only-hash --dereference-args l"), named("f"));
+    assert_eq!(run("! $C add --only-hash /dev/null 2>&1 | grep -v 'only files'"), "");
+}
+
 #[test]
 fn only_hash_agrees_with_published_vectors() {
     let home = tempfile::tempdir().unwrap();

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    ffi::{OsStr, OsString},
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -27,8 +29,8 @@ impl Lab {
         self.dir.path().join("mnt")
     }
 
-    /// Runs a command; one that hangs is ended, and fails the test.
-    fn chiral(&self, args: &[&str]) -> Output {
+    /// Runs a command; one that hangs is ended, and fails the test. Its arguments need not be text.
+    fn chiral<A: AsRef<OsStr>>(&self, args: &[A]) -> Output {
         Command::new("timeout")
             .args(["60", env!("CARGO_BIN_EXE_chiral")])
             .args(args)
@@ -166,16 +168,25 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
     let plain = lab.chiral(&["add", tree]);
     assert!(plain.status.success() && plain.stderr.is_empty(), "{plain:?}");
     let said = String::from_utf8(plain.stdout).unwrap();
+    // What an argument is shows at once, what is below it only when its turn comes.
+    let absent = lab.chiral(&["add", tree, nowhere.to_str().unwrap()]);
+    assert_eq!((absent.status.code(), &*absent.stdout), (Some(1), &b""[..]));
+    fs::create_dir(&nowhere).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(nowhere.join("socket")).unwrap();
     let both = lab.chiral(&["add", tree, nowhere.to_str().unwrap()]);
     assert_eq!(both.status.code(), Some(1));
     assert_eq!(String::from_utf8(both.stdout).unwrap(), said);
     let error = String::from_utf8(both.stderr).unwrap();
-    assert!(error.contains("nowhere: No such file"), "{error}");
+    assert!(error.contains("nowhere/socket: only files"), "{error}");
 
+    // What is there under its name already is not copied again.
+    let fresh = lab.dir.path().join("fresh");
+    fs::rename(tree, &fresh).unwrap();
+    let cid = said.lines().last().unwrap().split(' ').next().unwrap();
     // script(1) gives it a terminal.
     let shown = Command::new("timeout")
         .args(["60", "script", "-qec"])
-        .arg(format!("stty cols 120; {} add {tree}", env!("CARGO_BIN_EXE_chiral")))
+        .arg(format!("stty cols 120; {} add {}", env!("CARGO_BIN_EXE_chiral"), fresh.display()))
         .arg("/dev/null")
         .env("CHIRAL_DATA_DIR", lab.dir.path().join("data"))
         .env("TERM", "xterm")
@@ -183,9 +194,162 @@ fn adding_shows_a_bar_on_a_terminal_only_and_tells_what_was_published_before_it_
         .output()
         .unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
-    for word in ["/30.00 MiB", "/s", "copying", "hashing", said.lines().last().unwrap()] {
+    for word in ["/30.00 MiB", "/s", "copying", "hashing", cid] {
         assert!(shown.contains(word), "`{word}` is not in: {shown}");
     }
+}
+
+/// A name that recolours a terminal, forges a line, turns text around, and is no text.
+const HOSTILE: &[u8] = b"a\x1b[31m\nbafy  forged\xe2\x80\xae\xff%20";
+
+#[test]
+fn names_that_are_no_text_are_taken_and_shown_harmless() {
+    let lab = Lab::new();
+    let tree = lab.dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join(OsStr::from_bytes(HOSTILE)), "hello world\n").unwrap();
+    assert!(lab.mount(&[]).status.success());
+    let root = lab.ok(&["add", "-Q", tree.to_str().unwrap()]).trim().to_owned();
+
+    let listed = lab.ok(&["ls", &root]);
+    assert!(listed.ends_with("  a\\u{1b}[31m\\nbafy  forged\\u{202e}\\xff%20\n"), "{listed}");
+    let hello = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4";
+    let plain: OsString = OsStr::from_bytes(&[root.as_bytes(), b"/", HOSTILE].concat()).to_owned();
+    let escaped = "a%1B%5B31m%0Abafy%20%20forged%E2%80%AE%FF%2520";
+    let (copy, archive) = (lab.dir.path().join("copy"), lab.dir.path().join("archive"));
+    let ids = [
+        plain.clone(),
+        format!("ipfs://{root}/{escaped}").into(),
+        format!("https://dweb.link/ipfs/{root}/{escaped}?filename=x#y").into(),
+        format!("http://{root}.ipfs.localhost:8080/{escaped}").into(),
+        format!("dweb:/ipfs/{root}/{escaped}").into(),
+    ];
+    for id in &ids {
+        let run = |before: &[&str], after: &[&OsStr]| {
+            let args: Vec<&OsStr> = before.iter().map(OsStr::new).chain([&**id]).collect();
+            let output = lab.chiral(&[&args[..], after].concat());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{id:?}: {before:?}: {said}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(run(&["cat"], &[]), "hello world\n");
+        assert!(run(&["ls"], &[]).starts_with(hello));
+        for name in [&copy, &archive] {
+            let _ = fs::remove_file(name);
+        }
+        run(&["get"], &[OsStr::new("-o"), copy.as_os_str()]);
+        assert_eq!(fs::read_to_string(&copy).unwrap(), "hello world\n");
+        run(&["store", "export"], &[OsStr::new("-o"), archive.as_os_str()]);
+        run(&["provide"], &[]);
+        assert!(run(&["pin", "add"], &[]).starts_with("pinned "));
+        assert!(run(&["pin", "rm"], &[]).starts_with("unpinned "));
+    }
+
+    let absent = OsStr::from_bytes(&[plain.as_bytes(), b"\x1b[0m"].concat()).to_owned();
+    let refused = lab.chiral(&[OsStr::new("cat"), &absent]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.lines().count() == 1 && !said.contains('\x1b'), "{said:?}");
+    let wrong = lab.chiral(&[OsStr::new("frobnicate\x1b[0m")]);
+    assert!(wrong.status.code() == Some(2) && !wrong.stderr.contains(&0x1b), "{wrong:?}");
+    let json = lab.ok(&["ls", "--json", &format!("ipfs://{root}")]);
+    assert!(!json.contains('\x1b') && json.trim_end().lines().count() == 1, "{json:?}");
+}
+
+/// Runs a script in a folder beside the data; `$C` is the program.
+fn bash(lab: &Lab, script: &str) -> Output {
+    Command::new("timeout")
+        .args(["60", "bash", "-c", script])
+        .env("C", env!("CARGO_BIN_EXE_chiral"))
+        .env("HOME", lab.dir.path())
+        .env("CHIRAL_DATA_DIR", lab.dir.path().join("data"))
+        .current_dir(lab.dir.path())
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn said(output: &Output, code: i32, words: &[&str]) -> String {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{error}");
+    for word in words {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn names_that_are_taken_are_never_replaced_unasked() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    said(&bash(&lab, "mkdir -p a b; echo a > a/README; echo b > b/README"), 0, &[]);
+    // Two arguments with one name: neither is published.
+    let words = ["a/README and b/README", "`README`", "--name"];
+    assert_eq!(said(&bash(&lab, "$C add a/README b/README"), 2, &words), "");
+    assert_eq!(said(&bash(&lab, "ls -A mnt/upload"), 0, &[]), "");
+    said(&bash(&lab, "$C add --name x a/README b/README"), 2, &["--name"]);
+    let first = said(&bash(&lab, "$C add -Q a/README a/../a/README"), 0, &[]);
+    assert_eq!(said(&bash(&lab, "$C add -Q a/README"), 0, &[]), first);
+    let words = ["`README` is in upload/ already", "--replace", "--name NAME"];
+    for command in ["add", "seed"] {
+        assert_eq!(said(&bash(&lab, &format!("$C {command} b/README")), 1, &words), "");
+        assert_eq!(said(&bash(&lab, "cat mnt/upload/README"), 0, &[]), "a\n");
+    }
+    let second = said(&bash(&lab, "$C add -Q --name other b/README"), 0, &[]);
+    assert_ne!(second, first);
+    said(&bash(&lab, "$C seed --name third b/README"), 0, &[]);
+    assert_eq!(said(&bash(&lab, "cat mnt/upload/README mnt/upload/other"), 0, &[]), "a\nb\n");
+    assert_eq!(said(&bash(&lab, "$C add -Q --replace b/README"), 0, &[]), second);
+    let listed = said(&bash(&lab, "cat mnt/upload/README; ls -A mnt/upload"), 0, &[]);
+    assert_eq!(listed, "b\nREADME\nother\nthird\n");
+    said(&bash(&lab, "$C add --name x mnt/upload/README"), 1, &["lies in the mount already"]);
+    said(&bash(&lab, "$C seed --name x bafkqaaa"), 2, &["--name"]);
+}
+
+#[test]
+fn what_is_piped_in_is_published() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    let text = "bafkreifz42hbx2r6lmm4u2zptc3tuvfxhwvpvisqjbeqfyezqlqhuexhgm";
+    let named = |name: &str| format!("{text}  {name}\n");
+    let add = |script: &str| said(&bash(&lab, script), 0, &[]);
+    assert_eq!(add("echo text | $C add -"), named(text));
+    assert_eq!(add("echo text | $C add /dev/stdin"), named(text));
+    assert_eq!(add("$C add <(echo text)"), named(text));
+    assert_eq!(add("echo text | $C add --name note.txt -"), named("note.txt"));
+    assert_eq!(add("mkfifo pipe; echo text > pipe & $C add pipe"), named("pipe"));
+    assert_eq!(
+        add("head -c 20M /dev/zero | $C add -Q --name zeros -").trim_end(),
+        add("head -c 20M /dev/zero > z; $C add -Q --only-hash z").trim_end()
+    );
+    assert_eq!(add("ls -A mnt/upload").lines().count(), 4);
+    assert_eq!(add("cat mnt/upload/note.txt"), "text\n");
+    let refused = bash(&lab, "echo other | $C add --name note.txt -");
+    assert_eq!(said(&refused, 1, &["`note.txt` is in upload/ already"]), "");
+    add("echo other | $C add --replace --name note.txt -");
+    assert_eq!(add("cat mnt/upload/note.txt"), "other\n");
+}
+
+#[test]
+fn hidden_files_are_published_when_they_are_asked_for() {
+    let lab = Lab::new();
+    assert!(lab.mount(&[]).status.success());
+    let add = |script: &str| said(&bash(&lab, script), 0, &[]).trim_end().to_owned();
+    add(
+        "mkdir -p t/.hid t/sub; cd t; echo a > a; echo h > .env; echo g > .hid/x; echo s > sub/.s; echo s2 > sub/n; ln -s a l",
+    );
+    let without = "bafybeifvuak4jl7glkaoymhjcpda5pnw3axoeuajkw7wkfzht3dstyv53a";
+    let with = "bafybeie3eolivhvd45idzdcym5yqrwsohqqesdhppbjn34xxh25me3o4ou";
+    let words = ["skipped 3 hidden files (-H publishes them): t/.env, t/.hid, t/sub/.s"];
+    assert_eq!(said(&bash(&lab, "$C add -rQ t"), 0, &words).trim_end(), without);
+    assert_eq!(add("$C add -rQH --name all t"), with);
+    assert_eq!(add("cp -r t mnt/upload/copied; $C add -Q mnt/upload/copied 2>/dev/null"), without);
+    // What is named is published, in upload/ and from elsewhere.
+    let env = "bafkreier5zpj6qv2hu2oifcehm3ke63zpjlki6vnnoy6jqlwtzu4o7hazi";
+    assert_eq!(add("$C add -Q mnt/upload/copied/sub/../.env"), env);
+    assert_eq!(add("$C add -Q t/.env; ls -A mnt/upload"), format!("{env}\n.env\nall\ncopied\nt"));
+    assert_eq!(add("$C add -QH mnt/upload/copied"), with);
+    assert_eq!(add("$C seed -H --name torrent t | wc -l"), "2");
 }
 
 #[test]

@@ -12,9 +12,9 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::{
-    ErrorCode, Failure, ImportLine, ImportRequest, Reference,
+    ErrorCode, Failure, ImportLine, ImportRequest,
     add::Position,
-    content::{Trailing, body_of},
+    content::{Target, Trailing, body_of},
     server::{App, line_of, ndjson},
     told::Steps,
 };
@@ -32,10 +32,9 @@ pub(super) struct Streamed {
     pin: bool,
 }
 
-/// `?id=ID[/path]&offline=…`.
+/// `?offline=…`, behind the id.
 #[derive(Deserialize)]
 pub(super) struct Exported {
-    id: String,
     #[serde(default)]
     offline: bool,
 }
@@ -102,10 +101,10 @@ fn imported(app: &App, input: CarInput, pin: bool) -> Response {
 
 pub(super) async fn export(
     State(app): State<App>,
+    Target(reference): Target,
     Query(query): Query<Exported>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let reference: Reference = query.id.parse()?;
     let (root, path) = (reference.content()?, reference.path);
     let id = match (path.is_empty(), query.offline) {
         (true, _) => root,

@@ -1,6 +1,7 @@
 //! The client's side: a request at a time over the socket of the daemon that owns a data folder.
 
 use std::{
+    ffi::OsStr,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -169,10 +170,10 @@ impl Client {
         Ok(lines_of(succeeded(self.exchange(request).await?).await?))
     }
 
-    /// A target such as `/v1/cat?id=…`.
-    pub fn target(route: &str, id: &str) -> String {
+    /// A target such as `/v1/cat?id=…`; the id need not be text.
+    pub fn target(route: &str, id: impl AsRef<OsStr>) -> String {
         let mut target = format!("/v1/{route}?id=");
-        escape(id.as_bytes(), &mut target);
+        escape(id.as_ref().as_encoded_bytes(), &mut target);
         target
     }
 
@@ -188,7 +189,7 @@ impl Client {
 
     /// The same of a reference, whose path need not be text.
     pub fn target_of(route: &str, reference: &Reference) -> String {
-        let mut target = Self::target(route, &reference.root.to_string());
+        let mut target = Self::target(route, reference.root.to_string());
         if !reference.path.is_empty() {
             target.push('/');
             escape(reference.path.as_encoded_bytes(), &mut target);

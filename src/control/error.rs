@@ -136,9 +136,10 @@ through_node_error!(StoreError, NetError, DownloadError, PublishError, TorrentEr
 impl From<ReferenceError> for Failure {
     fn from(error: ReferenceError) -> Self {
         let code = match &error {
-            ReferenceError::Id(_) | ReferenceError::Empty | ReferenceError::NotContent(_) => {
-                ErrorCode::Invalid
-            }
+            ReferenceError::Id(_)
+            | ReferenceError::Empty
+            | ReferenceError::Page(_)
+            | ReferenceError::NotContent(_) => ErrorCode::Invalid,
             ReferenceError::Unsupported(_) => ErrorCode::Unsupported,
         };
         Self { code, message: error.to_string() }

@@ -7,10 +7,14 @@ use std::{
     str::FromStr,
 };
 
+use super::uri::{self, Uri};
 use crate::{
     content::ContentId,
     node::{Root, RootError, Selection},
 };
+
+/// What names of IPNS are called in an error.
+const NAME: &str = "an IPNS name";
 
 /// What an id leads to, and a path below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,11 @@ pub enum ReferenceError {
     /// It is an id, but not a CID, and only that would do.
     #[error("{0} is not a CID")]
     NotContent(String),
+    /// A page of a server.
+    #[error(
+        "{0} leads to no content: a link to a gateway has /ipfs/CID in its path, or CID.ipfs. before its host"
+    )]
+    Page(String),
     /// An id of a network that this build does not speak.
     #[error("{0} cannot be opened by this version")]
     Unsupported(&'static str),
@@ -47,18 +56,24 @@ impl FromStr for Reference {
 }
 
 impl Reference {
-    /// Takes `CID`, `CID/path`, `/ipfs/CID/path`, `ipfs://CID/path`, the same of an info hash, and `magnet:?…` with a
-    /// path behind it; names of the path need not be text. A link ends at its first slash: where one is in a tracker, it
-    /// has to be written as `%2F`, unless no path follows.
+    /// Takes `CID`, `CID/path`, `/ipfs/CID/path`, the same of an info hash, and `magnet:?…` with a path behind it, whose
+    /// names stand as they are and need not be text; and percent-encoded `ipfs://CID/path`, `dweb:/ipfs/CID/path` and links
+    /// to gateways. A magnet link ends at its first slash: where one is in a tracker, it has to be written as `%2F`, unless
+    /// no path follows.
     ///
     /// # Errors
     /// [`ReferenceError`] says what is missing.
     pub fn of(text: &[u8]) -> Result<Self, ReferenceError> {
-        if text.starts_with(b"/ipns/") || text.starts_with(b"ipns://") {
-            return Err(ReferenceError::Unsupported("an IPNS name"));
-        }
-        let rest = text.strip_prefix(b"ipfs://").or_else(|| text.strip_prefix(b"/ipfs/"));
-        let rest = without_slashes(rest.unwrap_or(text));
+        let decoded = match uri::read(text) {
+            Some(Uri::Content(path)) => path,
+            Some(Uri::Name) => return Err(ReferenceError::Unsupported(NAME)),
+            Some(Uri::Page) => {
+                return Err(ReferenceError::Page(String::from_utf8_lossy(text).into_owned()));
+            }
+            None if text.starts_with(b"/ipns/") => return Err(ReferenceError::Unsupported(NAME)),
+            None => text.strip_prefix(b"/ipfs/").unwrap_or(text).to_owned(),
+        };
+        let rest = without_slashes(&decoded);
         let (id, path) = split(rest);
         let id = String::from_utf8_lossy(id);
         let path = OsStr::from_bytes(without_slashes(path));
@@ -144,6 +159,12 @@ mod tests {
             (format!("/ipfs/{CID}/a/b.txt"), "a/b.txt"),
             (format!("ipfs://{CID}/a"), "a"),
             (format!("{CID}/a b/"), "a b"),
+            (format!("{CID}/a%20b"), "a%20b"),
+            (format!("/ipfs/{CID}/a%20b?c"), "a%20b?c"),
+            (format!("ipfs://{CID}/a%20b?c"), "a b"),
+            (format!("https://dweb.link/ipfs/{CID}/a%20b/"), "a b"),
+            (format!("https://{CID}.ipfs.dweb.link/a#b"), "a"),
+            (format!("dweb:/ipfs/{CID}"), ""),
         ] {
             let reference: Reference = text.parse().unwrap();
             assert_eq!(
@@ -192,7 +213,11 @@ mod tests {
         assert!(matches!("hello".parse::<Reference>(), Err(ReferenceError::Id(_))));
         let link = "magnet:?xt=urn:btih:x".parse::<Reference>();
         assert!(matches!(link, Err(ReferenceError::Id(RootError::Magnet(_)))));
-        let later = "/ipns/example.org".parse::<Reference>();
-        assert!(matches!(later, Err(ReferenceError::Unsupported(_))));
+        for name in ["/ipns/example.org", "ipns://example.org", "https://k51.ipns.dweb.link"] {
+            let later = name.parse::<Reference>();
+            assert!(matches!(later, Err(ReferenceError::Unsupported(_))), "{name}");
+        }
+        let page = "https://example.org/x".parse::<Reference>();
+        assert!(matches!(page, Err(ReferenceError::Page(_))));
     }
 }

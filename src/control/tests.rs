@@ -100,12 +100,12 @@ async fn what_is_added_is_told_read_listed_and_pinned() {
     let listed: Vec<Listed> = daemon.client.get(&Client::target("ls", &id)).await.unwrap();
     assert_eq!(listed[0].size, Some(3_000_000));
 
-    let pin = PinRequest { id: id.clone(), name: "kept".to_owned() };
+    let pin = PinRequest { id: id.clone().into(), name: "kept".to_owned() };
     let _: PinRow = daemon.client.post("/v1/pins", &pin).await.unwrap();
     let pins: Vec<PinRow> = daemon.client.get("/v1/pins").await.unwrap();
     let kept = row(*cid, "kept", true);
     assert_eq!(pins, std::slice::from_ref(&kept));
-    let again = PinRequest { id: id.clone(), name: String::new() };
+    let again = PinRequest { id: id.clone().into(), name: String::new() };
     assert_eq!(daemon.client.post::<PinRow>("/v1/pins", &again).await.unwrap(), kept);
     let target = Client::target("pins", &id);
     assert!(daemon.client.delete::<Unpinned>(&target).await.unwrap().removed);
@@ -164,6 +164,38 @@ async fn adding_tells_how_far_it_is_when_asked_to() {
     let mut lines = daemon.client.post_lines("/v1/add", &nowhere).await.unwrap();
     let only = lines.next().await.unwrap().unwrap();
     assert!(matches!(only, AddLine::Failed(failure) if failure.code == ErrorCode::NoEntry));
+    daemon.node.stop(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_of_many_files_is_told_line_by_line() {
+    let daemon = Daemon::start().await;
+    let tree = daemon.dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    // In one line they would be longer than a line may be.
+    let mut names: Vec<_> = (0..5000).map(|n| format!("{n:04}{}", "x".repeat(220))).collect();
+    names.iter().for_each(|name| fs::write(tree.join(name), name).unwrap());
+    fs::write(tree.join(".env"), "KEY=1").unwrap();
+    let request = AddRequest { path: tree, progress: true, options: AddOptions::default() };
+    let mut lines = daemon.client.post_lines("/v1/add", &request).await.unwrap();
+    let (mut told, mut skipped) = (Vec::new(), None);
+    let root = loop {
+        match lines.next().await.unwrap().unwrap() {
+            AddLine::Stage(_) => {}
+            AddLine::Entry(AddedEntry { name, .. }) => {
+                told.push(name.strip_prefix("tree/").unwrap().to_owned());
+            }
+            AddLine::Skipped(names) => skipped = Some(names),
+            AddLine::Added(root) => break root,
+            AddLine::Failed(failure) => unreachable!("{failure:?}"),
+        }
+    };
+    assert!(lines.next().await.is_none());
+    told.sort();
+    names.sort();
+    assert!(told == names && root.name == "tree");
+    let first = vec!["tree/.env".to_owned()];
+    assert_eq!(skipped, Some(SkippedNames { count: 1, by_rules: 0, first }));
     daemon.node.stop(PATIENCE).await.unwrap();
 }
 
@@ -259,7 +291,7 @@ async fn failures_say_what_sort_they_are() {
     assert_eq!(daemon.refused(&Client::target("ls", "/ipns/x")).await, ErrorCode::Unsupported);
     assert_eq!(daemon.refused(&Client::target("ls", "magnet:?xt=x")).await, ErrorCode::Invalid);
     assert_eq!(daemon.refused(&Client::target("stat", absent)).await, ErrorCode::NotFoundInTime);
-    let provide = ProvideRequest { id: absent.to_owned() };
+    let provide = ProvideRequest { id: absent.into() };
     let refused = daemon.client.post::<()>("/v1/provide", &provide).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::Refused));
     let nowhere = add_request("/nowhere/at/all");
@@ -297,7 +329,7 @@ async fn a_pin_that_is_not_complete_says_so_and_is_fetched_to_its_end_after_a_re
     let daemon = Daemon::start().await;
     let source = Daemon::start().await;
     let cid = source.add("news", b"something new").await.entries[0].cid;
-    let pin = PinRequest { id: cid.to_string(), name: String::new() };
+    let pin = PinRequest { id: cid.to_string().into(), name: String::new() };
     let refused = daemon.client.post::<PinRow>("/v1/pins", &pin).await;
     assert!(matches!(refused, Err(ClientError::Failure(f)) if f.code == ErrorCode::NotFoundInTime));
     let pins: Vec<PinRow> = daemon.client.get("/v1/pins").await.unwrap();

@@ -36,7 +36,7 @@ pub(super) async fn pin(
     State(app): State<App>,
     Asked(request): Asked<PinRequest>,
 ) -> Result<Json<PinRow>, Failure> {
-    let reference: Reference = request.id.parse()?;
+    let reference = Reference::of(request.id.as_encoded_bytes())?;
     let place = place(&app.node, &reference).await?;
     // One that is asked for again to see it complete keeps the name that it has.
     let name = match request.name.is_empty() {
@@ -94,7 +94,7 @@ pub(super) async fn provide(
     State(app): State<App>,
     Asked(request): Asked<ProvideRequest>,
 ) -> Result<Json<()>, Failure> {
-    let root = target(&app.node, &request.id.parse()?).await?;
+    let root = target(&app.node, &Reference::of(request.id.as_encoded_bytes())?).await?;
     if app.node.store().block_len(&root)?.is_none() {
         let message = format!("{root} is not here; `chiral pin add {root}` fetches it first");
         return Err(Failure { code: ErrorCode::Refused, message });

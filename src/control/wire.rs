@@ -120,8 +120,9 @@ pub struct Listed {
 /// Asks to keep a content.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PinRequest {
-    /// `ID[/path]`.
-    pub id: String,
+    /// `ID[/path]`. One that is no text goes as its bytes.
+    #[serde(with = "path")]
+    pub id: OsString,
     /// A name for people.
     #[serde(default)]
     pub name: String,
@@ -169,8 +170,9 @@ pub struct Unpinned {
 /// Asks to announce a content.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProvideRequest {
-    /// `ID[/path]`.
-    pub id: String,
+    /// `ID[/path]`. One that is no text goes as its bytes.
+    #[serde(with = "path")]
+    pub id: OsString,
 }
 
 /// One line of the answer to `store verify`.

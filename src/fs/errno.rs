@@ -135,7 +135,12 @@ fn of_dag(error: &DagError) -> Errno {
 
 /// An error of the system below, as it is; one without a number (a short read, a custom error) is EIO.
 pub(super) fn of_io(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+    match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
+        // A file of the store is missing, which says nothing of the name that was looked up: the kernel would take
+        // that name for absent.
+        Errno::ENOENT => Errno::EIO,
+        errno => errno,
+    }
 }
 
 #[cfg(test)]
@@ -171,5 +176,12 @@ mod tests {
     #[test]
     fn an_io_error_without_a_number_is_eio() {
         assert_eq!(of_io(&std::io::Error::other("short")), Errno::EIO);
+    }
+
+    #[test]
+    fn a_missing_file_of_the_store_is_no_missing_name() {
+        let gone = || std::io::Error::from_raw_os_error(libc::ENOENT);
+        assert_eq!(of_publish(&PublishError::Io { what: "open", source: gone() }), Errno::EIO);
+        assert_eq!(of_publish(&PublishError::NotFound), Errno::ENOENT);
     }
 }

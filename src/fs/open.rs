@@ -264,10 +264,18 @@ impl Fs {
         }
     }
 
-    /// A descriptor is closed. Only of what is dropped into `torrents` it is not known before whether it is taken.
+    /// A descriptor is closed. What is dropped into `torrents` is taken or refused now, and rules that were written hold
+    /// from now on: close(2) waits for this, and not for the release.
     pub(super) fn flush(&self, fh: u64) -> Answer<()> {
         match self.handles.get(fh).as_deref() {
             Ok(Handle::Draft(draft)) => self.flush_draft(draft),
+            Ok(Handle::Upload { upload, .. }) if self.node.uploads().holds_rules(*upload) => {
+                let (uploads, upload) = (self.node.uploads().clone(), *upload);
+                Answer::blocking(move || {
+                    uploads.reread_rules(upload);
+                    Ok(())
+                })
+            }
             _ => Answer::ok(()),
         }
     }

@@ -34,9 +34,9 @@ pub enum Refused {
         "root may not mount here, without CAP_SYS_ADMIN: give the container `--cap-add SYS_ADMIN`"
     )]
     NoCapability,
-    /// The program that mounts for users is not installed.
+    /// The program that mounts for users is not installed, or for a group only.
     #[error(
-        "the program {HELPER}, which mounts for users other than root, is missing: install it, such as with `apt install fuse3`"
+        "the program {HELPER}, which mounts for users other than root, is missing or not for this user to run: install it, such as with `apt install fuse3`"
     )]
     NoHelper,
     /// The system does not let users show a mount to others.
@@ -79,7 +79,8 @@ impl Refused {
             _ => {}
         }
         // The library asks fusermount3 where mount(2) gave EPERM.
-        if error.kind() == ErrorKind::NotFound && !around.has_helper {
+        let is_absent = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied);
+        if is_absent && !around.has_helper {
             return if around.is_root { Self::NoCapability } else { Self::NoHelper };
         }
         let said = error.to_string();
@@ -154,6 +155,11 @@ mod tests {
             ),
             (
                 os(Errno::ENOENT),
+                Surroundings { has_helper: false, ..sound() },
+                Some("apt install fuse3"),
+            ),
+            (
+                os(Errno::EACCES),
                 Surroundings { has_helper: false, ..sound() },
                 Some("apt install fuse3"),
             ),

@@ -94,11 +94,15 @@ impl Node {
 
     /// Fetches what is pinned and not complete, for as long as the node runs.
     pub(super) fn keep_fetching_pins(&self) {
-        let (node, cancelled) = (self.clone(), self.tasks().cancelled());
-        self.tasks().spawn("pins", async move {
-            tokio::select! {
-                () = node.fetch_pins() => {}
-                () = cancelled => {}
+        let all = self.clone();
+        self.tasks().lasting("pins", move || {
+            let node = all.clone();
+            async move {
+                let cancelled = node.tasks().cancelled();
+                tokio::select! {
+                    () = node.fetch_pins() => {}
+                    () = cancelled => {}
+                }
             }
         });
     }

@@ -234,11 +234,15 @@ impl Node {
     /// Finds out the ids of files as torrents bring them, for as long as the node runs, where they are to be served; and
     /// lets go of those whose torrents are gone.
     pub(super) fn find_twins(&self, serve: bool) {
-        let (node, cancelled) = (self.clone(), self.tasks().cancelled());
-        self.tasks().spawn("ids of torrents", async move {
-            tokio::select! {
-                () = node.look_for_twins(serve) => {}
-                () = cancelled => {}
+        let all = self.clone();
+        self.tasks().lasting("ids of torrents", move || {
+            let node = all.clone();
+            async move {
+                let cancelled = node.tasks().cancelled();
+                tokio::select! {
+                    () = node.look_for_twins(serve) => {}
+                    () = cancelled => {}
+                }
             }
         });
     }

@@ -56,6 +56,12 @@ impl Inner {
             attr.sealed = true;
             return Ok(attr);
         };
+        if let (Phase::Committing, Some(closed)) = (phase, work.closed) {
+            // The file may be unlinked at this moment: it gives way to an object with the same content.
+            attr.size = closed.size;
+            attr.blocks = blocks(attr.size, attr.size.div_ceil(4096) * 8);
+            return Ok(attr);
+        }
         // The kernel writes to the working file without telling us: only it knows size and times.
         let file = work.reader()?;
         let meta = file.metadata().map_err(io_error("fstat"))?;

@@ -100,9 +100,14 @@ pub(super) async fn run(inner: Arc<Inner>) {
             flushing.flush()
         };
         let flushed = inner.tasks.blocking("flush", flush).await;
-        if let Ok(Err(error)) = flushed {
-            inner.warn(&error, "the upload tree could not be written; it is tried again");
-            inner.flusher.within(FAILED);
+        match flushed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                inner.warn(&error, "the upload tree could not be written; it is tried again");
+                inner.flusher.within(FAILED);
+            }
+            // A panic, which was reported; what it left is written with the next.
+            Err(_) => inner.flusher.within(FAILED),
         }
     }
 }
@@ -343,6 +348,7 @@ impl Inner {
     }
 
     fn apply(&self, round: Round) {
+        self.names().tree.saved();
         for (cell, object) in round.synced {
             let mut state = cell.state();
             if let Some(work) = state.work.as_mut().filter(|work| work.id() == object) {

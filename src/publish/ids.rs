@@ -111,9 +111,16 @@ impl Inner {
 
     /// Gives the id when it is durable. None: something changed again.
     async fn settle(self: &Arc<Self>, ino: UploadIno) -> Result<Option<ContentId>, PublishError> {
-        // A file is known only after its commit; directories and symlinks are as soon as they are computed.
-        let is_file = matches!(self.names().tree.get(ino)?.body, Body::File(_));
+        // The id of a file is known only after its commit, but its name may be newer than that. Directories and symlinks
+        // are known as soon as they are computed.
+        let (is_file, is_saved) = {
+            let names = self.names();
+            (matches!(names.tree.get(ino)?.body, Body::File(_)), names.tree.is_saved(ino))
+        };
         if is_file {
+            if !is_saved {
+                self.flush_soon().await?;
+            }
             return Ok(self.cid_now(ino));
         }
         let inner = self.clone();

@@ -197,7 +197,8 @@ impl Inner {
     /// The working file, if there is one. One whose sync failed is written again first; where the kernel may be writing it
     /// that cannot be done, and each fsync fails until it was closed.
     fn file_to_sync(&self, cell: &FileCell) -> Result<Option<(ObjectId, Arc<File>)>> {
-        let mut state = cell.state();
+        // A commit under way may unlink the file.
+        let mut state = cell.quiet_state();
         let writers = state.progress.writers > 0;
         let Some(work) = &mut state.work else { return Ok(None) };
         let id = work.id();

@@ -90,11 +90,16 @@ impl Inner {
         inner.compute_directories();
         inner.assume_announced();
         inner.unless_in_trouble(inner.flush())?;
-        tasks.spawn("publish hash", queue::run(inner.clone()));
-        tasks.spawn("publish layers", inner.clone().run_layers());
-        tasks.spawn("publish flush", flush::run(inner.clone()));
-        tasks.spawn("publish directories", dirs::run(inner.clone()));
-        tasks.spawn("publish announce", announce::run(inner.clone()));
+        let all = inner.clone();
+        tasks.lasting("publish hash", move || queue::run(all.clone()));
+        let all = inner.clone();
+        tasks.lasting("publish layers", move || all.clone().run_layers());
+        let all = inner.clone();
+        tasks.lasting("publish flush", move || flush::run(all.clone()));
+        let all = inner.clone();
+        tasks.lasting("publish directories", move || dirs::run(all.clone()));
+        let all = inner.clone();
+        tasks.lasting("publish announce", move || announce::run(all.clone()));
         Ok(inner)
     }
 

@@ -178,18 +178,17 @@ impl Inner {
         self.changed.notify_waiters();
     }
 
-    /// Whether an inode is called as rule files are.
-    fn is_rule_file(&self, ino: UploadIno) -> Option<UploadIno> {
+    /// The directories whose rules a file holds.
+    pub(super) fn rules_of(&self, ino: UploadIno) -> Vec<UploadIno> {
         let names = self.names();
-        let place = names.tree.get(ino).ok()?.place.as_ref()?;
-        (place.name == RULE_FILE).then_some(place.parent)
+        let Ok(inode) = names.tree.get(ino) else { return Vec::new() };
+        let holding = inode.places().filter(|place| place.name == RULE_FILE);
+        holding.map(|place| place.parent).collect()
     }
 
     /// The content of a file has changed.
     pub(super) fn content_changed(&self, ino: UploadIno) {
-        if let Some(dir) = self.is_rule_file(ino) {
-            self.reread_rules(dir);
-        }
+        self.rules_of(ino).into_iter().for_each(|dir| self.reread_rules(dir));
     }
 
     /// A name in a directory has changed.

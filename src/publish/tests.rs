@@ -14,11 +14,13 @@ use crate::{
 };
 
 mod adopt;
+mod crash;
 mod files;
 mod ignoring;
 mod merge;
 mod naming;
 mod restart;
+mod rules;
 mod storm;
 mod trees;
 

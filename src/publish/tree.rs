@@ -18,6 +18,7 @@ mod links;
 mod rename;
 mod restore;
 mod review;
+mod saving;
 #[cfg(test)]
 mod tests;
 
@@ -111,6 +112,8 @@ pub(super) struct Tree {
     next: u64,
     /// Inodes whose rows on disk are out of date.
     dirty: BTreeSet<UploadIno>,
+    /// Those of them that a commit under way writes.
+    saving: BTreeSet<UploadIno>,
     /// Inodes whose rows on disk have to go.
     removed: BTreeSet<UploadIno>,
     /// Directories whose id is out of date. With a directory all its ancestors are in here. Those that are ignored have
@@ -189,6 +192,7 @@ impl Tree {
             inodes: HashMap::from([(UploadIno::ROOT, root)]),
             next: UploadIno::ROOT.0 + 1,
             dirty: BTreeSet::from([UploadIno::ROOT]),
+            saving: BTreeSet::new(),
             removed: BTreeSet::new(),
             stale: BTreeSet::from([UploadIno::ROOT]),
             rules: review::TreeRules::default(),
@@ -469,20 +473,5 @@ impl Tree {
         let sealed = sealed.take()?;
         self.mark(ino);
         Some(sealed)
-    }
-
-    /// Rows to write and rows to take out since the last call. What could not be written is put back by [`Tree::undo_take`].
-    pub(super) fn take_changes(&mut self) -> (BTreeSet<UploadIno>, BTreeSet<UploadIno>) {
-        (std::mem::take(&mut self.dirty), std::mem::take(&mut self.removed))
-    }
-
-    /// Whether there is a change that [`Tree::take_changes`] has not given.
-    pub(super) fn is_changed(&self) -> bool {
-        !self.dirty.is_empty() || !self.removed.is_empty()
-    }
-
-    pub(super) fn undo_take(&mut self, dirty: BTreeSet<UploadIno>, removed: BTreeSet<UploadIno>) {
-        self.removed.extend(removed);
-        dirty.into_iter().for_each(|ino| self.mark(ino));
     }
 }

@@ -138,15 +138,15 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Op {
-        Write(usize, Vec<u8>),
-        Length(usize),
+        Write(u64, Vec<u8>),
+        Length(u64),
     }
 
     fn op() -> impl Strategy<Value = Op> {
         let bytes = prop::collection::vec(any::<u8>(), 1..9000);
         prop_oneof![
-            (0..30_000usize, bytes).prop_map(|(at, bytes)| Op::Write(at, bytes)),
-            (0..30_000usize).prop_map(Op::Length),
+            (0u64..30_000, bytes).prop_map(|(at, bytes)| Op::Write(at, bytes)),
+            (0u64..30_000).prop_map(Op::Length),
         ]
     }
 
@@ -164,13 +164,14 @@ mod tests {
             for op in ops {
                 match op {
                     Op::Write(at, bytes) => {
+                        let at = usize::try_from(at).unwrap();
                         model.resize(model.len().max(at + bytes.len()), 0);
                         model[at..at + bytes.len()].copy_from_slice(&bytes);
                         shadow.write(at as u64, &bytes).unwrap();
                     }
                     Op::Length(len) => {
-                        model.resize(len, 0);
-                        shadow.set_len(len as u64).unwrap();
+                        model.resize(usize::try_from(len).unwrap(), 0);
+                        shadow.set_len(len).unwrap();
                     }
                 }
                 let mut all = vec![1; model.len()];

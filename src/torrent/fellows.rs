@@ -110,7 +110,7 @@ impl Torrents {
     /// Keeps a description that somebody says is that of a torrent.
     ///
     /// # Errors
-    /// [`MetainfoError::Other`] where it is not; else as [`Torrents::keep`].
+    /// [`MetainfoError::Other`](super::MetainfoError::Other) where it is not; else as [`Torrents::keep`].
     pub fn keep_info(&self, hash: InfoHash, info: &[u8]) -> Result<Arc<Metainfo>, TorrentError> {
         let kept = self.known().keep_info(hash, info)?;
         self.searches().told(hash);

@@ -35,6 +35,9 @@ const MAX_TRACKERS: usize = 64;
 /// Bytes of the SHA-1 of a piece.
 pub(super) const HASH_LEN: usize = 20;
 
+/// Paths as they are written, by the numbers of their files.
+type WrittenPaths = BTreeMap<u32, Vec<Vec<u8>>>;
+
 /// Why a description is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetainfoError {
@@ -106,7 +109,7 @@ pub struct Metainfo {
     pub links: Vec<Vec<OsString>>,
     tree: Vec<TreeNode>,
     /// Names as they are written, where they are not those that are shown: of the whole, and of files by their numbers.
-    written: (Option<Vec<u8>>, BTreeMap<u32, Vec<Vec<u8>>>),
+    written: (Option<Vec<u8>>, WrittenPaths),
 }
 
 /// The names of a path, as they are written.
@@ -254,7 +257,7 @@ fn texts<'a>(all: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
 fn shown(
     files: &[FileEntry],
     paths: Vec<Written<'_>>,
-) -> Result<(Vec<TreeNode>, BTreeMap<u32, Vec<Vec<u8>>>), MetainfoError> {
+) -> Result<(Vec<TreeNode>, WrittenPaths), MetainfoError> {
     let regular = |file: &FileEntry| matches!(file.kind, FileKind::Regular { .. });
     let written: Vec<_> =
         files.iter().zip(paths).map(|(file, path)| regular(file).then_some(path)).collect();

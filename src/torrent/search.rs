@@ -3,10 +3,13 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use anyhow::anyhow;
+use futures::FutureExt;
 use librqbit::{AddTorrent, AddTorrentOptions, AddTorrentResponse};
 use tokio::{
     sync::{Notify, watch},
@@ -30,6 +33,8 @@ const LONGEST_TRY: Duration = Duration::from_secs(30);
 /// Wait after a try that ended early, because everybody who was named failed; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// Why a description that ended librqbit's reader is not taken.
+const UNREADABLE: &str = "a peer sent a description that librqbit cannot read";
 /// Peers of a search that are dialled first when the torrent is opened.
 const SEEN: usize = 64;
 
@@ -264,6 +269,9 @@ impl Torrents {
         let failed = |why: String| TorrentError::Session(why.into());
         let magnet = AddTorrent::from_url(magnet.to_string());
         let added = running.session().add_torrent(magnet, Some(options));
+        // librqbit divides by the piece length that a peer sends before it looks whether there is one.
+        let added = AssertUnwindSafe(added).catch_unwind();
+        let added = added.map(|added| added.unwrap_or_else(|_| Err(anyhow!(UNREADABLE))));
         let listed = match timeout(limit, added).await {
             Ok(Ok(AddTorrentResponse::ListOnly(listed))) => listed,
             Ok(Ok(_)) => return Err(failed("it is open already".to_owned())),

@@ -20,6 +20,7 @@ use self::seeder::Seeder;
 use super::*;
 use crate::{content::sha2_256, tasks::Tasks};
 
+mod descriptions;
 mod manage;
 mod peers;
 mod pins;

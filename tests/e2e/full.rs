@@ -124,8 +124,9 @@ fn full_disk_keeps_content_readable_over_a_kill_and_a_start() {
     let daemon = Daemon::start_in(daemon.kill(), &setup);
     kept.assert_readable(&daemon);
     assert!(is_no_space(&fs::write(daemon.path("upload/new"), noise(5_000_000, 7)).unwrap_err()));
-    let log = daemon.log();
-    assert!(log.contains("is full") && !log.contains("orrupt"), "{log}");
+    // The kernel tells the writer; the daemon finds it out with its next commit.
+    eventually("the log says it", || daemon.log().contains("is full").then_some(()));
+    assert!(!daemon.log().contains("orrupt"), "{}", daemon.log());
     sh("rm filler.*", &daemon.data());
     let later = noise(5_000_000, 8);
     eventually("room", || fs::write(daemon.path("upload/later"), &later).ok());
@@ -148,7 +149,8 @@ fn upload_evicts_what_was_removed_and_df_says_so() {
     assert!(before + (32 << 20) <= available(&daemon.data()), "{before}");
     for seed in 1..4 {
         let bytes = noise(120_000_000, seed);
-        fs::write(daemon.path("upload/big"), &bytes).unwrap();
+        // A writer on a busy machine can outrun eviction, which then goes on: the next try finds room.
+        eventually("room for the file", || fs::write(daemon.path("upload/big"), &bytes).ok());
         let cid = daemon.cid("upload/big");
         assert!(fs::read(daemon.path(&cid)).unwrap() == bytes);
         fs::remove_file(daemon.path("upload/big")).unwrap();

@@ -11,6 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use chiral::content::{ContentId, car_header, car_section_head, sha2_256};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -38,7 +39,11 @@ fn a_symlink_where_a_file_might_be_made_is_not_written_through() {
     }
     symlink(daemon.scratch(), daemon.path("upload/tree/dir")).unwrap();
     fs::write(daemon.path("upload/tree/a"), "evil").unwrap();
-    let cid = daemon.cid("upload/tree");
+    // Others publish hidden names, too.
+    let tree = daemon.path("upload/tree");
+    let added = daemon.chiral(&["add", "-QH", tree.to_str().unwrap()]);
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    let cid = String::from_utf8(added.stdout).unwrap().trim().to_owned();
     let to = daemon.scratch().join("got");
     let got = daemon.chiral(&["get", &cid, "-o", to.to_str().unwrap()]);
     assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
@@ -176,4 +181,92 @@ fn a_get_that_is_interrupted_leaves_nothing_half_written() {
         assert_eq!(status.code(), Some(code));
         assert_eq!(names(&folder), Vec::<String>::new());
     }
+}
+
+/// A field of protobuf that has bytes; none of them here is longer than 16 KiB.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let len = bytes.len();
+    let low = u8::try_from(len & 0x7f).unwrap();
+    let high = u8::try_from(len >> 7).unwrap();
+    let len = if high == 0 { vec![low] } else { vec![low | 0x80, high] };
+    [&[number << 3 | 2], &*len, bytes].concat()
+}
+
+/// A directory of any names, and its id.
+fn directory(entries: &[(&[u8], ContentId)]) -> (ContentId, Vec<u8>) {
+    let mut block = Vec::new();
+    for (name, cid) in entries {
+        let link = [field(1, &cid.to_bytes()), field(2, name), vec![0x18, 0]].concat();
+        block.extend(field(2, &link));
+    }
+    block.extend(field(1, &[8, 1]));
+    (ContentId::dag_pb(sha2_256(&block)), block)
+}
+
+#[test]
+fn the_rest_is_fetched_and_what_is_left_out_listed() {
+    let file = |text: &str| (ContentId::raw(sha2_256(text.as_bytes())), text.as_bytes().to_vec());
+    let (one, two, gone) = (file("one"), file("two"), file("gone"));
+    let cbor: ContentId =
+        "bafyreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy".parse().unwrap();
+    let long = [b'x'; 300];
+    let sub = directory(&[(b"..", one.0), (b"two", two.0), (b"gone", gone.0)]);
+    let root = directory(&[
+        (b"one", one.0),
+        (b"a/b", two.0),
+        (&long, two.0),
+        (b"", two.0),
+        (b"data", cbor),
+        (b"one", two.0),
+        (b"sub", sub.0),
+        (b"z", two.0),
+    ]);
+    let id = root.0.to_string();
+    let mut car = car_header(&[root.0]);
+    for (cid, block) in [&root, &sub, &one, &two] {
+        car.extend(car_section_head(cid, block.len()));
+        car.extend(block);
+    }
+    let config = "[download]\nlookup_timeout = \"1s\"\n".to_owned();
+    let daemon = Daemon::start(&Setup { args: vec!["--offline".into()], config });
+    let archive = daemon.scratch().join("odd.car");
+    fs::write(&archive, car).unwrap();
+    daemon.chiral(&["store", "import", archive.to_str().unwrap()]);
+
+    let to = daemon.scratch().join("got");
+    let got = daemon.chiral(&["get", &id, "-o", to.to_str().unwrap()]);
+    assert_eq!(got.status.code(), Some(1));
+    assert_eq!(
+        (names(&to), names(&to.join("sub"))),
+        (vec!["one".into(), "sub".into(), "z".into()], vec!["two".into()])
+    );
+    let told = String::from_utf8(got.stderr).unwrap();
+    for (name, why) in [
+        ("a/b: ", "slash"),
+        ("got/xxx", "255 bytes"),
+        ("got/: ", "empty"),
+        ("data: ", "dag-cbor"),
+        ("one: ", "another entry"),
+        ("sub/..: ", "stands for a directory"),
+        ("sub/gone: ", ""),
+    ] {
+        assert!(
+            told.lines().any(|line| line.contains(name) && line.contains(why)),
+            "{name} {told}"
+        );
+    }
+    assert!(told.trim_end().ends_with("7 entries were not fetched; all others were"), "{told}");
+    let again = daemon.chiral(&["get", &id, "-o", to.to_str().unwrap(), "--json"]);
+    let read: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!((again.status.code(), read["left_out"].as_array().unwrap().len()), (Some(1), 7));
+
+    // A listing marks them; a mount has the log alone, and one line of it for each directory.
+    let listed = String::from_utf8(daemon.chiral(&["ls", &id]).stdout).unwrap();
+    assert_eq!(listed.lines().filter(|line| line.contains("(left out: ")).count(), 5, "{listed}");
+    sh(&format!("ls mnt/{id}; ls mnt/{id} mnt/{id}/sub"), daemon.scratch());
+    assert_eq!(names(&daemon.path(&id)), ["data", "one", "sub", "z"]);
+    let log = daemon.log();
+    assert_eq!(log.matches("entries cannot be shown").count(), 2, "{log}");
+    assert_eq!(log.matches("entries cannot be read").count(), 1, "{log}");
+    daemon.stop();
 }

@@ -11,6 +11,7 @@ mod harness;
 mod hostile;
 mod hostile_torrents;
 mod memory;
+mod odd_torrents;
 mod programs;
 mod publish;
 mod read;

@@ -360,3 +360,41 @@ fn programs_work_in_it() {
         assert_eq!(m.sh("find upload -type f | wc -l").trim(), "53");
     });
 }
+
+#[test]
+fn hidden_files_work_as_all_others_and_have_no_cid() {
+    in_both_modes(|m| {
+        let asked = |path: &str, name: &str| xattr(&m.upload(path), &format!("user.chiral.{name}"));
+        m.sh("mkdir upload/d && echo public > upload/d/a && echo KEY=1 > upload/d/.env");
+        let alone = m.cid("d");
+        assert_eq!(asked("d/.env", "state").unwrap(), "ignored");
+        assert_eq!(errno(asked("d/.env", "cid")), libc::ENODATA);
+        let listed = m.sh("getfattr --absolute-names -m - upload/d/.env");
+        assert!(listed.contains("user.chiral.state") && !listed.contains("cid"), "{listed}");
+        m.sh("cd upload/d && echo KEY=2 >> .env && truncate -s 6 .env && mv .env .e && cp .e .f && mv .e .env && mkdir .sub && ln -s x .l && rm .l");
+        assert_eq!(fs::read_to_string(m.upload("d/.env")).unwrap(), "KEY=1\n");
+        let file = File::options().read(true).write(true).open(m.upload("d/.env")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(b"end", (1 << 20) - 3).unwrap();
+        drop(file);
+        assert_eq!(fs::metadata(m.upload("d/.env")).unwrap().len(), 1 << 20);
+        m.sh("cd upload/d && git init -q . && git add -A && git -c user.name=n -c user.email=e commit -qm one && git fsck --strict && git gc -q && git status --porcelain");
+        assert_eq!(m.cid("d"), alone);
+        // Programs that write beside a file and move that over it.
+        m.sh("mkdir -p ../src && head -c 300000 /dev/urandom > ../src/f && rsync -a ../src/ upload/r/ && cmp ../src/f upload/r/f");
+        m.cid("r/f");
+        m.sh("mv upload/d/a upload/d/.a");
+        assert_eq!(errno(asked("d/.a", "cid")), libc::ENODATA);
+        assert_ne!(m.cid("d"), alone);
+        assert_eq!(fs::read_to_string(m.upload("d/.a")).unwrap(), "public\n");
+        m.sh("mv upload/d/.a upload/d/a && echo log > upload/d/x.log");
+        m.cid("d/x.log");
+        // Rules hold once their file is closed.
+        m.sh("echo '*.log' > upload/d/.chiralignore");
+        assert_eq!(m.cid("d"), alone);
+        m.sh("echo '!.env' > upload/d/.chiralignore");
+        assert_ne!(m.cid("d"), alone);
+        m.cid("d/.env");
+        m.cid("d/x.log");
+    });
+}

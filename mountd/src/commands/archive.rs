@@ -1,8 +1,10 @@
 //! Archives: into the store, and out of it.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, IsTerminal, Write},
+    os::unix::ffi::OsStrExt,
     path::Path,
 };
 
@@ -17,6 +19,7 @@ use crate::{
     exit::Usage,
     output::{self, bytes},
     piped::pieces_of,
+    printable::printable_name,
     progress::Bar,
     stderr,
 };
@@ -95,11 +98,11 @@ async fn follow(
 pub(crate) async fn export(
     client: &Client,
     json: bool,
-    id: &str,
+    id: &OsStr,
     to: Option<&Path>,
     offline: bool,
 ) -> anyhow::Result<()> {
-    id.parse::<Reference>()?;
+    Reference::of(id.as_bytes())?;
     let target = format!("{}&offline={offline}", Client::target("store/export", id));
     let Some(to) = to else {
         if io::stdout().is_terminal() {
@@ -115,13 +118,13 @@ pub(crate) async fn export(
         return Err(Usage(format!("{}: not the name of a file", to.display())).into());
     }
     let mut part = part_beside(to).with_context(shown)?;
-    let bar = Bar::new(&format!("export {id}"), 0);
+    let bar = Bar::new(&format!("export {}", printable_name(id)), 0);
     let written = write(client, &target, &mut part, Some(bar)).await?;
     part.persist(to).map_err(|error| error.error).with_context(shown)?;
     if json {
         return output::json(&serde_json::json!({ "path": to, "bytes": written }));
     }
-    Ok(output::line(format_args!("{}  {}", bytes(written), to.display()))?)
+    Ok(output::line(format_args!("{}  {}", bytes(written), printable_name(to.as_os_str())))?)
 }
 
 async fn write(

@@ -2,8 +2,9 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, Write},
+    os::unix::ffi::OsStrExt,
     path::Path,
 };
 
@@ -22,7 +23,7 @@ use crate::{
     piped::{Source, pieces_of},
     printable::printable_name,
     progress::Bar,
-    settings,
+    settings, stderr,
 };
 
 /// Prints what was published, or would be.
@@ -69,10 +70,10 @@ fn sources(args: &AddArgs) -> anyhow::Result<Vec<(&Path, Source)>> {
     let sources: Vec<_> =
         args.paths.iter().map(|path| source(path)).collect::<anyhow::Result<_>>()?;
     for (path, _) in sources.iter().filter(|(_, source)| source.is_link()) {
-        eprintln!(
+        stderr::line(format_args!(
             "chiral: {}: a symbolic link, which is published as one; --dereference-args publishes what it leads to",
             path.display()
-        );
+        ));
     }
     Ok(sources)
 }
@@ -202,11 +203,11 @@ pub(crate) fn tell_skipped(skipped: &SkippedNames) {
         ),
     };
     let more = if first.len() as u64 == *count { "" } else { ", …" };
-    eprintln!("chiral: skipped {what}: {}{more}", first.join(", "));
+    stderr::line(format_args!("chiral: skipped {what}: {}{more}", first.join(", ")));
 }
 
-pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
-    id.parse::<Reference>()?;
+pub(crate) async fn list(client: &Client, json: bool, id: &OsStr) -> anyhow::Result<()> {
+    Reference::of(id.as_bytes())?;
     let entries: Vec<Listed> = client.get(&Client::target("ls", id)).await?;
     if json {
         return output::json(&entries);
@@ -230,11 +231,11 @@ pub(crate) async fn list(client: &Client, json: bool, id: &str) -> anyhow::Resul
 
 pub(crate) async fn cat(
     client: &Client,
-    id: &str,
+    id: &OsStr,
     offset: u64,
     length: Option<u64>,
 ) -> anyhow::Result<()> {
-    id.parse::<Reference>()?;
+    Reference::of(id.as_bytes())?;
     let mut left = length.unwrap_or(u64::MAX);
     let mut body = client.bytes(&Client::target("cat", id), offset).await?;
     let mut out = io::stdout().lock();

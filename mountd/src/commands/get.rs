@@ -26,6 +26,7 @@ use tempfile::NamedTempFile;
 use crate::{
     exit::with_causes,
     output::{self, bytes},
+    printable::printable_name,
     progress::Bar,
     stderr,
 };
@@ -38,10 +39,10 @@ const MAX_DEPTH: usize = 2048;
 pub(crate) async fn get(
     client: &Client,
     json: bool,
-    id: &str,
+    id: &OsStr,
     to: Option<PathBuf>,
 ) -> anyhow::Result<()> {
-    let mut reference: Reference = id.parse()?;
+    let mut reference = Reference::of(id.as_bytes())?;
     let stat: Stat = client.get(&Client::target("stat", id)).await?;
     if !reference.path.is_empty() {
         // Who names a file or directory wants that one, whatever else the link selects.
@@ -69,7 +70,7 @@ pub(crate) async fn get(
     } else {
         let id =
             stat.cid.map_or_else(|| reference.name().display().to_string(), |id| id.to_string());
-        output::line(format_args!("{id}  {}  {}", bytes(written), to.display()))?;
+        output::line(format_args!("{id}  {}  {}", bytes(written), printable_name(to.as_os_str())))?;
     }
     left.told(json)
 }

@@ -1,14 +1,16 @@
 //! Keeping and announcing.
 
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
 use anyhow::bail;
 use chiral::control::{Client, PinRequest, PinRow, ProvideRequest, Reference, Unpinned};
 
-use crate::{cli::PinCommand, output, progress::over_downloads};
+use crate::{cli::PinCommand, output, printable::printable_name, progress::over_downloads};
 
 pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> anyhow::Result<()> {
     match command {
         PinCommand::Add { id, name } => {
-            id.parse::<Reference>()?;
+            Reference::of(id.as_bytes())?;
             let request = PinRequest { id, name };
             let pinned = client.post("/v1/pins", &request);
             let pin: PinRow = over_downloads(client, "pin", pinned).await?;
@@ -20,15 +22,15 @@ pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> any
             }
         }
         PinCommand::Rm { id } => {
-            id.parse::<Reference>()?;
+            Reference::of(id.as_bytes())?;
             let unpinned: Unpinned = client.delete(&Client::target("pins", &id)).await?;
             if !unpinned.removed {
-                bail!("{id} is not pinned");
+                bail!("{} is not pinned", printable_name(&id));
             }
             if json {
                 output::json(&unpinned)
             } else {
-                Ok(output::line(format_args!("unpinned {id}"))?)
+                Ok(output::line(format_args!("unpinned {}", printable_name(&id)))?)
             }
         }
         PinCommand::Ls => {
@@ -47,11 +49,11 @@ pub(crate) async fn run(client: &Client, json: bool, command: PinCommand) -> any
     }
 }
 
-pub(crate) async fn provide(client: &Client, json: bool, id: &str) -> anyhow::Result<()> {
-    id.parse::<Reference>()?;
+pub(crate) async fn provide(client: &Client, json: bool, id: &OsStr) -> anyhow::Result<()> {
+    Reference::of(id.as_bytes())?;
     let () = client.post("/v1/provide", &ProvideRequest { id: id.to_owned() }).await?;
     if json {
-        return output::json(&serde_json::json!({ "queued": id }));
+        return output::json(&serde_json::json!({ "queued": id.to_string_lossy() }));
     }
-    Ok(output::line(format_args!("queued for announcement: {id}"))?)
+    Ok(output::line(format_args!("queued for announcement: {}", printable_name(id)))?)
 }

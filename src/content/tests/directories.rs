@@ -146,7 +146,7 @@ fn names_that_no_filesystem_shows_are_left_out_and_the_first_of_two_is_shown() {
 }
 
 #[test]
-fn a_directory_tells_of_so_many_omissions_and_counts_all() {
+fn omissions_of_a_directory_are_bounded_and_counted() {
     let all: Vec<_> = (0..2000).map(|n| ("a/b", child(n))).collect();
     let block = Block::dag_pb(dag_pb::encode(&links(&all), &unixfs::directory(PLAIN)).into());
     let reader = DirectoryReader::new(&block).unwrap();
@@ -154,7 +154,7 @@ fn a_directory_tells_of_so_many_omissions_and_counts_all() {
 }
 
 #[test]
-fn codecs_and_hash_functions_that_are_no_files_are_told() {
+fn ids_of_unreadable_children_tell_why() {
     assert_eq!(child(0).unreadable(), None);
     let of = |text: &str| text.parse::<ContentId>().unwrap().unreadable();
     let cbor = of("bafyreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy");

@@ -378,6 +378,32 @@ async fn a_file_whose_sync_failed_is_written_again_before_it_is_published() {
     assert_eq!(bench.read(ino), b"not on disk");
 }
 
+#[tokio::test(start_paused = true)]
+async fn attributes_are_shown_while_the_file_goes() {
+    let bench = Bench::new();
+    let ino = bench.put("f", b"text");
+    let cell = bench.uploads.inner.names().cell(ino).unwrap();
+    let mut state = cell.state();
+    let generation = state.progress.begin_hash().unwrap();
+    assert!(state.progress.begin_commit(generation));
+    // As when another object has the content: the file is unlinked, and then the version settles.
+    std::fs::remove_file(state.work.as_ref().unwrap().file.path()).unwrap();
+    drop(state);
+    assert_eq!(bench.lookup("f").unwrap().size, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_is_given_out_after_the_new_name_is_durable() {
+    let bench = Bench::new();
+    let ino = bench.put("f", b"text");
+    let root = bench.uploads.cid(ino).await.unwrap();
+    bench.uploads.fsync(UploadIno::ROOT).unwrap();
+    bench.rename("f", "g");
+    assert_eq!(bench.uploads.cid(ino).await.unwrap(), root);
+    let bench = bench.restart().await;
+    assert_eq!(bench.lookup("g").unwrap().ino, ino);
+}
+
 #[tokio::test]
 async fn good_copy_that_is_published_again_heals_the_rotten_one() {
     let bench = Bench::new();

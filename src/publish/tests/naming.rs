@@ -146,7 +146,7 @@ async fn two_imports_of_one_name_leave_one_whole() {
             bench.import_as(&trees[0], "tree", false),
             bench.import_as(&trees[1], "tree", false)
         );
-        let (kept, refused): (Vec<_>, Vec<_>) = [one, two].into_iter().partition(|r| r.is_ok());
+        let (kept, refused): (Vec<_>, Vec<_>) = [one, two].into_iter().partition(Result::is_ok);
         assert_eq!((kept.len(), refused.len()), if same { (2, 0) } else { (1, 1) });
         assert!(refused.iter().all(|r| matches!(r, Err(PublishError::Taken(_)))));
         let there = bench.uploads.cid(bench.lookup("tree").unwrap().ino).await.unwrap();

@@ -220,6 +220,8 @@ impl Tree {
         // Their other names may lie in directories that were looked at just now.
         for ino in linked {
             changed.extend(self.review_linked(ino));
+            // A directory may leave one of the names out from now on, although the file stays published.
+            self.outdate_above(ino);
         }
         changed
     }
@@ -238,10 +240,15 @@ impl Tree {
         for Reviewed { ino, .. } in changed {
             // A directory that is published from now on is out of date itself, and all directories above.
             self.outdate(*ino);
-            let Some(inode) = self.inodes.get(ino) else { continue };
-            let parents: Vec<_> = inode.places().map(|place| place.parent).collect();
-            parents.into_iter().for_each(|parent| self.outdate(parent));
+            self.outdate_above(*ino);
         }
+    }
+
+    /// The ids of all directories that have a name of an inode are out of date.
+    fn outdate_above(&mut self, ino: UploadIno) {
+        let Some(inode) = self.inodes.get(&ino) else { return };
+        let parents: Vec<_> = inode.places().map(|place| place.parent).collect();
+        parents.into_iter().for_each(|parent| self.outdate(parent));
     }
 
     /// An inode and all below it, in the order of the names, directories before what is in them.

@@ -85,7 +85,7 @@ fn good_copy_heals_a_rotten_object() {
     let store = bench.open();
     let bytes = content(1, 10);
     for id in [published(&store, &bytes), downloaded(&store, &content(2, 10))] {
-        let bytes = content(id.0 as u8, 10);
+        let bytes = content(u8::try_from(id.0).unwrap(), 10);
         let file = scratch_file(&bench, &bytes);
         for at in [AT, 0, all(&bytes).end - 1] {
             store.rot(id, at).unwrap();

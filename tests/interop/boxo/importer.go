@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 
 	"github.com/ipfs/boxo/blockstore"
 	chunker "github.com/ipfs/boxo/chunker"
@@ -51,6 +52,8 @@ type shape struct {
 	Hash      string `json:"hash"`
 	Inline    int    `json:"inline"`
 	KeepStats bool   `json:"keep_stats"`
+	// Names that begin with a dot are left out of directories, as `ipfs add -r` does without -H.
+	SkipHidden bool `json:"skip_hidden"`
 }
 
 type importer struct {
@@ -146,6 +149,9 @@ func (im importer) directory(ctx context.Context, path string) (ipld.Node, error
 	}
 	sort.Slice(entries, func(i, j int) bool { return entries[i].Name() < entries[j].Name() })
 	for _, entry := range entries {
+		if im.SkipHidden && strings.HasPrefix(entry.Name(), ".") {
+			continue
+		}
 		child, err := im.path(ctx, filepath.Join(path, entry.Name()))
 		if err != nil {
 			return nil, err

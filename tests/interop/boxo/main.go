@@ -22,11 +22,13 @@ import (
 func add(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("add", flag.ExitOnError)
 	profile := flags.String("profile", "default", "default or unixfs-v1-2025")
+	hidden := flags.Bool("hidden", true, "publish hidden files in directories, too")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	store := hashOnly{blockstore.NewBlockstore(datastore.NewMapDatastore())}
 	im := importer{dag: merkledag.NewDAGService(blockservice.New(store, offline.Exchange(store)))}
+	im.SkipHidden = !*hidden
 	switch *profile {
 	case "default":
 	case "unixfs-v1-2025":
