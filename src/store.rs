@@ -587,6 +587,10 @@ impl Store {
     pub fn expect_writes(&self) -> ExpectedWrites {
         self.inner.expect_writes()
     }
+    /// Whether so little is free that programs should write through the daemon, which makes room for each write.
+    pub fn is_tight(&self) -> bool {
+        self.inner.is_tight()
+    }
     /// What ails the disk now.
     pub fn trouble(&self) -> Option<Trouble> {
         self.inner.health.trouble()

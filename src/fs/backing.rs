@@ -23,6 +23,8 @@ pub(super) struct Candidate {
     pub(super) file: Arc<File>,
     pub(super) version: u64,
     pub(super) whole: bool,
+    /// Whether it is written through the daemon, unless others have it in passthrough mode.
+    pub(super) copied: bool,
 }
 
 /// Open modes per inode. `B` is what the kernel knows a backing file by; dropping it gives it up.
@@ -81,7 +83,8 @@ impl<B> Backings<B> {
         let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
         // An inode that is refused is held by others, so that no empty entry is left behind.
         let inode = inodes.entry(ino).or_default();
-        let enabled = self.enabled.load(Ordering::Relaxed);
+        let copied = candidate.is_some_and(|candidate| candidate.copied);
+        let enabled = self.enabled.load(Ordering::Relaxed) && !copied;
         let mut mode = choose(&inode.held, ask, enabled).ok_or(Errno::ETXTBSY)?;
         if mode == Mode::Passthrough && inode.backing.is_none() {
             match candidate.map(|c| (register(&c.file), c.version)) {
@@ -176,7 +179,21 @@ mod tests {
     const WRITES: Opener = Opener::UploadWriter { maps: false };
 
     fn candidate(version: u64) -> Candidate {
-        Candidate { file: Arc::new(tempfile::tempfile().unwrap()), version, whole: true }
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        Candidate { file, version, whole: true, copied: false }
+    }
+
+    #[test]
+    fn file_on_a_tight_disk_is_passed_through_only_beside_others() {
+        let backings = Backings::new(true);
+        let tight = Candidate { copied: true, ..candidate(1) };
+        let (mode, _) = backings.acquire(7, WRITES, Some(&tight), |_| Ok(())).unwrap();
+        assert_eq!(mode, Mode::Cached);
+        let free = candidate(1);
+        for candidate in [&free, &tight] {
+            let (mode, _) = backings.acquire(8, WRITES, Some(candidate), |_| Ok(())).unwrap();
+            assert_eq!(mode, Mode::Passthrough);
+        }
     }
 
     #[test]

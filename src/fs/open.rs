@@ -165,7 +165,12 @@ impl Fs {
                     tracing::warn!(%error, "a complete file cannot be opened; it is copied");
                     None
                 });
-                backing.map(|(file, version)| Candidate { file, version, whole: true })
+                backing.map(|(file, version)| Candidate {
+                    file,
+                    version,
+                    whole: true,
+                    copied: false,
+                })
             }
             Opened::Upload(OpenedUpload { upload, wanted, .. }) if wanted.writes() => {
                 match self.node.uploads().backing(*upload) {
@@ -173,6 +178,7 @@ impl Fs {
                         file: backing.file,
                         version: backing.version,
                         whole: backing.whole,
+                        copied: self.node.store().is_tight(),
                     }),
                     Err(error) => {
                         tracing::warn!(%error, "an upload cannot be passed through; it is copied");

@@ -29,6 +29,11 @@ const FASTEST: u64 = 4 << 30;
 const SOONEST: Duration = Duration::from_millis(20);
 const LATEST: Duration = Duration::from_secs(1);
 
+/// With less above `min_free` a file is written through the daemon, and the part of a small disk that this is at most:
+/// each write then finds room by itself, and none can outrun eviction.
+const TIGHT: u64 = 1 << 30;
+const TIGHT_SHARE: u64 = 2;
+
 /// How many may write past the store.
 #[derive(Debug)]
 pub(super) struct Writers(watch::Sender<usize>);
@@ -140,7 +145,16 @@ fn look(store: &Arc<Inner>, mut pace: Pace) -> (Pace, Duration) {
     (pace, wait)
 }
 
+fn is_tight(space: &Space, limits: &Limits) -> bool {
+    let slack = TIGHT.min(space.capacity / TIGHT_SHARE);
+    space.free < limits.min_free.saturating_add(slack)
+}
+
 impl Inner {
+    pub(super) fn is_tight(&self) -> bool {
+        self.space().is_ok_and(|space| is_tight(&space, &self.limits))
+    }
+
     pub(super) fn expect_writes(self: &Arc<Self>) -> ExpectedWrites {
         self.ahead.0.send_modify(|count| *count += 1);
         ExpectedWrites(Arc::downgrade(self))
@@ -171,6 +185,16 @@ mod tests {
         assert_eq!(pace.headroom(third + Duration::from_secs(1), &space(60 * GIB)), GIB / 2);
         let all_at_once = third + Duration::from_secs(2);
         assert_eq!(pace.headroom(all_at_once, &space(0)), 100 * GIB / MOST_SHARE);
+    }
+
+    #[test]
+    fn disk_is_tight_near_min_free_only() {
+        let options = StoreOptions { dir: "/x".into(), cache_limit: None, min_free: Some(GIB) };
+        let limits = Limits::new(&options, &space(0));
+        assert!(is_tight(&space(2 * GIB - 1), &limits) && !is_tight(&space(2 * GIB), &limits));
+        let small = |free| Space { capacity: GIB, ..space(free) };
+        let limits = Limits { min_free: 0, ..limits };
+        assert!(is_tight(&small(GIB / 2 - 1), &limits) && !is_tight(&small(GIB / 2), &limits));
     }
 
     #[test]
