@@ -57,7 +57,7 @@ const NO_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where everything is kept; empty for a user without a home who has named none.
+    /// The data folder; empty where the user has no home and named none.
     pub data_dir: PathBuf,
     /// The mounted tree.
     pub mount: MountSettings,
@@ -187,7 +187,7 @@ pub struct UploadSettings {
     pub profile: Profile,
     /// Whether everything that is published is seeded as a torrent, too.
     pub torrent: bool,
-    /// What is not published unless it is asked for.
+    /// Patterns of names that are published only on request.
     pub ignore: Vec<IgnorePattern>,
 }
 
@@ -461,7 +461,7 @@ impl DownloadSettings {
 }
 
 impl UploadSettings {
-    /// What is not published unless it is asked for.
+    /// Patterns of names that are published only on request.
     pub fn ignore(&self) -> IgnorePatterns {
         // Each was checked when it was read.
         IgnorePatterns::new(self.ignore.iter().map(|pattern| &*pattern.0)).unwrap_or_default()

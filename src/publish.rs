@@ -62,7 +62,7 @@ pub struct PublishOptions {
     pub import: ImportParams,
     /// Nothing may be written (`--read-only`).
     pub read_only: bool,
-    /// What is not published unless it is asked for.
+    /// Patterns of names that are published only on request.
     pub ignore: IgnorePatterns,
 }
 
@@ -113,7 +113,7 @@ pub enum PublishError {
 }
 
 impl PublishError {
-    /// Whether the disk is full.
+    /// Returns whether the disk is full.
     pub fn is_no_space(&self) -> bool {
         match self {
             Self::Store(error) => error.is_no_space(),
@@ -465,11 +465,11 @@ impl Uploads {
     pub fn lseek(&self, handle: UploadHandle, offset: i64, whence: i32) -> Result<i64> {
         self.inner.lseek(handle, offset, whence)
     }
-    /// Whether a file holds the rules of its directory.
+    /// Returns whether a file holds the rules of its directory.
     pub fn holds_rules(&self, ino: UploadIno) -> bool {
         !self.inner.rules_of(ino).is_empty()
     }
-    /// What was written into such a file holds from now on. Else it does when its last writer has released it.
+    /// Applies the rules of such a file from now on. Else it does when its last writer has released it.
     pub fn reread_rules(&self, ino: UploadIno) {
         self.inner.content_changed(ino);
     }

@@ -413,7 +413,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.inner.heal(root, file, leaves)
     }
-    /// Whether all bytes of an object were hashed a short time ago.
+    /// Returns whether all bytes of an object were hashed a short time ago.
     pub fn is_verified(&self, id: ObjectId) -> bool {
         self.inner.whole.contains(id)
     }
@@ -587,11 +587,11 @@ impl Store {
     pub fn expect_writes(&self) -> ExpectedWrites {
         self.inner.expect_writes()
     }
-    /// Whether so little is free that programs should write through the daemon, which makes room for each write.
+    /// Returns whether so little is free that programs should write through the daemon, which makes room for each write.
     pub fn is_tight(&self) -> bool {
         self.inner.is_tight()
     }
-    /// What ails the disk now.
+    /// Current trouble of the disk.
     pub fn trouble(&self) -> Option<Trouble> {
         self.inner.health.trouble()
     }

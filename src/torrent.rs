@@ -150,15 +150,15 @@ pub enum TorrentError {
     /// Its description came, and is none.
     #[error("torrent {hash} cannot be opened: {why}")]
     Refused {
-        /// Which torrent.
+        /// The torrent.
         hash: InfoHash,
-        /// What is wrong with it.
+        /// The fault in it.
         why: Arc<str>,
     },
     /// Nobody gave the description in time. The search goes on for a while.
     #[error("nobody who has the torrent {hash} told what is in it within {} s", waited.as_secs())]
     NoMetadata {
-        /// Which torrent.
+        /// The torrent.
         hash: InfoHash,
         /// How long was waited.
         waited: Duration,
@@ -166,7 +166,7 @@ pub enum TorrentError {
     /// Nobody gave the bytes in time.
     #[error("torrent {hash}: no peer gave bytes {range} of file {file} in time")]
     Stalled {
-        /// Which torrent.
+        /// The torrent.
         hash: InfoHash,
         /// Which file, by its number.
         file: u32,
@@ -176,7 +176,7 @@ pub enum TorrentError {
     /// There is no such file or directory in the torrent.
     #[error("torrent {hash} has no file {file}")]
     NoSuchFile {
-        /// Which torrent.
+        /// The torrent.
         hash: InfoHash,
         /// Its number.
         file: u32,
@@ -222,7 +222,7 @@ pub enum TorrentError {
         "torrent {hash} cannot be given to others: {id}, which it was made from, is not here any more"
     )]
     Gone {
-        /// Which torrent.
+        /// The torrent.
         hash: InfoHash,
         /// What is missing.
         id: ContentId,

@@ -10,7 +10,7 @@ const FIRST_HOLD: Duration = Duration::from_secs(30);
 /// Longest such time: after it a caller that does not come back gets a real wait again.
 const LAST_HOLD: Duration = Duration::from_secs(240);
 
-/// What a caller does.
+/// Action of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It waits; the timeout runs since this time.

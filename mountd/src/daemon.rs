@@ -30,7 +30,7 @@ use crate::{
     holder, mounting, output, stderr, system,
 };
 
-/// What a start that a signal cut short ends with.
+/// Error of a start that a signal cut short.
 const BEFORE_IT_HAD_MOUNTED: &str = "ended by a signal before it had mounted";
 
 /// Part of [`STOP_WITHIN`] that is left for the last index commit and the end of the process itself.

@@ -65,7 +65,7 @@ impl Ending {
         self.begun.cancel();
     }
 
-    /// Whether the end has begun.
+    /// Returns whether the end has begun.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.is_cancelled()
     }

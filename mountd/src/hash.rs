@@ -41,7 +41,7 @@ impl<F: FnMut(AddedEntry)> Watcher for Watched<'_, F> {
 }
 
 impl<'a, F: FnMut(AddedEntry)> Hashing<'a, F> {
-    /// What is found goes to `found`, what was asked for last.
+    /// Reports entries to `found`, the argument itself last.
     pub(crate) fn new(settings: &'a UploadSettings, naming: &'a NamingArgs, found: F) -> Self {
         Self { settings, naming, found }
     }

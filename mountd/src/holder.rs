@@ -1,4 +1,4 @@
-//! Which process holds a data folder that cannot be taken, and where it is mounted.
+//! The process that holds a data folder, and its mountpoint.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
@@ -16,7 +16,7 @@ const LOCKS: &str = "/proc/locks";
 /// Longest wait for the answer of a daemon that may hang.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// What is known of the holder of `data_dir`, as the rest of a message; empty where nothing is.
+/// Describes the holder of `data_dir` as the rest of a message; empty where it is unknown.
 pub(crate) async fn of(data_dir: &Path, tasks: &Tasks) -> String {
     let process = process(&data_dir.join("lock"));
     let status =

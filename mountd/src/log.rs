@@ -15,7 +15,7 @@ use crate::{
     stderr::{self, Stderr},
 };
 
-/// What is logged unless the user asks for more. The libraries named here warn of what peers did wrong, of routers that
+/// Filter of the log unless the user asks for more. The libraries named here warn of what peers did wrong, of routers that
 /// forward nothing, of interfaces without multicast, of names that do not resolve and, every minute, of networks that are
 /// not there. No user of this machine can change any of it.
 const LOG: &str = "warn,librqbit=error,libp2p_autonat=error,libp2p_relay=error,libp2p_dcutr=error,libp2p_upnp=error,libp2p_mdns=off,quinn_udp=error";

@@ -1,4 +1,4 @@
-//! What is piped in: where it comes from, and its bytes for the daemon.
+//! Piped input: its source, and its bytes for the daemon.
 
 use std::{
     ffi::OsString,
@@ -19,7 +19,7 @@ const PIECES: usize = 4;
 /// Links that are followed to a descriptor: `/dev/stdin` takes two.
 const LINKS: usize = 8;
 
-/// What an argument of `add` names.
+/// Source that an argument of `add` names.
 #[derive(Debug)]
 pub(crate) enum Source {
     /// A file, a directory or a symbolic link, by a path without links but for its last name.
@@ -28,7 +28,7 @@ pub(crate) enum Source {
     Stream { open: Origin, name: Option<OsString> },
 }
 
-/// Where bytes come from.
+/// Source of bytes.
 #[derive(Debug)]
 pub(crate) enum Origin {
     Stdin,
@@ -46,7 +46,7 @@ impl Origin {
 }
 
 impl Source {
-    /// What `path` names; a link is followed with `dereference`.
+    /// Returns the source that `path` names; `dereference` follows a link.
     pub(crate) fn of(path: &Path, dereference: bool) -> anyhow::Result<Self> {
         if path == Path::new("-") {
             return Ok(Self::Stream { open: Origin::Stdin, name: None });
@@ -55,7 +55,7 @@ impl Source {
             return Ok(Self::Stream { open: Origin::Pipe(path.to_owned()), name: None });
         }
         let link = fs::symlink_metadata(path)?;
-        // What a link leads to decides where that is a pipe: a link to one says nothing to anybody else.
+        // A link to a pipe is read as the pipe: published as a link, it would mean nothing on another machine.
         let kind = fs::metadata(path).unwrap_or_else(|_| link.clone()).file_type();
         if kind.is_fifo() {
             let name = path.file_name().map(ToOwned::to_owned);
@@ -80,7 +80,7 @@ impl Source {
         }
     }
 
-    /// Whether it is published as a symbolic link.
+    /// Returns whether it is published as a symbolic link.
     pub(crate) fn is_link(&self) -> bool {
         matches!(self, Self::Path(path) if path.is_symlink())
     }
@@ -90,7 +90,7 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whether a path is a descriptor of this process: `/dev/stdin`, `/dev/fd/63`, and links to one.
+/// Returns whether a path is a descriptor of this process: `/dev/stdin`, `/dev/fd/63`, and links to one.
 fn is_descriptor(path: &Path) -> bool {
     let mut path = path.to_owned();
     for _ in 0..LINKS {
@@ -106,7 +106,7 @@ fn is_descriptor(path: &Path) -> bool {
     false
 }
 
-/// Bytes as they come, read on a thread that nobody waits for: a signal ends the command also while nothing comes.
+/// Bytes as they come, read on a detached thread: a signal ends the command also while nothing comes.
 pub(crate) fn pieces_of(
     name: &'static str,
     mut from: impl Read + Send + 'static,

@@ -54,7 +54,7 @@ pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Whether a terminal shows a character as itself and nothing else happens. The joiners U+200C and U+200D count as such:
+/// Returns whether a terminal shows a character as itself and nothing else happens. The joiners U+200C and U+200D count as such:
 /// scripts and emoji need them.
 fn is_harmless(c: char) -> bool {
     match c {

@@ -10,7 +10,7 @@ use crate::{
     printable::printable_name,
 };
 
-/// What the names of all variables of this program begin with.
+/// Prefix of the environment variables of this program.
 const OURS: &str = "CHIRAL_";
 
 /// The variable of the data folder.

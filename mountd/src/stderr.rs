@@ -20,7 +20,7 @@ const PIECE: usize = 4096;
 /// Wait for a reader that is only slow, in milliseconds. One that let it pass is not waited for again until it reads.
 const PATIENCE: u16 = 100;
 
-/// What became of the lines before.
+/// State of the lines written so far.
 struct State {
     lost: u64,
 }
@@ -61,7 +61,7 @@ fn takes(text: &[u8], patience: u16) -> bool {
     text.chunks(PIECE).all(|piece| is_ready(&stderr, patience) && stderr.write_all(piece).is_ok())
 }
 
-/// Whether a write would not wait. Files on a disk always say so.
+/// Returns whether a write would not wait. Files on a disk always say so.
 fn is_ready(stderr: &impl AsFd, patience: u16) -> bool {
     let mut asked = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     loop {

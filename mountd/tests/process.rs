@@ -1,4 +1,4 @@
-//! What ends a daemon and what does not: signals, limits, and outputs that take nothing.
+//! Causes that do and do not end a daemon: signals, limits, and outputs that take nothing.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{

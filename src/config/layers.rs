@@ -264,7 +264,7 @@ fn lay_over(table: &mut Table, over: Table) {
     }
 }
 
-/// Where a key of the top level is written.
+/// Place of a key of the top level.
 fn place_of(text: &str, key: &str) -> Option<Range<usize>> {
     let begins = |line: &str| {
         line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))

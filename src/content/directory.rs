@@ -112,7 +112,7 @@ impl DirectoryReader {
         self.meta
     }
 
-    /// What of the blocks that are in cannot be shown.
+    /// Entries of the loaded blocks that cannot be shown.
     pub fn omitted(&self) -> &Omissions {
         &self.omitted
     }

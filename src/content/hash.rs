@@ -63,7 +63,7 @@ pub(super) fn check(hash: &Multihash, data: &[u8]) -> Check {
     }
 }
 
-/// Whether bytes can be compared with a hash: the function is known, and the digest long enough.
+/// Returns whether bytes can be compared with a hash: the function is known, and the digest long enough.
 pub(super) fn is_known(hash: &Multihash) -> bool {
     check(hash, b"") != Check::Untrusted
 }

@@ -1,4 +1,4 @@
-//! What of a directory cannot be shown, and why.
+//! Entries of a directory that cannot be shown, with the reasons.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt};
 
@@ -14,7 +14,7 @@ const MAX_NAME: usize = 300;
 pub struct Omitted {
     /// Its name, or the beginning of a long one. It may be that of no file.
     pub name: OsString,
-    /// What it leads to.
+    /// Content that the entry leads to.
     pub cid: ContentId,
     /// Why it cannot be shown.
     pub why: &'static str,

@@ -37,7 +37,7 @@ pub(super) struct Streamed {
 pub(super) struct Published {
     pub(super) root: AddedEntry,
     pub(super) skipped: SkippedNames,
-    /// What it consists of, where it was copied in.
+    /// Its entries, where it was copied in.
     imported: Option<ImportedTree>,
 }
 

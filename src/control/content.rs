@@ -39,7 +39,7 @@ fn unescaped(text: &str) -> Vec<u8> {
     percent_decode(text.replace('+', " ").as_bytes()).collect()
 }
 
-/// Where a reference leads; its root gets on the listing of the mountpoint.
+/// Resolves a reference; its root gets on the listing of the mountpoint.
 async fn walked(node: &Node, reference: &Reference) -> Result<(Place, Described), Failure> {
     let found = node.walk_to(&reference.root, &reference.path).await?;
     if let Place::Content { root, .. } = &found.0 {

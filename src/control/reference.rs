@@ -13,7 +13,7 @@ use crate::{
     node::{Root, RootError, Selection},
 };
 
-/// What names of IPNS are called in an error.
+/// Name of the IPNS scheme in an error.
 const NAME: &str = "an IPNS name";
 
 /// What an id leads to, and a path below it.

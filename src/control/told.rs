@@ -58,7 +58,7 @@ impl<L> News<L> {
 struct Telling<L, F> {
     lines: mpsc::Receiver<L>,
     work: Option<F>,
-    /// What the work gave, while lines from before are still to go.
+    /// Result of the work, while lines from before are still to go.
     last: Option<L>,
 }
 

@@ -3,7 +3,7 @@
 
 use percent_encoding::percent_decode;
 
-/// What a URI leads to.
+/// Target of a URI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Uri {
     /// `ID[/path]`, decoded.
@@ -28,7 +28,7 @@ pub(super) fn read(text: &[u8]) -> Option<Uri> {
     }
 }
 
-/// What is behind `/ipfs/` or `/ipns/`.
+/// The part behind `/ipfs/` or `/ipns/`.
 fn namespaced(path: &[u8]) -> Option<Uri> {
     let (space, rest) = split(without_slashes(path), b'/')?;
     match space {

@@ -392,7 +392,7 @@ impl Scheduler {
         self.peers.iter().map(|(id, peer)| (id, peer.stats.reputation()))
     }
 
-    /// Whether no source is left for a block that is wanted: each one has said not to have it, has failed too often at
+    /// Returns whether no source is left for a block that is wanted: each one has said not to have it, has failed too often at
     /// it, or has not answered anything for `silence`.
     pub(super) fn is_hopeless(&self, now: Duration, id: &ContentId, silence: Duration) -> bool {
         let Some(wanted) = self.wanted.get(id) else { return false };

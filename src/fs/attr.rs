@@ -19,11 +19,11 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 const BLOCK_SIZE: u32 = 128 << 10;
 /// Fewest blocks of 512 bytes of what is not empty: with 0, tar takes a file for one hole and archives zeros.
 const MIN_BLOCKS: u64 = 1;
-/// Modes of what nobody gave one. Its owner may write as far as they say, which EROFS denies: a copy takes them over, and
+/// Modes of content without one. Its owner may write as far as they say, which EROFS denies: a copy takes them over, and
 /// has to be one that its owner can change and remove.
 const DIRECTORY_MODE: u16 = 0o755;
 const FILE_MODE: u16 = 0o644;
-/// What the owner may in any case, for the same reason.
+/// Owner permissions that are always shown, for the same reason.
 const OWNER_WRITES: u16 = 0o200;
 
 /// What stat(2) shows.

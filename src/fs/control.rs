@@ -120,7 +120,7 @@ impl Rendered {
 /// Bytes of events that are kept; of more, the older half goes.
 const MOST_EVENTS: usize = 1 << 20;
 
-/// What has happened since the events were opened, as long as they are open. A log that is not read for long loses the
+/// Events since the file was opened, as long as it is open. A log that is not read for long loses the
 /// oldest events of the bounded queue behind it, and says so.
 #[derive(Debug)]
 pub(super) struct EventLog(Mutex<Log>);

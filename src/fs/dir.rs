@@ -109,7 +109,7 @@ impl Fs {
         Ok(listing.clone())
     }
 
-    /// What the user has of each kind; whatever else is here is found by its id.
+    /// Roots of each kind that belong to the user; other local content is found by its id.
     fn list_roots(&self) -> Outcome<Listing> {
         self.listed.note(tree::ROOT);
         let mut listing = Listing::new(tree::ROOT, tree::ROOT);

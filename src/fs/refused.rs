@@ -15,7 +15,7 @@ const DEVICE: &str = "/dev/fuse";
 /// The program that mounts for users other than root.
 pub(super) const HELPER: &str = "fusermount3";
 
-/// What fusermount3 says where allow_other is not allowed.
+/// Message of fusermount3 where allow_other is not allowed.
 const NOT_ALLOWED: &str = "user_allow_other";
 
 /// Why the kernel or fusermount3 did not mount.
@@ -49,7 +49,7 @@ pub enum Refused {
     Other(String),
 }
 
-/// What else is known when a mount was refused.
+/// Further facts about a refused mount.
 #[derive(Debug)]
 struct Surroundings {
     device: io::Result<()>,
@@ -95,7 +95,7 @@ impl Refused {
     }
 }
 
-/// Whether fusermount3 is where it is looked for.
+/// Returns whether fusermount3 is where it is looked for.
 fn has_helper() -> bool {
     let folders = env::var_os("PATH").unwrap_or_default();
     let usual = ["/sbin", "/bin"].map(PathBuf::from);

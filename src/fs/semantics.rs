@@ -24,7 +24,7 @@ pub(super) struct Space {
     pub(super) blocks: u64,
     /// Not used, or used by what may go; some of it cannot be written.
     pub(super) free: u64,
-    /// What can be written.
+    /// The writable parts of the tree.
     pub(super) available: u64,
     /// Inodes of the disk below, which is what limits them; 0 where it has no such limit.
     pub(super) files: u64,
@@ -45,7 +45,7 @@ pub(super) struct Fs {
     pub(super) prefetches: Arc<Semaphore>,
     /// Who goes through which directory.
     pub(super) walks: Walks,
-    /// Which directories were listed lately.
+    /// Directories that were listed lately.
     pub(super) listed: Listed,
     /// What is written in `torrents`.
     pub(super) drafts: Arc<Drafts>,

@@ -97,7 +97,7 @@ pub(super) enum What {
 /// Content inodes that the kernel forgot and that are remembered, for file handles; some 200 bytes each.
 const FORGOTTEN: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 
-/// What content inodes stand for.
+/// Content behind each inode.
 #[derive(Debug, Default)]
 pub(super) struct Tree(Mutex<Inodes>);
 
@@ -143,7 +143,7 @@ pub(super) fn of_content(parent: Ino, name: impl AsRef<OsStr>, shape: Shape) -> 
 }
 
 impl Tree {
-    /// What the kernel means by `ino`; none when it was forgotten long ago.
+    /// Returns the content of `ino`; none when the kernel forgot it long ago.
     pub(super) fn get(&self, ino: Ino) -> Option<What> {
         Some(match ino {
             ROOT => What::Root,

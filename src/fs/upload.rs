@@ -170,7 +170,7 @@ impl Fs {
 
     pub(super) fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Outcome<()> {
         if let What::Named(_) = self.what(ino)? {
-            // Who may do what is nobody's business here, as with modes. Programs that copy take the rest for a filesystem
+            // The kernel checks permissions, as with modes. Programs that copy take the rest for a filesystem
             // without attributes, and go on.
             return if is_acl(name) { Ok(()) } else { Err(Errno::EOPNOTSUPP) };
         }

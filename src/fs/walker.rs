@@ -91,7 +91,7 @@ impl Fs {
         });
     }
 
-    /// What the listing of the root leads to and is not here.
+    /// Entries of the root listing whose content is missing.
     fn missing_roots(&self) -> Vec<Place> {
         // A store that cannot be read has nothing to seek; its error shows elsewhere.
         let roots = self.node.roots().unwrap_or_default();
@@ -105,7 +105,7 @@ impl Fs {
         roots.chain(torrents).filter(|place| self.is_missing(place)).take(SOUGHT).collect()
     }
 
-    /// What is missing of a directory, from one of its entries on.
+    /// Missing children of a directory, from one of its entries on.
     fn missing_beside(&self, dir: Ino, entry: &Place) -> Vec<Place> {
         let (Ok(What::Content(dir)), Some(id)) = (self.what(dir), entry.content()) else {
             return Vec::new();

@@ -52,7 +52,7 @@ pub(super) fn is_listed(name: &str) -> bool {
     NAMES.contains(&name) || OF_TORRENTS.contains(&name)
 }
 
-/// Whether an attribute is an access list.
+/// Returns whether an attribute is an access list.
 pub(super) fn is_acl(name: &OsStr) -> bool {
     name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }

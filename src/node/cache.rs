@@ -123,7 +123,7 @@ impl Cache {
         true
     }
 
-    /// Whether nothing was told yet of what a directory omits; from now on it was.
+    /// Returns whether nothing was told yet of what a directory omits; from now on it was.
     pub(super) fn is_to_be_told_of(&self, directory: &ContentId) -> bool {
         let mut told_of = self.told_of.lock().unwrap_or_else(PoisonError::into_inner);
         told_of.put(*directory, ()).is_none()

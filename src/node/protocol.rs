@@ -102,7 +102,7 @@ pub trait Children: Send + Sync {
     fn count(&self) -> usize;
     /// One of them.
     fn child(&self, at: usize) -> Option<Child<'_>>;
-    /// What cannot be shown, and how many more there are than are told of.
+    /// Entries that cannot be shown, and the count of those beyond the list.
     fn unshown(&self) -> (Vec<Unshown>, usize);
 }
 
@@ -111,7 +111,7 @@ pub trait Children: Send + Sync {
 pub struct Unshown {
     /// Its name, which may be that of no file.
     pub name: OsString,
-    /// What it leads to, where it is content of IPFS.
+    /// CID that the entry leads to, where it has one.
     pub cid: Option<ContentId>,
     /// Why it cannot be shown.
     pub why: String,
@@ -141,7 +141,7 @@ pub trait OpenFile: fmt::Debug + Send + Sync {
 pub trait Protocol: Send + Sync {
     /// What it is called.
     fn name(&self) -> &'static str;
-    /// Whether a place is one of its own.
+    /// Returns whether a place is one of its own.
     fn owns(&self, place: &Place) -> bool;
     /// The place that an id leads to, if it is one of this kind. What the id says besides is kept for the search.
     fn supports(&self, root: &Root) -> Option<Place>;

@@ -80,7 +80,7 @@ impl Node {
         Ok(entries)
     }
 
-    /// What of a directory, which was just listed, cannot be shown.
+    /// Entries of a directory, just listed, that cannot be shown.
     pub(super) fn omitted_of(&self, id: &ContentId) -> Result<Omissions, NodeError> {
         let directory = self.directory_now(id).transpose()?;
         Ok(directory.map(|directory| directory.reader().omitted().clone()).unwrap_or_default())

@@ -71,7 +71,7 @@ impl Acl {
         value
     }
 
-    /// Whether it says more than a mode can.
+    /// Returns whether it says more than a mode can.
     pub(super) fn is_extended(&self) -> bool {
         self.0.len() > 3
     }

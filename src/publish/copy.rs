@@ -27,7 +27,7 @@ type Result<T> = std::result::Result<T, PublishError>;
 const STEP: u64 = 8 << 20;
 const WRITE: OpenFlags = OpenFlags { write: true, truncate: false, append: false };
 
-/// What is being imported, under a name that nobody has. It is taken back unless it gets a name of its own.
+/// An import under a scratch name. It is removed unless it gets a name of its own.
 #[derive(Debug)]
 pub(super) struct Scratch {
     inner: Arc<Inner>,
@@ -71,10 +71,10 @@ pub(super) struct Copy<'a> {
     pub(super) given_up: CancellationToken,
     pub(super) done: u64,
     pub(super) total: u64,
-    /// What was made: children before their directory.
+    /// Inodes that were made: children before their directory.
     pub(super) made: Vec<Made>,
     pub(super) skipped: Skipped,
-    /// What of it was asked for beyond the rules.
+    /// Requests beyond the ignore rules.
     pub(super) request: Request,
 }
 
@@ -91,7 +91,7 @@ impl Copy<'_> {
     }
 }
 
-/// Where something is copied from and to.
+/// Source and target of a copy.
 pub(super) struct Source<'a> {
     pub(super) path: &'a Path,
     /// As the user knows it.

@@ -159,7 +159,7 @@ impl Inner {
         }
     }
 
-    /// As [`Inner::flush`], where nobody may block.
+    /// As [`Inner::flush`], for callers that must not block.
     pub(super) async fn flush_soon(self: &Arc<Self>) -> Result<(), PublishError> {
         let inner = self.clone();
         let flushed = self.tasks.blocking("flush", move || inner.flush());

@@ -41,9 +41,9 @@ type Identified = (ContentId, u64);
 pub struct Identifier<'a, W> {
     /// The shape of the DAGs.
     pub params: ImportParams,
-    /// What is told of each step.
+    /// Receiver of each step.
     pub watcher: &'a mut W,
-    /// What was left out.
+    /// Names that were left out.
     pub skipped: Skipped,
 }
 

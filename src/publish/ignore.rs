@@ -23,7 +23,7 @@ pub(super) const MAX_RULES: u64 = 1 << 20;
 /// Names of skipped files that are kept for the user.
 const MAX_NAMED: usize = 10;
 
-/// What the settings ignore unless the user says otherwise: hidden files, with the lock files of LibreOffice and the swap
+/// Default patterns of the settings: hidden files, with the lock files of LibreOffice and the swap
 /// files of vim among them; backups; swap files that are not hidden; lock files of Microsoft Office, which hold a name;
 /// and what emacs saves by itself.
 pub const IGNORED: [&str; 5] = [".*", "*~", "*.swp", "~$*", "\\#*#"];
@@ -34,7 +34,7 @@ pub const IGNORED: [&str; 5] = [".*", "*~", "*.swp", "~$*", "\\#*#"];
 pub struct PatternError {
     /// The line.
     pub pattern: String,
-    /// What is wrong with it.
+    /// The fault in it.
     pub reason: String,
 }
 
@@ -152,7 +152,7 @@ impl IgnoreScope {
         self
     }
 
-    /// Whether a name in the directory, which itself is published, is not.
+    /// Returns whether a name in the directory, which itself is published, is not.
     pub fn ignores(&self, name: &OsStr, is_dir: bool) -> Option<Ignored> {
         let path = self.path.join(name);
         for (depth, rules) in self.files.iter().rev() {
@@ -167,7 +167,7 @@ impl IgnoreScope {
         (by_settings == Some(true)).then_some(Ignored::BySettings)
     }
 
-    /// Whether the directory and `other` have the same rules, and none that names a place: what is published of a tree
+    /// Returns whether the directory and `other` have the same rules, and none that names a place: what is published of a tree
     /// does not change when it moves from one to the other.
     pub(super) fn is_alike(&self, other: &Self) -> bool {
         let rules = |scope: &Self| {
@@ -225,7 +225,7 @@ fn rules_in(dir: &Path) -> io::Result<Option<Rules>> {
     Ok(Some(rules))
 }
 
-/// What was left out: how much, and the names of the first.
+/// Count of the names that were left out, and the first of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Skipped {
     /// Files and directories; a directory counts once, with all that is in it.

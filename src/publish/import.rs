@@ -45,18 +45,18 @@ pub struct ImportOptions {
     pub name: Option<OsString>,
     /// It takes the place of other content with that name.
     pub replace: bool,
-    /// What the settings ignore is wanted.
+    /// Takes also names that the settings ignore.
     pub hidden: bool,
 }
 
-/// What was copied in.
+/// Entries that were copied in.
 #[derive(Clone, Debug)]
 pub struct ImportedTree {
     /// Its id.
     pub root: ContentId,
     /// Its name at the top of the tree.
     pub name: OsString,
-    /// What was left out.
+    /// Names that were left out.
     pub skipped: Skipped,
     made: Vec<Made>,
 }
@@ -297,7 +297,7 @@ impl Inner {
         Ok(Some(ImportedTree { root, name: name.to_owned(), skipped, made }))
     }
 
-    /// What is there was asked for once more: the same inodes as those of an import.
+    /// Entries that exist already and were requested once more: the same inodes as those of an import.
     async fn keep_existing(
         self: &Arc<Self>,
         ino: UploadIno,

@@ -374,7 +374,7 @@ impl Inner {
     }
 }
 
-/// Whether the disk takes no change at all.
+/// Returns whether the disk takes no change at all.
 fn is_read_only(error: &PublishError) -> bool {
     let (PublishError::Io { source, .. } | PublishError::Store(StoreError::Io { source, .. })) =
         error

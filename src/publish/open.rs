@@ -242,7 +242,7 @@ impl Inner {
         flushed.await.map_err(|_| PublishError::Closed)?
     }
 
-    /// Whether all changes of names and files are durable.
+    /// Returns whether all changes of names and files are durable.
     fn is_saved(&self) -> bool {
         let names = self.names();
         names.finished.is_empty() && names.released.is_empty() && !names.tree.is_changed()

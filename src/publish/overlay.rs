@@ -104,7 +104,7 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// Where the file may end at most: at the size in its row, or at the end of the filled leaves that follow, which
+    /// Upper bound of the end of the file: at the size in its row, or at the end of the filled leaves that follow, which
     /// hold what was appended since.
     fn recovered_size(&self, row_size: u64) -> u64 {
         let index = row_size / self.leaf;

@@ -1,4 +1,4 @@
-//! What is ignored: it stays in the tree and on the disk as any upload, and is neither hashed nor given an id.
+//! Ignored files: they stay in the tree and on the disk as any upload, and are neither hashed nor given an id.
 //!
 //! A file that was published and is ignored from now on becomes a working file again, with all bytes of its own; then its
 //! object is given up as that of a file which was removed.

@@ -60,7 +60,7 @@ pub(super) struct Directory {
     pub(super) root: Option<DirectoryRoot>,
 }
 
-/// What the user asked for beyond the rules of what is ignored.
+/// Request of the user beyond the ignore rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Request {
     #[default]

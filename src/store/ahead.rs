@@ -1,7 +1,7 @@
 //! Room ahead of programs that write into working files: their bytes go from the kernel to the disk, and the store hears
 //! of a full disk only from the program that was refused.
 //!
-//! While somebody may write, free space is measured, more often the less there is, and content that nobody needs goes
+//! While files are open for writing, free space is measured, more often the less there is, and unneeded content goes
 //! before the disk is full: so much that a writer of the measured rate finds room for some seconds.
 
 use std::{

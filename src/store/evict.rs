@@ -155,7 +155,7 @@ impl Inner {
         !barren && !self.shortage(Room::default()).is_none()
     }
 
-    /// What has to come free before `wanted` may be written. A disk that cannot be measured is not short: the write shows
+    /// Returns the room that has to come free before `wanted` may be written. A disk that cannot be measured is not short: the write shows
     /// what is wrong with it.
     pub(super) fn shortage(&self, wanted: Room) -> Room {
         self.space().map_or(Room::default(), |space| self.limits.shortage(&space, wanted))

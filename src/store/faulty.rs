@@ -26,7 +26,7 @@ const PAGE: usize = 4096;
 /// Part of a page of the index that a torn write leaves.
 const SECTOR: usize = 512;
 
-/// What happens at the chosen step.
+/// Effect at the chosen step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The step fails with this errno, and all others work.
@@ -35,7 +35,7 @@ pub(crate) enum Fault {
     Stop,
 }
 
-/// What the disk holds after a stop.
+/// Content of the disk after a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Image {
     /// Exactly what was synced.
@@ -99,7 +99,7 @@ pub(crate) struct FaultyDisk {
 }
 
 impl FaultyDisk {
-    /// What lies in `root` already is on the disk.
+    /// Files that lie in `root` already count as durable.
     pub(crate) fn new(root: &Path, faults: &[(usize, Fault)]) -> Arc<Self> {
         let mut sim = Sim { faults: faults.to_vec(), ..Sim::default() };
         for path in live(root) {
@@ -120,7 +120,7 @@ impl FaultyDisk {
         self.sim.lock().unwrap().steps
     }
 
-    /// Whether a step has failed.
+    /// Returns whether a step has failed.
     pub(crate) fn has_failed(&self) -> bool {
         let sim = self.sim.lock().unwrap();
         sim.faults.iter().any(|(at, fault)| matches!(fault, Fault::Fails(_)) && *at < sim.steps)

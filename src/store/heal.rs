@@ -74,7 +74,7 @@ impl Whole {
 }
 
 impl Object {
-    /// Whether `range` is here and its bytes are what they should be; those that are not are withdrawn.
+    /// Returns whether `range` is here and its bytes are what they should be; those that are not are withdrawn.
     ///
     /// # Errors
     /// When the index or the file cannot be read.
@@ -85,7 +85,7 @@ impl Object {
         Ok(self.has(range))
     }
 
-    /// Whether all bytes are here and right, hashing those that were not a short time ago.
+    /// Returns whether all bytes are here and right, hashing those that were not a short time ago.
     ///
     /// # Errors
     /// When the index or the file cannot be read, or a withdrawal not be made durable.

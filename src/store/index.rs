@@ -230,7 +230,7 @@ impl Index {
     }
 }
 
-/// Whether the index itself could not be read.
+/// Returns whether the index itself could not be read.
 fn is_of_index(error: &StoreError) -> bool {
     matches!(error, StoreError::Io { path, .. } if path.as_os_str() == INDEX_FILE)
 }

@@ -71,7 +71,7 @@ pub(super) struct Retained {
 const RETAINED_AGE: Duration = Duration::from_secs(1);
 
 impl Store {
-    /// Whether an object has an owner besides those who look at it by its id: files of the upload tree, or of torrents.
+    /// Returns whether an object has an owner besides those who look at it by its id: files of the upload tree, or of torrents.
     ///
     /// # Errors
     /// When the index cannot be read.

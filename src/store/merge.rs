@@ -112,7 +112,7 @@ impl Inner {
                     return Ok(());
                 }
                 // Absent where an earlier merge was interrupted: then it was kept already.
-                // One that rotted is kept by nobody.
+                // No object keeps a rotten leaf.
                 if let Some(bytes) = from.verify_leaf(self, hash, leaf)? {
                     let before = leaf.envelope.before.len();
                     let end = bytes.len() - leaf.envelope.after.len();

@@ -57,7 +57,7 @@ pub struct Object {
     holes: RwLock<()>,
     /// Where the latest reads ended: the surroundings are punched last.
     hot: Mutex<VecDeque<u64>>,
-    /// What was hashed a short time ago.
+    /// Ranges that were hashed a short time ago.
     pub(super) verified: Verified,
     /// One hashes a file again that looks other than when it was sealed. Taken before the leader of the group commit.
     pub(super) rehashing: Mutex<()>,
@@ -408,7 +408,7 @@ impl Object {
         }
     }
 
-    /// What a file looks like into which nothing is written any more, so that a later change of it shows.
+    /// Stamp of a file after its last write, so that a later change of it shows.
     pub(super) fn stamp_of_whole(&self) -> Option<FileStamp> {
         let file = self.reader().ok()?;
         FileStamp::of(&file).ok()

@@ -238,7 +238,7 @@ impl Inner {
         self.unless_in_trouble(written)
     }
 
-    /// What a disk that takes no writes cannot note is known until the next start, which finds it out again.
+    /// A finding that a read-only disk cannot record is known until the next start, which finds it out again.
     pub(super) fn unless_in_trouble(&self, done: Result<(), StoreError>) -> Result<(), StoreError> {
         match done {
             Err(error) if self.tell(&error) => Ok(()),
@@ -263,7 +263,7 @@ impl Inner {
     }
 }
 
-/// Whether the disk cannot read what it has.
+/// Returns whether the disk cannot read what it has.
 fn is_unreadable(error: &StoreError) -> bool {
     let lost = |e: &std::io::Error| {
         e.raw_os_error() == Some(libc::EIO) || e.kind() == std::io::ErrorKind::UnexpectedEof

@@ -64,7 +64,7 @@ impl Room {
         self == Self::default()
     }
 
-    /// What of it is left once `other` came free.
+    /// Returns the rest once `other` came free.
     pub(super) fn less(self, other: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_sub(other.bytes),
@@ -89,7 +89,7 @@ impl Limits {
         }
     }
 
-    /// What has to come free before `wanted` may be written.
+    /// Returns the room that has to come free before `wanted` may be written.
     pub(super) fn shortage(&self, space: &Space, wanted: Room) -> Room {
         let limited = space.inodes > 0;
         Room {

@@ -37,7 +37,7 @@ pub(super) struct State {
     written: AtomicBool,
 }
 
-/// Where rows are.
+/// Backend of the rows.
 #[derive(Debug)]
 enum Backend {
     Sled(Open),
@@ -151,7 +151,7 @@ impl State {
         }
     }
 
-    /// Whether an attempt to open it may be made now, which is noted.
+    /// Returns whether an attempt to open it may be made now, which is noted.
     fn is_due(&self) -> bool {
         let mut reopened = guard(&self.reopened);
         let due = reopened.is_none_or(|at| at.elapsed() >= REOPEN_INTERVAL);
@@ -226,7 +226,7 @@ impl State {
     }
 }
 
-/// Whether another process has the database open.
+/// Returns whether another process has the database open.
 fn is_locked(error: &StoreError) -> bool {
     matches!(error, StoreError::State(sled::Error::Io(e)) if is_lock_message(e))
 }

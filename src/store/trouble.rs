@@ -1,4 +1,4 @@
-//! What ails the disk: told once when it begins and once when it ends, however many calls fail meanwhile.
+//! Trouble of the disk: logged once when it begins and once when it ends, however many calls fail meanwhile.
 
 use std::{io, path::Path, sync::Mutex};
 
@@ -38,7 +38,7 @@ impl Trouble {
 }
 
 impl StoreError {
-    /// What it tells of the disk; none where it has another reason.
+    /// Returns the trouble of the disk behind it; none where it has another reason.
     pub fn trouble(&self) -> Option<Trouble> {
         match self {
             Self::Io { source, .. } => Trouble::of(source),
@@ -53,12 +53,12 @@ impl StoreError {
         }
     }
 
-    /// Whether the disk is full.
+    /// Returns whether the disk is full.
     pub fn is_no_space(&self) -> bool {
         self.trouble() == Some(Trouble::Full)
     }
 
-    /// Whether the disk is read-only.
+    /// Returns whether the disk is read-only.
     pub fn is_read_only(&self) -> bool {
         self.trouble() == Some(Trouble::ReadOnly)
     }

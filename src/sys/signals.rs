@@ -1,4 +1,4 @@
-//! What signals do to the process.
+//! Dispositions of signals.
 //!
 //! | signals | what they do | why |
 //! |---|---|---|

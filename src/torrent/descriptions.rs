@@ -57,7 +57,7 @@ impl Known {
         fs::read(path).map_err(|e| TorrentError::disk("read", e))
     }
 
-    /// Where the description is on disk.
+    /// Path of the description.
     pub(super) fn text_path(&self, hash: InfoHash) -> PathBuf {
         self.folder(hash).join(METAINFO)
     }
@@ -107,7 +107,7 @@ impl Known {
         }
     }
 
-    /// Remembers why the description of a torrent is refused, so that nobody waits for it again.
+    /// Remembers why the description of a torrent is refused, so that no reader waits for it again.
     pub(super) fn refuse(&self, hash: InfoHash, why: String) -> TorrentError {
         let _writing = guard(&self.writing);
         self.put_refusal(hash, why)

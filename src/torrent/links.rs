@@ -11,9 +11,9 @@ pub enum LinksError {
     /// A line is no link.
     #[error("line {line} is neither a magnet link nor an info hash: {what}")]
     Line {
-        /// Which one, counted from 1.
+        /// Line number, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The fault in it.
         what: MagnetError,
     },
     /// It has too many.

@@ -68,7 +68,7 @@ impl Magnet {
         text.get(..7).is_some_and(|head| head.eq_ignore_ascii_case("magnet:"))
     }
 
-    /// What the link says of the torrent, and not of who has it: without what is wanted.
+    /// The link without its selection of files.
     pub(super) fn without_selection(&self) -> Self {
         Self { selected: None, ..self.clone() }
     }
@@ -151,7 +151,7 @@ impl FromStr for Magnet {
     }
 }
 
-/// Whether a text is an address that somebody can be asked at.
+/// Returns whether a text is an address that somebody can be asked at.
 pub(super) fn is_address(text: &str) -> bool {
     let url = Url::parse(text).ok();
     let host = |url: &Url| url.host_str().is_some_and(|host| !host.is_empty());

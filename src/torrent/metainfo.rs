@@ -89,7 +89,7 @@ pub struct FileEntry {
 pub struct Metainfo {
     /// SHA-1 of the `info` dictionary as it is written.
     pub hash: InfoHash,
-    /// What it is called; a harmless name of a file.
+    /// Its name, made harmless.
     pub name: OsString,
     /// Bytes of a piece, but for the last.
     pub piece_len: u32,

@@ -79,7 +79,7 @@ impl Torrents {
         }
     }
 
-    /// Whether all that a pin keeps is here. May look at the disk.
+    /// Returns whether all that a pin keeps is here. May look at the disk.
     ///
     /// # Errors
     /// When the disk fails.
@@ -93,7 +93,7 @@ impl Torrents {
         Ok(pin.files(&metainfo).iter().all(here))
     }
 
-    /// Whether a link wants something at or below a node; none where it does not say what it wants.
+    /// Returns whether a link wants something at or below a node; none where it does not say what it wants.
     pub fn wants(&self, magnet: &Magnet, node: u32) -> Option<bool> {
         let selected = magnet.selected.as_ref()?;
         let metainfo = self.metainfo_now(magnet.hash)?.ok()?;

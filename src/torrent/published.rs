@@ -29,7 +29,7 @@ pub trait Host: fmt::Debug + Send + Sync {
     /// # Errors
     /// When there is none, or the disk is read-only.
     fn admit(&self, bytes: u64) -> io::Result<()>;
-    /// Whether something else found no room on the disk.
+    /// Returns whether something else found no room on the disk.
     fn is_full(&self) -> bool;
     /// Something happened that those who watch are to be told.
     fn told(&self, event: TorrentEvent);

@@ -15,7 +15,7 @@ pub struct Selection(Vec<RangeInclusive<u32>>);
 pub struct SelectionError(String);
 
 impl Selection {
-    /// Whether a file is one of them.
+    /// Returns whether a file is one of them.
     pub fn contains(&self, file: u32) -> bool {
         let at = self.0.partition_point(|range| *range.end() < file);
         self.0.get(at).is_some_and(|range| range.contains(&file))

@@ -112,7 +112,7 @@ impl Left {
     }
 }
 
-/// Whether nothing else could be written either.
+/// Returns whether nothing else could be written either.
 fn ends_all(error: &anyhow::Error) -> bool {
     let full = |error: &io::Error| {
         matches!(
@@ -150,7 +150,7 @@ impl Fetcher<'_> {
         }
     }
 
-    /// What of a directory cannot be written is left out, and costs nothing else of it.
+    /// Entries that cannot be written are left out; the rest of the directory is still fetched.
     async fn fetch_directory(
         &mut self,
         reference: &Reference,

@@ -1,4 +1,4 @@
-//! What goes over the control socket when something is published or seeded.
+//! Messages of publishing and seeding over the control socket.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -30,21 +30,21 @@ pub struct AddOptions {
     /// It takes the place of other content with that name.
     #[serde(default)]
     pub replace: bool,
-    /// What the settings ignore is published, too.
+    /// Publishes also names that the settings ignore.
     #[serde(default)]
     pub hidden: bool,
 }
 
-/// What was published, in one piece.
+/// The published entries, in one message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Added {
     /// Every file and directory, the one that was asked for last.
     pub entries: Vec<AddedEntry>,
-    /// What was left out.
+    /// Names that were left out.
     pub skipped: SkippedNames,
 }
 
-/// What was left out because it is ignored.
+/// Names that were left out because they are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedNames {
     /// Files and directories; a directory counts once, with all that is in it.
@@ -95,7 +95,7 @@ pub enum Stage {
 pub enum AddLine {
     /// A file or directory below the one that was asked for: all of these come once everything is published.
     Entry(AddedEntry),
-    /// What was left out; it comes once, if there is anything.
+    /// Names that were left out; sent at most once.
     Skipped(SkippedNames),
     /// The last line when everything is published: what was asked for.
     Added(AddedEntry),
@@ -137,7 +137,7 @@ pub struct SeedRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SeedLine {
-    /// What was left out of what was published first; it comes once, if there is anything.
+    /// Names that publishing left out; sent at most once.
     Skipped(SkippedNames),
     /// The last line when it is seeded.
     Seeded(Seeded),

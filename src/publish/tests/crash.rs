@@ -1,6 +1,6 @@
 //! The upload tree over a disk that stops at any step, twice.
 //!
-//! What a crash may leave, page by page:
+//! States that a crash may leave, page by page:
 //! - fsync(2) and an id that was given out acknowledge a file. After them each page is what it was then, and the file
 //!   has the name that it had.
 //! - A later write, hole or truncate is there or not, for each page and for the length by itself. A page is one of

@@ -27,7 +27,7 @@ impl Bench {
         self.uploads.rename(from.0, from_name, to.0, to_name, RenameMode::Replace).unwrap();
     }
 
-    /// Whether the store can give anybody the bytes.
+    /// Returns whether the store can give anybody the bytes.
     pub(super) fn is_served(&self, data: &[u8]) -> bool {
         // What nobody owns goes, so that what is left is what is kept for others.
         self.store.gc().unwrap();

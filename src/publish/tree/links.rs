@@ -41,7 +41,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Whether an inode has lost its last name.
+    /// Returns whether an inode has lost its last name.
     pub(in crate::publish) fn is_orphan(&self, ino: UploadIno) -> bool {
         ino != UploadIno::ROOT && self.get(ino).is_ok_and(|inode| inode.place.is_none())
     }
@@ -74,7 +74,7 @@ impl Tree {
         is_free
     }
 
-    /// Whether something can be put at a place.
+    /// Returns whether something can be put at a place.
     pub(super) fn is_free(&self, place: &Place) -> bool {
         let dir = self.get(place.parent).and_then(|inode| inode.directory());
         dir.is_ok_and(|dir| !dir.children.contains_key(&place.name))

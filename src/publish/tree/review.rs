@@ -1,4 +1,4 @@
-//! Which inodes are published, and which are ignored: by the rules that hold where they are, and by what was asked for.
+//! Decides which inodes are published or ignored: by the rules of their place, and by requests.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -27,7 +27,7 @@ pub(in crate::publish) struct Reviewed {
     pub(in crate::publish) ignored: bool,
 }
 
-/// What decides on the entries of a directory.
+/// Rules for the entries of a directory.
 #[derive(Clone, Debug)]
 struct Above {
     ignored: bool,
@@ -50,7 +50,7 @@ impl Above {
     }
 }
 
-/// Whether it is the top of an import that is under way.
+/// Returns whether it is the top of an import that is under way.
 fn is_import(place: &Place) -> bool {
     place.parent == UploadIno::ROOT && is_scratch(&place.name)
 }
@@ -100,7 +100,7 @@ impl Tree {
         self.inodes.get(&ino).is_some_and(|inode| inode.ignored)
     }
 
-    /// Whether asking for hidden files would not publish it.
+    /// Returns whether asking for hidden files would not publish it.
     pub(in crate::publish) fn is_ignored_by_rules(&self, ino: UploadIno) -> bool {
         let hidden = |inode: &Inode| {
             let place = inode.place.as_ref()?;
@@ -114,7 +114,7 @@ impl Tree {
         Above { ignored: self.is_ignored(dir), scope: self.scope(dir) }
     }
 
-    /// Whether an inode is ignored under every name that it has.
+    /// Returns whether an inode is ignored under every name that it has.
     pub(super) fn decide(&self, inode: &Inode) -> bool {
         inode.place.is_some() && inode.places().all(|place| self.is_ignored_at(inode, place))
     }
@@ -126,7 +126,7 @@ impl Tree {
         self.above(place.parent).ignores(inode, place)
     }
 
-    /// Whether an entry of a published directory is left out of it. A file with several names can be published under
+    /// Returns whether an entry of a published directory is left out of it. A file with several names can be published under
     /// one of them and ignored under another.
     pub(in crate::publish) fn is_entry_ignored(
         &self,
@@ -151,7 +151,7 @@ impl Tree {
         changed
     }
 
-    /// What of an inode was asked for beyond the rules.
+    /// Sets the request of an inode beyond the rules.
     pub(in crate::publish) fn set_request(&mut self, ino: UploadIno, request: Request) {
         if let Some(inode) = self.inodes.get_mut(&ino)
             && inode.request != request
@@ -256,7 +256,7 @@ impl Tree {
         self.walk(top, |directory| directory.children.values().rev().copied().collect())
     }
 
-    /// What is published of an inode and all below it, in the order of the names, directories after what is in them.
+    /// Published inodes at and below one, in the order of the names, directories after what is in them.
     pub(in crate::publish) fn published_below(&self, top: UploadIno) -> Vec<UploadIno> {
         let all = self.walk(top, |directory| directory.children.values().copied().collect());
         let mut found: Vec<_> = all.filter(|ino| !self.is_ignored(*ino)).collect();

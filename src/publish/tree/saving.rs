@@ -1,4 +1,4 @@
-//! Which rows are out of date, and which are on their way to the disk.
+//! Rows that are out of date, and rows on their way to the disk.
 
 use std::collections::BTreeSet;
 
@@ -14,17 +14,17 @@ impl Tree {
         (dirty, std::mem::take(&mut self.removed))
     }
 
-    /// Whether there is a change that [`Tree::take_changes`] has not given.
+    /// Returns whether there is a change that [`Tree::take_changes`] has not given.
     pub(in crate::publish) fn is_changed(&self) -> bool {
         !self.dirty.is_empty() || !self.removed.is_empty()
     }
 
-    /// What was taken is on the disk.
+    /// Marks the taken rows as durable.
     pub(in crate::publish) fn saved(&mut self) {
         self.saving.clear();
     }
 
-    /// Whether the rows of an inode and of all above it are on the disk, and so its path.
+    /// Returns whether the rows of an inode and of all above it are on the disk, and so its path.
     pub(in crate::publish) fn is_saved(&self, ino: UploadIno) -> bool {
         let parents = self.inodes.get(&ino).into_iter().flat_map(Inode::places).map(|p| p.parent);
         let above = parents.flat_map(|parent| [parent].into_iter().chain(self.ancestors(parent)));

@@ -100,7 +100,7 @@ fn component(name: &[u8]) -> Option<Name<'_>> {
     }
 }
 
-/// A name in another encoding, which nobody can tell: its bytes stay, as they would on a disk.
+/// A name in an unknown encoding: its bytes stay, as they would on a disk.
 fn bytes(name: &[u8]) -> Option<Name<'_>> {
     let odd = |byte: &u8| byte.is_ascii_control() || matches!(byte, b'/' | b'\\');
     if !name.iter().any(odd) {
@@ -109,7 +109,7 @@ fn bytes(name: &[u8]) -> Option<Name<'_>> {
     Some(Cow::Owned(name.iter().map(|byte| if odd(byte) { b'_' } else { *byte }).collect()))
 }
 
-/// What stands before the ending of a name, and the ending, which says what is in the file.
+/// Splits a name into its stem and its extension.
 fn halves(name: &[u8]) -> (&[u8], &[u8]) {
     let dot = name.iter().rposition(|byte| *byte == b'.');
     let dot = dot.filter(|dot| *dot > 0 && name.len() - dot <= MAX_ENDING);
@@ -154,13 +154,13 @@ impl<'a> Taken<'a> {
         })
     }
 
-    /// Takes a name for a file; whether nobody has it.
+    /// Takes a name for a file; returns whether it was free.
     fn claim(&mut self, folder: u32, name: &Name<'a>) -> bool {
         let key = (folder, name.clone());
         !self.folders.contains_key(&key) && self.files.insert(key)
     }
 
-    /// A name for a file that nobody has: its own, else with a number before its ending.
+    /// A free name for a file: its own, else with a number before its ending.
     fn free(&mut self, folder: u32, name: Name<'a>) -> Name<'a> {
         if self.claim(folder, &name) {
             return name;

@@ -1,4 +1,4 @@
-//! The model: what was said of files and names, and what a crash may leave of them.
+//! The model: acknowledged files and names, and the states that a crash may leave.
 
 use super::*;
 
@@ -32,7 +32,7 @@ pub(super) fn id_of_pages(numbers: &[u64]) -> ContentId {
     builder.finish(Metadata::default()).root
 }
 
-/// What was said of a file, and what may be true.
+/// Acknowledged state of a file, and the states that a crash may leave.
 #[derive(Clone, Debug, Default)]
 pub(super) struct File {
     pub(super) pages: Vec<u64>,
@@ -45,7 +45,7 @@ pub(super) struct File {
     pub(super) closed: Vec<Vec<u64>>,
     pub(super) note: u64,
     pub(super) notes: BTreeSet<u64>,
-    /// What happened to it, for the story of a failure.
+    /// Its history, for the report of a failure.
     pub(super) life: Vec<String>,
 }
 
@@ -114,12 +114,12 @@ impl File {
 
 pub(super) type Slot = (UploadIno, &'static str);
 
-/// What was said of the tree.
+/// Acknowledged state of the tree.
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) files: BTreeMap<UploadIno, File>,
     pub(super) names: BTreeMap<Slot, UploadIno>,
-    /// What each name may mean since the last fsync, where it meant several.
+    /// Inodes that each name may mean since the last fsync, where it meant several.
     pub(super) may: BTreeMap<Slot, BTreeSet<Option<UploadIno>>>,
     pub(super) directories: Vec<UploadIno>,
     pub(super) next: u64,
